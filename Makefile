@@ -1,0 +1,43 @@
+# Every target makes .venv first, and makes it again when a requirements file has changed.
+PYTHON ?= python3
+BIN := .venv/bin
+# The stamp is written last: an installation that failed half way leaves none and is done again.
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 14
+
+demo: $(STAMP) ## run every stage on a small data set made on the spot (writes demo_output/)
+	$(BIN)/python demo.py
+
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(STAMP) ## run every script in benchmarks/, one per claim made in the README
+	@found=no; \
+	for script in benchmarks/[!_]*.py; do \
+		[ -e "$$script" ] || continue; \
+		found=yes; echo "== $$script"; \
+		PYTHONPATH=. $(BIN)/python "$$script" || exit 1; \
+	done; \
+	[ $$found = yes ] || echo "benchmarks/ holds no scripts yet."
+
+clean: ## remove demo_output/ and caches (not .venv)
+	rm -rf demo_output .pytest_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+$(STAMP): requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is missing or older than Python 3.11: install it and run make PYTHON=/path/to/python3.11." >&2; exit 1; }
+	@rm -f $(STAMP)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
+	@touch $(STAMP)

@@ -1,0 +1,128 @@
+"""ATAC encoder: a transformer whose tokens are patches, stretches of genome with equally many peaks (after scCLIP)."""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.minibatch import Ragged
+
+
+@dataclass(frozen=True)
+class ATACEncoderConfig:
+    """Shape of the ATAC encoder; the defaults are the published values."""
+
+    n_patches: int = field(default=128, metadata={"help": "equal stretches into which the ordered peaks are cut"})
+    dim: int = field(default=512, metadata={"help": "width of a patch's token"})
+    depth: int = field(default=6, metadata={"help": "number of transformer layers"})
+    heads: int = field(default=8, metadata={"help": "attention heads per layer"})
+    dim_head: int = field(default=64, metadata={"help": "width of one attention head"})
+    ff_mult: int = field(default=4, metadata={"help": "feed-forward width as a multiple of --dim"})
+
+
+class ViTBlock(nn.Module):
+    """Pre-LayerNorm softmax attention and feed-forward, each added to the stream."""
+
+    def __init__(self, config: ATACEncoderConfig):
+        super().__init__()
+        inner = config.heads * config.dim_head
+        self.heads = config.heads
+        self.attention_norm = nn.LayerNorm(config.dim, eps=1e-12)
+        self.to_qkv = nn.Linear(config.dim, 3 * inner)
+        self.to_out = nn.Linear(inner, config.dim)
+        self.feed_forward_norm = nn.LayerNorm(config.dim, eps=1e-12)
+        hidden = config.dim * config.ff_mult
+        self.feed_forward = nn.Sequential(nn.Linear(config.dim, hidden), nn.GELU(), nn.Linear(hidden, config.dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # [B, N, 3·H·d] → three of [B, H, N, d]
+        q, k, v = self.to_qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class ATACEncoder(nn.Module):
+    """Open peaks → states of the patches and a pooled vector.
+
+    Parameters
+    ----------
+    config : ATACEncoderConfig
+    n_peaks : number of peaks, in genome order; the last patch is filled up with peaks that are never open
+    """
+
+    def __init__(self, config: ATACEncoderConfig, n_peaks: int):
+        super().__init__()
+        self.config = config
+        self.n_peaks = n_peaks
+        self.patch_size = -(-n_peaks // config.n_patches)
+        # One linear map, shared by all patches, kept as rows: embedding a patch is summing the rows of its open peaks.
+        self.peak_rows = nn.Parameter(torch.empty(self.patch_size, config.dim).uniform_(-1, 1) * self.patch_size**-0.5)
+        self.patch_bias = nn.Parameter(torch.zeros(config.dim))
+        self.mask_token = nn.Parameter(torch.zeros(config.dim))
+        self.cls_token = nn.Parameter(torch.randn(config.dim) * 0.02)
+        self.positions = nn.Parameter(torch.randn(config.n_patches + 1, config.dim) * 0.02)
+        self.blocks = nn.ModuleList(ViTBlock(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.dim, eps=1e-12)
+        self.pooler = nn.Linear(config.dim, config.dim)
+
+    def embed_patches(self, atac: Ragged) -> Tensor:
+        """[B, n_patches, dim]: exact linear patch embedding without a dense peak vector."""
+        bag = atac.rows * self.config.n_patches + atac.indices // self.patch_size  # [nnz] increasing
+        n_bags = len(atac) * self.config.n_patches
+        offsets = F.pad(torch.bincount(bag, minlength=n_bags).cumsum(0), (1, -1))
+        sums = F.embedding_bag(atac.indices % self.patch_size, self.peak_rows, offsets, mode="sum")
+        return sums.unflatten(0, (len(atac), -1)) + self.patch_bias
+
+    def forward(self, atac: Ragged, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Encode cells.
+
+        Parameters
+        ----------
+        atac : open peaks of B cells
+        hidden : [B, n_patches] bool or None, patches replaced by the mask token
+
+        Returns
+        -------
+        states [B, 1 + n_patches, dim] (CLS first), pooled [B, dim] = tanh(linear(CLS))
+        """
+        x = self.embed_patches(atac)
+        if hidden is not None:
+            x = torch.where(hidden[..., None], self.mask_token, x)
+        x = torch.cat([self.cls_token.expand(len(x), 1, -1), x], dim=1) + self.positions  # [B, 1 + N, D]
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        return x, torch.tanh(self.pooler(x[:, 0]))
+
+
+class PatchHead(nn.Module):
+    """A patch's final state → the logits of its peaks."""
+
+    def __init__(self, encoder: ATACEncoder):
+        super().__init__()
+        self.patch_size = encoder.patch_size
+        self.to_peaks = nn.Linear(encoder.config.dim, encoder.patch_size)
+
+    def masked_peaks(self, states: Tensor, atac: Ragged, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits and truth of the peaks in hidden patches alone.
+
+        Parameters
+        ----------
+        states : [B, n_patches, dim] without CLS
+        atac : true open peaks
+        hidden : [B, n_patches] bool
+
+        Returns
+        -------
+        logits [K, patch_size], is_open [K, patch_size] float32, cell [K] int64, for the K hidden patches of the
+        minibatch; the filling behind the last peak counts as closed, as in the published loss
+        """
+        cell, patch = hidden.nonzero(as_tuple=True)
+        logits = self.to_peaks(states[cell, patch])
+        slot = hidden.flatten().cumsum(0).view_as(hidden) - 1  # number of a hidden patch among the K
+        row, at = atac.rows, atac.indices // self.patch_size
+        seen = hidden[row, at]
+        is_open = logits.new_zeros(logits.shape, dtype=torch.float32)
+        is_open[slot[row, at][seen], (atac.indices % self.patch_size)[seen]] = 1.0
+        return logits, is_open, cell

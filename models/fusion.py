@@ -1,0 +1,70 @@
+"""Joining the two modalities: towers that end in comparable latents, their fusion, and what is read off it."""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.atac_encoder import ATACEncoder, ATACEncoderConfig
+from models.minibatch import Ragged
+from models.rna_encoder import GenePooling, RNAEncoder, RNAEncoderConfig
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """Shape of everything behind the encoders; the defaults are the published values."""
+
+    latent_dim: int = field(default=128, metadata={"help": "width of a modality's latent and of the cell embedding"})
+    pair_hidden: int = field(default=64, metadata={"help": "hidden width of the true/false pair discriminator"})
+
+
+class RNATower(nn.Module):
+    """RNA of B cells → latents [B, latent_dim], L2-normalised, then LayerNormed."""
+
+    def __init__(self, config: RNAEncoderConfig, n_genes: int, latent_dim: int):
+        super().__init__()
+        self.encoder = RNAEncoder(config, n_genes)
+        self.pooling = GenePooling(config.dim, n_genes, latent_dim)
+        self.norm = nn.LayerNorm(latent_dim)
+
+    def forward(self, rna: Ragged) -> Tensor:
+        tokens = self.encoder.tokenize(rna)
+        return self.norm(F.normalize(self.pooling(self.encoder(tokens), tokens).float(), dim=-1))
+
+
+class ATACTower(nn.Module):
+    """ATAC of B cells → latents [B, latent_dim], L2-normalised, then LayerNormed."""
+
+    def __init__(self, config: ATACEncoderConfig, n_peaks: int, latent_dim: int):
+        super().__init__()
+        self.encoder = ATACEncoder(config, n_peaks)
+        self.projection = nn.Linear(config.dim, latent_dim, bias=False)
+        self.norm = nn.LayerNorm(latent_dim)
+
+    def forward(self, atac: Ragged) -> Tensor:
+        _, pooled = self.encoder(atac)
+        return self.norm(F.normalize(self.projection(pooled).float(), dim=-1))
+
+
+class Fusion(nn.Module):
+    """[z_atac; z_rna] → cell embedding, one linear layer."""
+
+    def __init__(self, latent_dim: int):
+        super().__init__()
+        self.linear = nn.Linear(2 * latent_dim, latent_dim)
+
+    def forward(self, latent: dict[str, Tensor]) -> Tensor:
+        """latent: modality → [B, latent_dim]; returns [B, latent_dim]."""
+        return self.linear(torch.cat([latent["atac"], latent["rna"]], dim=-1))
+
+
+class PairDiscriminator(nn.Module):
+    """Cell embedding → logits of (false pair, true pair)."""
+
+    def __init__(self, latent_dim: int, hidden: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(latent_dim, hidden), nn.ReLU(), nn.Linear(hidden, 2))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return self.layers(embedding)

@@ -1,0 +1,95 @@
+"""Which genes and patches are hidden, as a pure function of a cell's key.
+
+Every cell carries one 64-bit `key` per epoch, made from (seed, epoch, barcode). All random numbers here are hashes of
+that key and of the gene or patch they concern. So a mask depends neither on the minibatch nor on the number of
+processes, a resumed run draws what the uninterrupted one would have drawn, and validation cells, whose key never
+changes, are always hidden in the same way.
+
+Polarity, here and everywhere: in a mask, True means hidden from the encoder or to be predicted.
+"""
+
+import torch
+from torch import Tensor
+
+# Multipliers and shifts of the SplitMix64 generator (Steele, Lea & Flood 2014), as signed 64-bit integers.
+_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift; `>>` on signed integers would drag the sign along."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser: a bijection of int64 whose outputs look independent."""
+    x = x + _GAMMA
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+def uniform(key: Tensor, item: Tensor, stream: int = 0) -> Tensor:
+    """Uniform random numbers in [0, 1), one for each (cell, item).
+
+    Parameters
+    ----------
+    key : [B] int64
+    item : [N] or [B, N] int64, what the number is for: a gene's or patch's index
+    stream : separates independent draws for the same cell and item
+
+    Returns
+    -------
+    [B, N] float32
+    """
+    cell = mix(mix(key) + stream)
+    bits = mix(cell[:, None] ^ mix(item))
+    return _shift_right(bits, 40).float() * 2.0**-24
+
+
+def hide_lowest(score: Tensor, eligible: Tensor, ratio: float) -> Tensor:
+    """Mark the share `ratio` of each row's eligible places with the lowest scores, and at least one of them.
+
+    Parameters
+    ----------
+    score : [B, N] float32 in [0, 1)
+    eligible : [B, N] bool
+    ratio : share of the eligible places, 0 … 1
+
+    Returns
+    -------
+    [B, N] bool
+    """
+    n_eligible = eligible.sum(1)
+    n_hidden = (n_eligible * ratio).round().long().clamp(min=1).minimum(n_eligible)
+    rank = score.masked_fill(~eligible, 2.0).argsort(dim=1, stable=True).argsort(dim=1)  # [B, N] 0 = lowest
+    return (rank < n_hidden[:, None]) & eligible
+
+
+def mask_genes(
+    key: Tensor, genes: Tensor, expressed: Tensor, ratio: float = 0.15, show_mask: float = 0.9
+) -> tuple[Tensor, Tensor]:
+    """Choose the genes to predict among the expressed ones (bin > 0).
+
+    Parameters
+    ----------
+    key : [B] int64
+    genes : [L] or [B, L] int64
+    expressed : [B, L] bool
+    ratio : share of the expressed genes that become targets
+    show_mask : share of the targets that show the mask token; the others show their true bin
+
+    Returns
+    -------
+    target, hidden : [B, L] bool, hidden ⊆ target ⊆ expressed
+    """
+    target = hide_lowest(uniform(key, genes), expressed, ratio)
+    return target, target & (uniform(key, genes, stream=1) < show_mask)
+
+
+def mask_patches(key: Tensor, n_patches: int, ratio: float = 0.15) -> Tensor:
+    """[B, n_patches] bool, the patches of peaks that are hidden and to be predicted."""
+    patches = torch.arange(n_patches, device=key.device)
+    score = uniform(key, patches, stream=2)
+    return hide_lowest(score, torch.ones_like(score, dtype=torch.bool), ratio)

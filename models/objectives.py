@@ -1,0 +1,230 @@
+"""One module per stage: a minibatch in, the loss of each of its cells and the sums behind the metrics out.
+
+Losses are means *within* a cell, so a cell's loss does not depend on the company it keeps, and the engine may cut an
+optimiser step into micro-batches and processes as it likes. A metric is a pair (sum, count), to be added up anywhere.
+Each objective owns exactly the parameters that its stage trains or reads.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.atac_encoder import ATACEncoder, PatchHead
+from models.masking import mask_genes, mask_patches
+from models.minibatch import Minibatch, Ragged, other
+from models.rna_encoder import MASK_TOKEN, N_TOKENS, RNAEncoder
+from models.scmomer import ScMomer
+
+Metrics = dict[str, tuple[Tensor, Tensor]]
+
+ATAC_STAGE_1_OPEN_WEIGHT = 20.0
+ATAC_JOINT_OPEN_WEIGHT = 5.0
+FALSE_PAIR_SHARE = 0.5
+FEATURE_REDRAW_STEPS = 1000
+
+
+def mean_per_cell(values: Tensor, cell: Tensor, n_cells: int) -> Tensor:
+    """Average `values` [K] over the entries of each cell, `cell` [K] → [n_cells]; 0 for a cell without entries."""
+    sums = values.new_zeros(n_cells).index_add(0, cell, values)
+    counts = values.new_zeros(n_cells).index_add(0, cell, torch.ones_like(values))
+    return sums / counts.clamp(min=1)
+
+
+def weighted(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-cell values [B] as a (sum, count) in which filled-up cells do not count."""
+    return (values.detach().float() * weight).sum(), weight.sum()
+
+
+def peak_bce(logits: Tensor, atac: Ragged, open_weight: float) -> Tensor:
+    """Binary cross-entropy of peaks, open ones weighted, mean over a cell's peaks; no dense target is built.
+
+    With softplus ζ, a closed peak costs ζ(l) and an open one w·ζ(−l): sum ζ(l) over all, correct at the open ones.
+
+    Parameters
+    ----------
+    logits : [B, n_peaks]
+    atac : the open peaks
+    open_weight : weight w of an open peak
+
+    Returns
+    -------
+    [B] float32
+    """
+    logits = logits.float()
+    rows = atac.rows
+    at_open = logits[rows, atac.indices]
+    correction = open_weight * F.softplus(-at_open) - F.softplus(at_open)
+    return F.softplus(logits).sum(1).index_add(0, rows, correction) / logits.shape[1]
+
+
+def freeze(module: nn.Module) -> None:
+    """Exclude all parameters of `module` from training."""
+    module.requires_grad_(False)
+
+
+def unfreeze_last_blocks(encoder: nn.Module, n_blocks: int) -> None:
+    """Train an encoder's final norm and its last blocks only; a negative number trains the whole encoder.
+
+    The pooler goes with the final norm (stage I gives it no gradient, so it would stay random for ever), and a gene
+    embedding that came from a file stays frozen in any case.
+    """
+    from_file = isinstance(encoder, RNAEncoder) and not encoder.gene_embedding.weight.requires_grad
+    encoder.requires_grad_(n_blocks < 0)
+    encoder.norm.requires_grad_(True)
+    if isinstance(encoder, ATACEncoder):
+        encoder.pooler.requires_grad_(True)
+        encoder.mask_token.requires_grad_(False)
+    elif from_file:
+        encoder.gene_embedding.weight.requires_grad_(False)
+    for block in encoder.blocks[len(encoder.blocks) - n_blocks :] if n_blocks > 0 else []:
+        block.requires_grad_(True)
+
+
+class Objective(nn.Module):
+    """Base of all objectives: `loss [B], metrics = objective(batch)`."""
+
+    def before_step(self, step: int) -> None:
+        """Called by the engine before optimiser step `step`, which counts from 0 over all epochs."""
+
+
+class MaskedRNA(Objective):
+    """Stage I: predict the bins of hidden expressed genes by cross-entropy."""
+
+    def __init__(self, encoder: RNAEncoder, seed: int, mask_ratio: float = 0.15):
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.config.dim, N_TOKENS)
+        self.seed = seed
+        self.mask_ratio = mask_ratio
+
+    def before_step(self, step: int) -> None:
+        if step and step % FEATURE_REDRAW_STEPS == 0:
+            self.encoder.redraw_features(seed=self.seed * 1_000_003 + step)
+
+    def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
+        tokens = self.encoder.tokenize(batch.rna)
+        expressed = (tokens.bins > 0) & (tokens.bins != MASK_TOKEN)  # [B, L]
+        target, hidden = mask_genes(batch.key, tokens.genes, expressed, self.mask_ratio)
+        states = self.encoder(tokens._replace(bins=tokens.bins.masked_fill(hidden, MASK_TOKEN)))
+        logits = self.head(states[target]).float()  # [B, L, D] → [K, 7] at the targets alone
+        cell, truth = target.nonzero()[:, 0], tokens.bins[target]
+        loss = mean_per_cell(F.cross_entropy(logits, truth, reduction="none"), cell, len(batch))
+        hits = mean_per_cell((logits.argmax(1) == truth).float(), cell, len(batch))
+        return loss, {"accuracy": weighted(hits, batch.weight)}
+
+
+class MaskedATAC(Objective):
+    """Stage I: predict which peaks of hidden patches are open, by cross-entropy with open peaks weighted."""
+
+    def __init__(self, encoder: ATACEncoder, mask_ratio: float = 0.15):
+        super().__init__()
+        self.encoder = encoder
+        self.head = PatchHead(encoder)
+        self.mask_ratio = mask_ratio
+        freeze(encoder.pooler)  # not on the way to this loss
+
+    def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
+        hidden = mask_patches(batch.key, self.encoder.config.n_patches, self.mask_ratio)  # [B, N]
+        states, _ = self.encoder(batch.atac, hidden)
+        logits, is_open, cell = self.head.masked_peaks(states[:, 1:], batch.atac, hidden)  # [K, P]
+        open_weight = logits.new_tensor(ATAC_STAGE_1_OPEN_WEIGHT, dtype=torch.float32)
+        bce = F.binary_cross_entropy_with_logits(logits.float(), is_open, pos_weight=open_weight, reduction="none")
+        loss = mean_per_cell(bce.mean(1), cell, len(batch))
+        # The share of open probability mass that falls on open peaks: 1 when perfect, the open share when blind.
+        probability = logits.detach().float().sigmoid()
+        on_open = mean_per_cell((probability * is_open).sum(1), cell, len(batch))
+        everywhere = mean_per_cell(probability.sum(1), cell, len(batch))
+        return loss, {"precision": ((on_open * batch.weight).sum(), (everywhere * batch.weight).sum())}
+
+
+class JointPairs(Objective):
+    """Stage II: reconstruct true pairs from their joint embedding, and tell true pairs from false ones."""
+
+    def __init__(self, model: ScMomer, trainable_blocks: int = 2):
+        super().__init__()
+        self.towers, self.fusion = model.towers, model.fusion
+        self.decoders, self.pair_head = model.decoders, model.pair_head
+        for tower in self.towers.values():
+            unfreeze_last_blocks(tower.encoder, trainable_blocks)
+
+    def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
+        embedding = self.fusion({name: tower(batch[name]) for name, tower in self.towers.items()})
+        rna_mse, atac_bce = reconstruction(self.decoders, embedding, batch)
+        pair_logits = self.pair_head(embedding).float()
+        is_true = batch.true_pair.long()
+        pair_ce = F.cross_entropy(pair_logits, is_true, reduction="none")
+        # Divided by the expected share of true pairs, the reconstruction weighs the same whatever a minibatch holds.
+        loss = is_true * (rna_mse + atac_bce) / (1 - FALSE_PAIR_SHARE) + pair_ce
+        pair_hits = (pair_logits.argmax(1) == is_true).float()
+        return loss, {
+            "rna_mse": weighted(rna_mse, batch.weight * is_true),
+            "atac_bce": weighted(atac_bce, batch.weight * is_true),
+            "pair_accuracy": weighted(pair_hits, batch.weight),
+        }
+
+
+def reconstruction(decoders: nn.ModuleDict, embedding: Tensor, batch: Minibatch) -> tuple[Tensor, Tensor]:
+    """RNA mean squared error [B] and ATAC cross-entropy [B] of what the decoders read off the cell embedding."""
+    rna_mse = (decoders["rna"](embedding).float() - batch.rna.dense()).square().mean(1)
+    return rna_mse, peak_bce(decoders["atac"](embedding), batch.atac, ATAC_JOINT_OPEN_WEIGHT)
+
+
+class Distillation(Objective):
+    """Stage III: the student learns the teacher's latent; fusion and decoders learn to live with the student's.
+
+    The towers are frozen, so the measured modality's latent is a constant of the cell and comes with the minibatch.
+    """
+
+    def __init__(self, model: ScMomer):
+        super().__init__()
+        self.missing = model.config.missing
+        self.student, self.fusion, self.decoders = model.student, model.fusion, model.decoders
+
+    def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
+        present = other(self.missing)
+        stand_in = self.student(batch[present]).float()
+        teacher = batch.latent[self.missing]
+        latent_mse = (stand_in - teacher).square().mean(1)
+        rna_mse, atac_bce = reconstruction(
+            self.decoders, self.fusion({present: batch.latent[present], self.missing: stand_in}), batch
+        )
+        return latent_mse + rna_mse + atac_bce, {
+            "latent_mse": weighted(latent_mse, batch.weight),
+            "latent_cosine": weighted(F.cosine_similarity(stand_in, teacher), batch.weight),
+            "rna_mse": weighted(rna_mse, batch.weight),
+            "atac_bce": weighted(atac_bce, batch.weight),
+        }
+
+
+class CellTypes(Objective):
+    """Fine-tuning: cross-entropy of cell types from the modalities that the model reads.
+
+    Parameters
+    ----------
+    model : ScMomer with a classifier
+    trainable_blocks : how many of the encoders' last blocks are trained; negative for everything
+    train_student : whether the student is trained on, too
+    class_weight : [n_classes] float32 or None, factors on the loss of each class
+    """
+
+    def __init__(
+        self,
+        model: ScMomer,
+        trainable_blocks: int = 2,
+        train_student: bool = False,
+        class_weight: Tensor | None = None,
+    ):
+        super().__init__()
+        self.model = model
+        for tower in model.towers.values():
+            unfreeze_last_blocks(tower.encoder, trainable_blocks)
+        if model.config.student:
+            model.student.requires_grad_(train_student)
+        self.register_buffer("class_weight", class_weight, persistent=False)
+
+    def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
+        _, logits = self.model(batch)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, batch.label, weight=self.class_weight, reduction="none")
+        hits = (logits.argmax(1) == batch.label).float()
+        return loss, {"accuracy": weighted(hits, batch.weight)}

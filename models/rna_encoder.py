@@ -1,0 +1,112 @@
+"""RNA encoder: a Performer whose tokens are genes and whose words are bins of their expression (after scBERT)."""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.minibatch import Ragged
+from models.performer import PerformerBlock, orthogonal_features
+
+N_BINS = 6  # floor(log2(1 + normalised counts)), clipped to 0 … 5
+MASK_TOKEN = 6  # also stands for padding
+N_TOKENS = 7
+
+
+@dataclass(frozen=True)
+class RNAEncoderConfig:
+    """Shape of the RNA encoder; the defaults are the published values."""
+
+    dim: int = field(default=200, metadata={"help": "width of a gene's token"})
+    depth: int = field(default=6, metadata={"help": "number of Performer blocks"})
+    heads: int = field(default=10, metadata={"help": "attention heads per block"})
+    dim_head: int = field(default=64, metadata={"help": "width of one attention head"})
+    n_features: int = field(default=0, metadata={"help": "random features per head; 0 means int(d ln d)"})
+    ff_mult: int = field(default=4, metadata={"help": "feed-forward width as a multiple of --dim"})
+    tokens: Literal["all", "expressed"] = field(
+        default="all",
+        metadata={
+            "help": "which genes are tokens: all of them, or only those with a bin above 0 (5-15 %% of the work)"
+        },
+    )
+    binning: Literal["floor", "round"] = field(
+        default="floor", metadata={"help": "how log values become bins; round only for published weights"}
+    )
+
+
+class GeneTokens(NamedTuple):
+    """bins [B, L] int64; genes [L] or [B, L] int64; valid [B, L] bool, or None when nothing is padding."""
+
+    bins: Tensor
+    genes: Tensor
+    valid: Tensor | None
+
+
+class RNAEncoder(nn.Module):
+    """Gene tokens → contextual gene states.
+
+    Parameters
+    ----------
+    config : RNAEncoderConfig
+    n_genes : number of genes in the vocabulary
+    gene_embedding : [n_genes, dim] float32 or None; given (gene2vec), it is kept frozen, else it is learned
+    """
+
+    def __init__(self, config: RNAEncoderConfig, n_genes: int, gene_embedding: Tensor | None = None):
+        super().__init__()
+        self.config = config
+        self.n_genes = n_genes
+        self.token_embedding = nn.Embedding(N_TOKENS, config.dim)
+        self.gene_embedding = nn.Embedding(n_genes, config.dim)
+        if gene_embedding is not None:
+            self.gene_embedding.weight.data.copy_(gene_embedding)
+            self.gene_embedding.weight.requires_grad_(False)
+        self.blocks = nn.ModuleList(
+            PerformerBlock(config.dim, config.heads, config.dim_head, config.ff_mult, config.n_features or None)
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.dim)
+
+    def tokenize(self, rna: Ragged) -> GeneTokens:
+        """Bins of the log-normalised values, for all genes or for the expressed ones alone."""
+        bins = (rna.values.round() if self.config.binning == "round" else rna.values.floor()).clamp(0, N_BINS - 1)
+        if self.config.tokens == "all":
+            all_bins = Ragged(rna.indices, bins, rna.offsets, rna.width).dense().long()
+            return GeneTokens(all_bins, torch.arange(self.n_genes, device=bins.device), None)
+        expressed = Ragged(rna.indices, bins, rna.offsets, rna.width).keep(bins > 0)
+        genes, padded_bins, valid = expressed.padded()
+        return GeneTokens(padded_bins.long().masked_fill(~valid, MASK_TOKEN), genes, valid)
+
+    def forward(self, tokens: GeneTokens) -> Tensor:
+        """[B, L, dim] final states of the tokens."""
+        x = self.token_embedding(tokens.bins) + self.gene_embedding(tokens.genes)  # [B, L, D]
+        for block in self.blocks:
+            x = block(x, tokens.valid)
+        return self.norm(x)
+
+    @torch.no_grad()
+    def redraw_features(self, seed: int) -> None:
+        """Draw new random directions for every block, from `seed` alone."""
+        generator = torch.Generator().manual_seed(seed)
+        for block in self.blocks:
+            features = block.attention.features
+            features.copy_(orthogonal_features(*features.shape, generator))
+
+
+class GenePooling(nn.Module):
+    """Gene states → one number per gene (ReLU of an affine map) → bias-free linear map over genes."""
+
+    def __init__(self, dim: int, n_genes: int, latent_dim: int):
+        super().__init__()
+        self.scalar = nn.Linear(dim, 1)
+        self.projection = nn.Linear(n_genes, latent_dim, bias=False)
+
+    def forward(self, states: Tensor, tokens: GeneTokens) -> Tensor:
+        """states [B, L, dim] → [B, latent_dim]; genes that are no token contribute nothing."""
+        scalars = self.scalar(states).squeeze(-1).relu()  # [B, L]
+        if tokens.valid is not None:
+            scalars = scalars.masked_fill(~tokens.valid, 0.0)
+            by_gene = scalars.new_zeros(len(scalars), self.projection.in_features)
+            scalars = by_gene.scatter_add(1, tokens.genes, scalars)  # padding adds 0 to gene 0
+        return self.projection(scalars)

@@ -1,0 +1,98 @@
+"""scMomer: an RNA tower and an ATAC tower, joined; a student for the missing one; a classifier on top.
+
+RNA  ──► RNATower  ──► z_rna ──┐
+                               ├─► Fusion ──► cell embedding ──► decoders, pair discriminator, classifier
+ATAC ──► ATACTower ──► z_atac ─┘
+                         ▲
+RNA ──► Student ─────────┘   when ATAC is missing (and the mirror image when RNA is)
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.atac_encoder import ATACEncoderConfig
+from models.classifier import Classifier, ClassifierConfig
+from models.fusion import ATACTower, Fusion, FusionConfig, PairDiscriminator, RNATower
+from models.minibatch import MODALITIES, Minibatch, other
+from models.rna_encoder import RNAEncoderConfig
+from models.student import Student, StudentConfig
+
+OtherModality = Literal["student", "zeros", "measured"]
+
+
+@dataclass(frozen=True)
+class ScMomerConfig:
+    """Shape of the whole model; what is None is not part of it.
+
+    With a classifier the model is cut down to the way from the cell to its type: the towers of the modalities it reads,
+    no decoders, no discriminator.
+
+    Attributes
+    ----------
+    missing : the modality the student stands in for
+    other_modality : what stands in the place of `missing`: the student's latent, zeros, or the measured one
+    """
+
+    rna: RNAEncoderConfig
+    atac: ATACEncoderConfig
+    fusion: FusionConfig
+    student: StudentConfig | None = None
+    classifier: ClassifierConfig | None = None
+    missing: Literal["atac", "rna"] = "atac"
+    other_modality: OtherModality = "measured"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The modalities a cell must have been measured in."""
+        return MODALITIES if self.other_modality == "measured" else (other(self.missing),)
+
+
+class ScMomer(nn.Module):
+    """The composed model.
+
+    Parameters
+    ----------
+    config : ScMomerConfig
+    n_genes, n_peaks : sizes of the two vocabularies
+    n_classes : number of cell types, 0 without a classifier
+    """
+
+    def __init__(self, config: ScMomerConfig, n_genes: int, n_peaks: int, n_classes: int = 0):
+        super().__init__()
+        self.config = config
+        width = {"rna": n_genes, "atac": n_peaks}
+        latent_dim = config.fusion.latent_dim
+        self.towers = nn.ModuleDict()
+        if "rna" in config.inputs or not config.classifier:
+            self.towers["rna"] = RNATower(config.rna, n_genes, latent_dim)
+        if "atac" in config.inputs or not config.classifier:
+            self.towers["atac"] = ATACTower(config.atac, n_peaks, latent_dim)
+        self.fusion = Fusion(latent_dim)
+        if config.student:
+            self.student = Student(config.student, width[other(config.missing)], latent_dim)
+        if config.classifier:
+            self.classifier = Classifier(config.classifier, latent_dim, n_classes)
+        else:
+            self.decoders = nn.ModuleDict({name: nn.Linear(latent_dim, size) for name, size in width.items()})
+            self.pair_head = PairDiscriminator(latent_dim, config.fusion.pair_hidden)
+
+    def latents(self, batch: Minibatch) -> dict[str, Tensor]:
+        """modality → [B, latent_dim], with the stand-in where `other_modality` says so."""
+        latent = {modality: self.towers[modality](batch[modality]) for modality in self.config.inputs}
+        if self.config.other_modality == "student":
+            latent[self.config.missing] = self.student(batch[other(self.config.missing)])
+        elif self.config.other_modality == "zeros":
+            latent[self.config.missing] = torch.zeros_like(latent[other(self.config.missing)])
+        return latent
+
+    def embed(self, batch: Minibatch) -> Tensor:
+        """[B, latent_dim] cell embeddings."""
+        return self.fusion(self.latents(batch))
+
+    def forward(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
+        """Cell embeddings [B, latent_dim] and cell type logits [B, n_classes]."""
+        embedding = self.embed(batch)
+        return embedding, self.classifier(embedding)

@@ -1,0 +1,51 @@
+"""The student: from the measured modality, the latent that the teacher would have given the missing one."""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.minibatch import Ragged
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Shape of the student; the defaults are the published values."""
+
+    student_hidden: int = field(default=256, metadata={"help": "hidden width of the student"})
+    student_dropout: float = field(default=0.1, metadata={"help": "dropout of the student's hidden layer"})
+
+
+class RaggedLinear(nn.Module):
+    """A linear layer on sparse cells: the weighted sum of the rows of their non-zero features, plus a bias."""
+
+    def __init__(self, n_features: int, out_dim: int):
+        super().__init__()
+        bound = n_features**-0.5
+        self.weight = nn.Parameter(torch.empty(n_features, out_dim).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(out_dim).uniform_(-bound, bound))
+
+    def forward(self, cells: Ragged) -> Tensor:
+        sums = F.embedding_bag(
+            cells.indices, self.weight, cells.offsets[:-1], mode="sum", per_sample_weights=cells.values
+        )
+        return sums + self.bias
+
+
+class Student(nn.Module):
+    """Measured modality [B cells] → stand-in latent of the missing modality [B, latent_dim].
+
+    RNA enters as continuous log-normalised values, ATAC as open peaks.
+    """
+
+    def __init__(self, config: StudentConfig, n_features: int, latent_dim: int):
+        super().__init__()
+        self.config = config
+        self.embed = RaggedLinear(n_features, config.student_hidden)
+        self.norm = nn.LayerNorm(config.student_hidden)
+        self.dropout = nn.Dropout(config.student_dropout)
+        self.to_latent = nn.Linear(config.student_hidden, latent_dim)
+
+    def forward(self, measured: Ragged) -> Tensor:
+        return self.to_latent(self.dropout(F.gelu(self.norm(self.embed(measured)))))

@@ -1,0 +1,69 @@
+"""Stage III, second half: a student learns to stand in for the missing modality.
+
+From the measured modality alone it predicts the latent that the teacher gave the other one; fusion and decoders are
+trained along, so that the cell embedding still reconstructs both.
+
+    python pretrain_missing_mod.py --data_path cells.ready.h5mu --model_path runs/multimodal \\
+        --dir_train runs/latents --dir_val runs/latents --ckpt_dir runs --model_name student
+
+Input: paired cells, the folder of stage II and the latents of get_latent_emb.py. Output: <ckpt_dir>/<model_name>.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from models.objectives import Distillation
+from models.scmomer import ScMomer, ScMomerConfig
+from models.student import StudentConfig
+from utils.cli import flag, parse_flags, run_script, with_defaults
+from utils.data.dataset import train_and_val
+from utils.data.latents import read_latents
+from utils.data.read import read_cells
+from utils.train.checkpoint import SavedModel, check_fits, load_model, load_parts
+from utils.train.distributed import distributed_run
+from utils.train.engine import TrainConfig, fit
+
+
+@dataclass
+class Flags:
+    data_path: str = flag("preprocessed paired cells, .h5mu")
+    model_path: str = flag("model folder of pretrain_multimodal.py, the teacher")
+    dir_train: str = flag("folder with train.h5ad of get_latent_emb.py (or the file itself)")
+    dir_val: str = flag("folder with val.h5ad of get_latent_emb.py (or the file itself)")
+    ckpt_dir: str = flag("folder for model folders")
+    model_name: str = flag("name of the model folder")
+    missing: Literal["atac", "rna"] = flag("modality that will be missing, and that the student stands in for", "atac")
+
+
+def main() -> None:
+    flags, config, shape = parse_flags(__doc__, Flags, with_defaults(TrainConfig, batch_size=32), StudentConfig)
+    with distributed_run(config.device) as runtime:
+        cells = read_cells(flags.data_path, ("rna", "atac"))
+        teacher = load_model(flags.model_path, "multimodal")
+        check_fits(teacher, cells.features, cells.stamp, flags.data_path)
+        latents = read_latents({"train": flags.dir_train, "val": flags.dir_val}, cells, teacher)
+
+        torch.manual_seed(config.seed)
+        parts, options = teacher.config | {"student": shape}, {"missing": flags.missing, "other_modality": "student"}
+        model = ScMomer(ScMomerConfig(**parts, **options), len(cells.features["rna"]), len(cells.features["atac"]))
+        load_parts(model, teacher.state, new="student.", path=teacher.path)
+
+        train, val = train_and_val(cells, config.seed, latents=latents)
+        saved = SavedModel(
+            kind="student",
+            config=parts,
+            options=options,
+            features=cells.features,
+            stamp=cells.stamp,
+            training=asdict(flags) | asdict(config),
+            parents={"teacher": teacher.hash},
+        )
+        objective = Distillation(model)
+        fit(objective, train, val, config, runtime, Path(flags.ckpt_dir) / flags.model_name, saved.writer(model))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,59 @@
+"""Stage I, RNA: hide expressed genes and let a Performer tell their expression bins.
+
+    python pretrain_rna.py --data_path cells.ready.h5mu --ckpt_dir runs --model_name rna
+    torchrun --nproc_per_node=4 pretrain_rna.py --data_path … --ckpt_dir … --model_name …
+
+Input: a file from preprocess.py. Output: the model folder <ckpt_dir>/<model_name>.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from models.objectives import MaskedRNA
+from models.rna_encoder import RNAEncoder, RNAEncoderConfig
+from utils.cli import flag, parse_flags, run_script, with_defaults
+from utils.data.dataset import train_and_val
+from utils.data.genes import read_gene_embedding
+from utils.data.read import read_cells
+from utils.train.checkpoint import SavedModel
+from utils.train.distributed import distributed_run
+from utils.train.engine import TrainConfig, fit
+
+
+@dataclass
+class Flags:
+    data_path: str = flag("preprocessed cells with RNA, .h5ad or .h5mu")
+    ckpt_dir: str = flag("folder for model folders")
+    model_name: str = flag("name of the model folder")
+    mask_ratio: float = flag("share of a cell's expressed genes to predict", 0.15)
+    gene_embedding_path: str | None = flag("word2vec text file of gene vectors (gene2vec), kept frozen", None)
+
+
+def main() -> None:
+    flags, config, shape = parse_flags(__doc__, Flags, with_defaults(TrainConfig, grad_acc=20), RNAEncoderConfig)
+    with distributed_run(config.device) as runtime:
+        cells = read_cells(flags.data_path, ("rna",))
+        genes = cells.features["rna"]
+        gene_embedding = None
+        if flags.gene_embedding_path:
+            vectors, found = read_gene_embedding(flags.gene_embedding_path, genes, shape.dim)
+            gene_embedding = torch.from_numpy(vectors)
+            runtime.say(f"gene embedding: {found.sum():,} of {len(genes):,} genes found, the others are zero")
+
+        torch.manual_seed(config.seed)
+        objective = MaskedRNA(RNAEncoder(shape, len(genes), gene_embedding), config.seed, flags.mask_ratio)
+        train, val = train_and_val(cells, config.seed)
+        saved = SavedModel(
+            kind="rna",
+            config={"rna": shape},
+            features=cells.features,
+            stamp=cells.stamp,
+            training=asdict(flags) | asdict(config),
+        )
+        fit(objective, train, val, config, runtime, Path(flags.ckpt_dir) / flags.model_name, saved.writer(objective))
+
+
+if __name__ == "__main__":
+    run_script(main)

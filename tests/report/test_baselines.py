@@ -1,0 +1,89 @@
+import warnings
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from utils.errors import UserError
+from utils.report import baselines
+
+FITS = [baselines.logistic_regression, baselines.pca_logistic_regression]
+
+
+def cells(n, seed, noise=1.0):
+    """Sparse log values [n, 120] of four cell types; each has 12 marker genes."""
+    rng = np.random.default_rng(seed)
+    kind = rng.choice(4, size=n, p=[0.5, 0.3, 0.15, 0.05])
+    rate = np.full((4, 120), 0.3 * noise)
+    for k in range(4):
+        rate[k, 12 * k : 12 * k + 12] += 0.6
+    values = np.log2(1 + rng.poisson(rate[kind])).astype(np.float32)
+    return sparse.csr_matrix(values), np.array(["T", "B", "NK", "mono"], dtype=object)[kind]
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_fit_tunes_on_validation_cells(fit):
+    (x, y), (x_val, y_val), (x_test, y_test) = cells(600, 0), cells(300, 1), cells(600, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a fit that does not converge would be a handicapped baseline
+        model, c = fit(x, y, x_val, y_val, seed=0)
+    assert c in baselines.C_GRID and c == model[-1].C
+    assert np.mean(model.predict(x_test) == y_test) > 0.9
+    np.testing.assert_allclose(model.predict_proba(x_test).sum(axis=1), 1, rtol=1e-5)
+    # The chosen fit is the one that is returned, and the same fit made alone agrees: warm starts save time only.
+    again, _ = fit(x, y, None, None, seed=0)
+    alone = again.set_params(classify__C=c, classify__warm_start=False).fit(x, y)
+    np.testing.assert_allclose(model.predict_proba(x_test), alone.predict_proba(x_test), atol=0.01)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_chosen_c_is_the_best_on_validation(fit, monkeypatch):
+    (x, y), (x_val, y_val) = cells(150, 0, noise=2), cells(400, 1, noise=2)
+    _, chosen = fit(x, y, x_val, y_val, seed=0)
+    score = {}
+    for c in baselines.C_GRID:
+        monkeypatch.setattr(baselines, "C_GRID", (c,))
+        model, _ = fit(x, y, x_val, y_val, seed=0)
+        result = baselines.classification_scores(y_val, model.predict(x_val))
+        score[c] = (result["accuracy"] + result["macro_f1"]) / 2
+    assert score[chosen] >= max(score.values()) - 0.01  # warm starts may move a single cell
+    assert max(score.values()) - min(score.values()) > 0.05  # so there was something to choose
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_sparse_dense_and_order_of_validation_do_not_matter(fit):
+    (x, y), (x_val, y_val), (x_test, _) = cells(300, 0), cells(100, 1), cells(50, 2)
+    from_sparse, c = fit(x, y, x_val, y_val, seed=0)
+    from_dense, c_dense = fit(x.toarray(), list(y), x_val.toarray()[::-1], y_val[::-1], seed=0)
+    assert c == c_dense
+    np.testing.assert_allclose(from_sparse.predict_proba(x_test), from_dense.predict_proba(x_test.toarray()), atol=1e-3)
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("validation", ["none", "empty", "one class"])
+def test_without_useful_validation_cells_c_is_one(fit, validation):
+    x, y = cells(60, 0)
+    x_val, y_val = {"none": (None, None), "empty": (x[:0], y[:0]), "one class": (x[y == "T"], y[y == "T"])}[validation]
+    _, c = fit(x, y, x_val, y_val, seed=0)
+    assert c == 1.0
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_odd_shapes(fit):
+    x, y = cells(12, 3)
+    model, _ = fit(x, y, seed=0)  # fewer cells than components
+    assert set(model.predict(x)) <= set(y)
+    unseen = np.where(np.arange(12) < 6, "a type that training never saw", y)
+    _, c = fit(x, y, x, unseen, seed=0)
+    assert c in baselines.C_GRID
+    with pytest.raises(UserError, match="fewer than two cell types"):
+        fit(x, ["T"] * 12, seed=0)
+
+
+def test_mean_accessibility():
+    accessibility = np.array([[0, 1, 2], [0, 0, 5], [0, 1, 0], [0, 0, 1]])
+    expected = np.array([0, 0.5, 0.75], dtype=np.float32)
+    for matrix in (accessibility, sparse.csr_matrix(accessibility), sparse.csc_array(accessibility)):
+        mean = baselines.mean_accessibility(matrix)
+        assert mean.dtype == np.float32 and mean.shape == (3,)
+        np.testing.assert_array_equal(mean, expected)

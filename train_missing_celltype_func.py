@@ -1,0 +1,90 @@
+"""Fine-tuning: cell types from one modality, with the student in the other's place.
+
+    python train_missing_celltype_func.py --data_path cells.ready.h5mu --pretrained_model_path runs/student \\
+        --ckpt_dir runs --model celltype
+
+Input: labelled cells from preprocess.py and a folder of pretrain_missing_mod.py. Only the modality that the student
+reads is looked at. For comparison, --other_modality zeros leaves the student out, and --other_modality measured (with a
+folder of pretrain_multimodal.py) reads both modalities. Output: <ckpt_dir>/<model>, ready for predict_cell_type.py.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from models.classifier import ClassifierConfig
+from models.objectives import CellTypes
+from models.scmomer import OtherModality, ScMomer, ScMomerConfig
+from utils.cli import flag, parse_flags, run_script, with_defaults
+from utils.data.dataset import train_and_val
+from utils.data.labels import class_weights, encode_labels
+from utils.data.read import read_cells
+from utils.errors import UserError
+from utils.train.calibrate import calibrate
+from utils.train.checkpoint import SavedModel, check_fits, load_model, load_parts
+from utils.train.distributed import distributed_run
+from utils.train.engine import TrainConfig, fit
+
+
+@dataclass
+class Flags:
+    data_path: str = flag("preprocessed, labelled cells, .h5ad or .h5mu")
+    pretrained_model_path: str = flag("model folder of pretrain_missing_mod.py (or pretrain_multimodal.py)")
+    ckpt_dir: str = flag("folder for model folders")
+    model: str = flag("name of the model folder to write")
+    label_column: str = flag("column of obs with cell types", "cell_type")
+    other_modality: OtherModality = flag(
+        "what takes the place of the other modality: the student's latent, zeros, or the measured modality", "student"
+    )
+    missing: Literal["atac", "rna"] = flag("modality to leave out with --other_modality zeros", "atac")
+    trainable_blocks: int = flag("last encoder blocks that are trained on; negative for everything", 2)
+    train_student: bool = flag("train the student on, too", False)
+    class_balance: float = flag("exponent b of class weights (1 / class size)^b: 0 none, 1 full balance", 0.0)
+
+
+def main() -> None:
+    train_defaults = with_defaults(TrainConfig, batch_size=8, patience=5)
+    flags, config, shape = parse_flags(__doc__, Flags, train_defaults, ClassifierConfig)
+    with distributed_run(config.device) as runtime:
+        parent = load_model(flags.pretrained_model_path, "student", "multimodal")
+        if flags.other_modality == "student" and parent.kind != "student":
+            raise UserError(
+                f"{parent.path}: has no student; run pretrain_missing_mod.py first, "
+                "or choose --other_modality zeros or measured"
+            )
+        parts = {name: part for name, part in parent.config.items() if name != "student"} | {"classifier": shape}
+        options = {"missing": flags.missing, "other_modality": flags.other_modality}
+        if flags.other_modality == "student":
+            parts["student"], options["missing"] = parent.config["student"], parent.options["missing"]
+        model_config = ScMomerConfig(**parts, **options)
+        cells = read_cells(flags.data_path, model_config.inputs)
+        check_fits(parent, cells.features, cells.stamp, flags.data_path)
+        codes, classes = encode_labels(cells, flags.label_column)
+
+        torch.manual_seed(config.seed)
+        n_features = {name: len(features) for name, features in parent.features.items()}
+        model = ScMomer(model_config, n_features["rna"], n_features["atac"], len(classes))
+        load_parts(model, parent.state, new="classifier.", path=parent.path)
+
+        train, val = train_and_val(cells, config.seed, keep=codes >= 0, labels=codes)
+        weights = class_weights(train.labels, len(classes), flags.class_balance)
+        saved = SavedModel(
+            kind="celltype",
+            config=parts,
+            options=options,
+            features=parent.features,
+            stamp=cells.stamp,
+            labels=classes,
+            training=asdict(flags) | asdict(config),
+            parents={"pretrained": parent.hash},
+        )
+        objective = CellTypes(model, flags.trainable_blocks, flags.train_student, weights)
+        folder = Path(flags.ckpt_dir) / flags.model
+        fit(objective, train, val, config, runtime, folder, saved.writer(model))
+        calibrate(folder, val, config, runtime)
+
+
+if __name__ == "__main__":
+    run_script(main)

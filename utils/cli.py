@@ -1,0 +1,70 @@
+"""Command lines: dataclasses become flags, and a user's mistake becomes one sentence."""
+
+import os
+import sys
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from dataclasses import MISSING, field, fields, make_dataclass
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+from utils.errors import UserError
+
+
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Keeps the docstring's lines, and says of every flag what its default is or that it must be given."""
+
+    def _get_help_string(self, action):
+        if action.required:
+            return f"{action.help} (required)"
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def parse_flags(doc: str, *dataclasses: type) -> tuple:
+    """Fill dataclasses from the command line; an unknown flag is an error.
+
+    Parameters
+    ----------
+    doc : the script's docstring, shown above the flags by --help
+    dataclasses : a field is a flag, its metadata["help"] the flag's help
+
+    Returns
+    -------
+    One instance per dataclass
+    """
+    parser = HfArgumentParser(dataclasses, description=doc, formatter_class=_HelpFormatter, allow_abbrev=False)
+    *configs, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True, look_for_args_file=False)
+    if rest:
+        parser.error(f"unknown flag {' '.join(rest)}; see --help")
+    return tuple(configs)
+
+
+def with_defaults(config: type, **defaults) -> type:
+    """The same dataclass with other default values."""
+    changed = [
+        (f.name, f.type, field(default=defaults.pop(f.name), metadata=f.metadata))
+        for f in fields(config)
+        if f.name in defaults
+    ]
+    if defaults:
+        raise ValueError(f"{config.__name__} has no field {', '.join(defaults)}")
+    return make_dataclass(config.__name__, changed, bases=(config,), frozen=config.__dataclass_params__.frozen)
+
+
+def flag(help: str, default=MISSING):
+    """A dataclass field that is a flag; without a default it must be given."""
+    return field(metadata={"help": help}) if default is MISSING else field(default=default, metadata={"help": help})
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's main; a UserError is printed without traceback, and the exit code is 2."""
+    try:
+        main()
+    except UserError as error:
+        rank = int(os.environ.get("RANK", "0"))
+        who = f"[process {rank}] " if rank else ""
+        print(f"{who}{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

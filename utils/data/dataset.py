@@ -1,0 +1,219 @@
+"""Minibatches: which cells, in which order, on which process, and what each of them carries.
+
+A run of steps is planned from (seed, epoch) alone. The cells of one optimiser step are sorted by their number of
+expressed genes before they are dealt out to micro-batches and processes: the gradient is the same sum in another order,
+and little is spent on padding.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.sparse import csr_matrix
+from torch.utils.data import DataLoader, Dataset
+
+from models.masking import mix
+from models.minibatch import Minibatch, Ragged
+from models.objectives import FALSE_PAIR_SHARE
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Cells of one forward pass: rows [B], weight [B] (0 for filling), the epoch, and the cells of the whole step."""
+
+    rows: np.ndarray
+    weight: np.ndarray
+    epoch: int
+    step_cells: int
+
+
+class Plan:
+    """The order of an epoch, cut into optimiser steps, micro-batches and this process's share of them.
+
+    Iterating yields `micro_batches` MicroBatches per step, equally many on every process: where cells run out, repeats
+    of weight 0 fill up.
+
+    Parameters
+    ----------
+    lengths : [cells] int, tokens of each cell
+    batch_size : cells per micro-batch and process
+    micro_batches : micro-batches per optimiser step
+    rank, world_size : this process and how many there are
+    seed : of the order
+    shuffle : False keeps the file's order, apart from the sorting by length within a step
+    """
+
+    def __init__(self, lengths, batch_size, micro_batches=1, rank=0, world_size=1, seed=0, shuffle=False):
+        self.lengths = np.asarray(lengths)
+        self.batch_size, self.micro_batches = batch_size, micro_batches
+        self.rank, self.world_size = rank, world_size
+        self.seed, self.shuffle = seed, shuffle
+        self.epoch, self.first_step = 0, 0
+
+    @property
+    def step_size(self) -> int:
+        """Cells per optimiser step, over all micro-batches and processes."""
+        return self.batch_size * self.micro_batches * self.world_size
+
+    @property
+    def n_steps(self) -> int:
+        """Optimiser steps per epoch."""
+        return -(-len(self.lengths) // self.step_size)
+
+    def __len__(self) -> int:
+        return (self.n_steps - self.first_step) * self.micro_batches
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        order = np.arange(len(self.lengths))
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+        for step in range(self.first_step, self.n_steps):
+            cells = order[step * self.step_size : (step + 1) * self.step_size]
+            cells = cells[np.argsort(self.lengths[cells], kind="stable")]
+            weight = np.zeros(self.step_size, np.float32)
+            weight[: len(cells)] = 1.0
+            filled = np.resize(cells, self.step_size)
+            for start in range(0, self.step_size, self.batch_size * self.world_size):
+                mine = slice(start + self.rank, start + self.batch_size * self.world_size, self.world_size)
+                yield MicroBatch(filled[mine], weight[mine], self.epoch, len(cells))
+
+
+class CellDataset(Dataset):
+    """Cells of one split as minibatches.
+
+    Parameters
+    ----------
+    values : modality → [cells, features] CSR, rows of the same cells
+    barcodes : [cells]
+    seed : of the cells' keys
+    labels : [cells] int class, -1 where unknown, or None
+    latents : modality → [cells, latent_dim], the teacher's latents, or None
+    false_pairs : replace the ATAC of about half of the cells by that of a cell of another type (or, without labels, of
+        any other cell)
+    resample : True gives a cell another key every epoch; False always the same, for validation
+    """
+
+    def __init__(
+        self,
+        values: dict[str, csr_matrix],
+        barcodes: pd.Index,
+        seed: int = 0,
+        labels: np.ndarray | None = None,
+        latents: dict[str, np.ndarray] | None = None,
+        false_pairs: bool = False,
+        resample: bool = True,
+    ):
+        self.values, self.labels, self.latents = values, labels, latents
+        self.seed, self.false_pairs, self.resample = seed, false_pairs, resample
+        self.barcode_hash = torch.from_numpy(pd.util.hash_array(np.asarray(barcodes, dtype=object)).view(np.int64))
+        if false_pairs:
+            # Cells sorted by type: the cells of other types are then all but one stretch.
+            types = np.arange(len(barcodes)) if labels is None or len(np.unique(labels)) < 2 else labels
+            self.by_type = np.argsort(types, kind="stable")
+            _, index, size = np.unique(types[self.by_type], return_index=True, return_counts=True)
+            kind = np.unique(types, return_inverse=True)[1]
+            self.type_start, self.type_size = index[kind], size[kind]
+
+    def __len__(self) -> int:
+        return len(self.barcode_hash)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[cells] number of expressed genes (or of open peaks, where there is no RNA)."""
+        return np.diff((self.values.get("rna", next(iter(self.values.values())))).indptr)
+
+    def keys(self, rows: np.ndarray, epoch: int) -> torch.Tensor:
+        """[B] int64, a function of (seed, epoch, barcode) alone."""
+        draw = epoch + 1 if self.resample else 0
+        return mix(self.barcode_hash[torch.from_numpy(rows)] ^ mix(torch.tensor(self.seed * 1_000_003 + draw)))
+
+    def __getitem__(self, plan: MicroBatch) -> Minibatch:
+        rows = plan.rows
+        batch = Minibatch(
+            row=torch.from_numpy(rows),
+            key=self.keys(rows, plan.epoch),
+            weight=torch.from_numpy(plan.weight),
+            step_cells=plan.step_cells,
+        )
+        if "rna" in self.values:
+            batch.rna = ragged(self.values["rna"], rows)
+        if self.labels is not None:
+            batch.label = torch.from_numpy(self.labels[rows])
+        if self.latents is not None:
+            batch.latent = {name: torch.from_numpy(latent[rows]) for name, latent in self.latents.items()}
+        atac_rows = rows
+        if self.false_pairs:
+            atac_rows, batch.true_pair = self._pair(rows, batch.key)
+        if "atac" in self.values:
+            batch.atac = ragged(self.values["atac"], atac_rows)
+        return batch
+
+    def _pair(self, rows: np.ndarray, key: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
+        """Whose ATAC each cell is shown with, and whether it is its own."""
+        bits = mix(key ^ 1).numpy().view(np.uint64)
+        n_others = len(self) - self.type_size[rows]
+        pick = (bits >> np.uint64(8)) % np.maximum(n_others, 1).astype(np.uint64)
+        pick = pick.astype(np.int64)
+        pick += np.where(pick >= self.type_start[rows], self.type_size[rows], 0)  # step over the cell's own type
+        coin = (mix(key ^ 2).numpy().view(np.uint64) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        is_true = (coin >= FALSE_PAIR_SHARE) | (n_others == 0)
+        return np.where(is_true, rows, self.by_type[np.minimum(pick, len(self) - 1)]), torch.from_numpy(is_true)
+
+
+def ragged(matrix: csr_matrix, rows: np.ndarray) -> Ragged:
+    """Rows of a CSR matrix as tensors, still sparse."""
+    part = matrix[rows]
+    return Ragged(
+        torch.from_numpy(part.indices.astype(np.int64)),
+        torch.from_numpy(part.data),
+        torch.from_numpy(part.indptr.astype(np.int64)),
+        part.shape[1],
+    )
+
+
+def _as_is(batch: Minibatch) -> Minibatch:
+    return batch
+
+
+def make_loader(dataset: CellDataset, plan: Plan, num_workers: int = 0, pin_memory: bool = False) -> DataLoader:
+    """The minibatches of `plan`, made by `num_workers` processes (0: in this one)."""
+    return DataLoader(
+        dataset,
+        sampler=plan,
+        batch_size=None,
+        collate_fn=_as_is,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+    )
+
+
+def train_and_val(cells, seed: int, keep: np.ndarray | None = None, **per_cell) -> tuple[CellDataset, CellDataset]:
+    """The training and validation cells of a file as datasets.
+
+    Parameters
+    ----------
+    cells : utils.data.read.Cells
+    seed : of masks and pairs; validation cells keep one mask for ever
+    keep : [cells] bool, cells to use, or None for all
+    per_cell : `labels`, `latents` (indexed like `cells`) and `false_pairs` of CellDataset
+    """
+    labels, latents = per_cell.pop("labels", None), per_cell.pop("latents", None)
+    datasets = []
+    for split in ("train", "val"):
+        rows = cells.rows(split)
+        rows = rows if keep is None else rows[keep[rows]]
+        datasets.append(
+            CellDataset(
+                {name: matrix[rows] for name, matrix in cells.values.items()},
+                cells.obs.index[rows],
+                seed,
+                labels=None if labels is None else labels[rows],
+                latents=None if latents is None else {name: latent[rows] for name, latent in latents.items()},
+                resample=split == "train",
+                **per_cell,
+            )
+        )
+    return datasets[0], datasets[1]

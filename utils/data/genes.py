@@ -1,0 +1,241 @@
+"""Gene symbols: which species they belong to, how they are spelt today, and what to do when two columns are one gene.
+
+Symbols change (``MARCH1`` is ``MARCHF1`` since spreadsheets took it for a date), so cells from different years only
+align after their symbols are brought up to date. The table is HGNC's complete set of 2026-06-20 (CC0), rebuilt by
+``utils.data.make_gene_table``.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+
+from utils.errors import UserError
+
+GENE_TABLE = Path(__file__).parent / "resources" / "hgnc_symbols.tsv.gz"
+
+_HUMAN_ENSEMBL = re.compile(r"ENSG\d{11}(\.\d+)?")
+# Gad1, H2-K1, mt-Nd1, Gm12345, 1700017B05Rik: mouse symbols have lower-case letters after the first.
+_MOUSE = re.compile(r"ENSMUSG\d{11}(\.\d+)?|\w+Rik|mt-[A-Z][a-z]\w*|[A-Z]\d*[a-z][\w.-]*|H2-\w+")
+# HGNC writes the open reading frames as C1orf21, many files as C1ORF21.
+_OPEN_READING_FRAME = re.compile(r"C([0-9]+|X|Y)ORF([0-9]+.*)")
+
+
+@dataclass(frozen=True)
+class SymbolUpdate:
+    """What ``update_symbols`` did.
+
+    Attributes
+    ----------
+    symbols
+        [n_ids] the symbols of today, in the order of the ids; ids that could not be placed stand unchanged.
+    updated
+        Old symbol → approved symbol, for every id that changed.
+    ambiguous
+        Id → its candidates in alphabetical order, for ids that several approved genes once had or go by.
+    unknown
+        Ids that no approved gene has as symbol, previous symbol or alias.
+    """
+
+    symbols: np.ndarray
+    updated: dict[str, str]
+    ambiguous: dict[str, list[str]]
+    unknown: list[str]
+
+
+@lru_cache(maxsize=1)
+def load_gene_table() -> pd.DataFrame:
+    """Read HGNC's approved human genes.
+
+    Returns
+    -------
+    One row per gene, sorted by symbol: ``symbol``, ``protein_coding`` (bool), ``previous`` and ``alias``
+    (``|``-separated symbols), ``ensembl`` and ``entrez`` ids; text that is absent is the empty string. The frame is
+    shared between callers: copy it before changing it.
+    """
+    table = pd.read_csv(GENE_TABLE, sep="\t", dtype=str, keep_default_na=False)
+    table["protein_coding"] = table["protein_coding"] == "1"
+    return table
+
+
+@lru_cache(maxsize=1)
+def _symbol_lookup() -> tuple[frozenset[str], dict[str, list[str]], dict[str, list[str]]]:
+    """Approved symbols; previous symbol → approved symbols; alias → approved symbols."""
+    table = load_gene_table()
+
+    def invert(column: str) -> dict[str, list[str]]:
+        approved_of: dict[str, list[str]] = {}  # the table is sorted by symbol, hence so is each list
+        for symbol, listed in zip(table["symbol"], table[column], strict=True):
+            for old in set(filter(None, listed.split("|"))):
+                approved_of.setdefault(old, []).append(symbol)
+        return approved_of
+
+    return frozenset(table["symbol"]), invert("previous"), invert("alias")
+
+
+def detect_species(ids: Iterable[str]) -> str:
+    """Tell human from mouse genes by how they are written.
+
+    An id speaks for human if it is an approved, previous or alias symbol of HGNC or a human Ensembl id; else for mouse
+    if it is spelt as mouse symbols are (``Gad1``, ``1700017B05Rik``) or is a mouse Ensembl id.
+
+    Parameters
+    ----------
+    ids
+        Gene symbols or Ensembl ids; a panel of some tens is enough.
+
+    Returns
+    -------
+    ``"human"`` or ``"mouse"`` if at least half of the ids speak for it and more than for the other, else ``"unknown"``.
+    """
+    ids = [str(i) for i in ids]
+    approved, previous, alias = _symbol_lookup()
+    human = mouse = 0
+    for gene in ids:
+        # The mouse spelling goes before aliases, since many of HGNC's aliases are mouse symbols (Aiolos, Alix).
+        if gene in approved or _HUMAN_ENSEMBL.fullmatch(gene):
+            human += 1
+        elif _MOUSE.fullmatch(gene) and gene not in previous:
+            mouse += 1
+        elif gene in previous or gene in alias or _restore_case(gene) in approved:
+            human += 1
+    if 2 * max(human, mouse) < len(ids) or human == mouse:
+        return "unknown"
+    return "human" if human > mouse else "mouse"
+
+
+def _restore_case(gene: str) -> str:
+    """``C1ORF21`` → ``C1orf21``; anything else as it is."""
+    match = _OPEN_READING_FRAME.fullmatch(gene)
+    return f"C{match[1]}orf{match[2]}" if match else gene
+
+
+def update_symbols(ids: Sequence[str]) -> SymbolUpdate:
+    """Bring human gene symbols up to date, and never guess.
+
+    An approved symbol stays. Else, if approved genes have had the id as a previous symbol, they are the candidates;
+    else those that have it as an alias. One candidate replaces the id; several leave it unchanged. Case matters
+    (``Gad1`` is not ``GAD1``), except in open reading frames (``C1ORF21`` is ``C1orf21``).
+
+    Two ids may end at the same symbol; ``sum_duplicates`` joins their columns.
+
+    Parameters
+    ----------
+    ids
+        Gene symbols, [n_ids].
+
+    Returns
+    -------
+    The new symbols and what became of those that are not approved.
+    """
+    approved, previous, alias = _symbol_lookup()
+    symbols: list[str] = []
+    updated: dict[str, str] = {}
+    ambiguous: dict[str, list[str]] = {}
+    unknown: dict[str, None] = {}  # a dict keeps the order and drops repeats
+    for gene in map(str, ids):
+        name = gene if gene in approved else _restore_case(gene)
+        candidates = [name] if name in approved else previous.get(name) or alias.get(name) or []
+        new = candidates[0] if len(candidates) == 1 else gene
+        symbols.append(new)
+        if new != gene:
+            updated[gene] = new
+        elif len(candidates) > 1:
+            ambiguous[gene] = list(candidates)
+        elif not candidates:
+            unknown[gene] = None
+    return SymbolUpdate(np.array(symbols, dtype=str), updated, ambiguous, list(unknown))
+
+
+def sum_duplicates(counts: csr_matrix, symbols: Sequence[str]) -> tuple[csr_matrix, np.ndarray]:
+    """Sum the columns that carry the same symbol.
+
+    Parameters
+    ----------
+    counts
+        [n_cells, n_genes] sparse counts.
+    symbols
+        [n_genes] the columns' symbols.
+
+    Returns
+    -------
+    counts
+        [n_cells, n_unique] in the dtype of the input; never dense on the way.
+    symbols
+        [n_unique] in the order of their first appearance.
+
+    Raises
+    ------
+    ValueError
+        If there is not one symbol per column.
+    """
+    symbols = np.asarray(symbols, dtype=str)
+    if len(symbols) != counts.shape[1]:
+        raise ValueError(f"{len(symbols)} symbols for {counts.shape[1]} columns")
+    codes, unique = pd.factorize(symbols)
+    if len(unique) == len(symbols):
+        return csr_matrix(counts), symbols
+    indicator = csr_matrix(  # [n_genes, n_unique], a single 1 in each row
+        (np.ones(len(codes), dtype=counts.dtype), (np.arange(len(codes)), codes)), shape=(len(codes), len(unique))
+    )
+    summed = csr_matrix(counts @ indicator)
+    summed.sort_indices()
+    return summed, np.asarray(unique, dtype=str)
+
+
+def read_gene_embedding(path: str | Path, genes: Sequence[str], dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read the vectors of some genes from a word2vec-style text file, such as gene2vec's.
+
+    Each line is a symbol and ``dim`` numbers, separated by white space; a first line ``n_genes dim`` is skipped.
+
+    Parameters
+    ----------
+    path
+        The text file.
+    genes
+        [n_genes] the symbols wanted.
+    dim
+        Length of a vector.
+
+    Returns
+    -------
+    vectors
+        [n_genes, dim] float32; zeros for a gene that is not in the file.
+    found
+        [n_genes] bool, whether the gene is in the file.
+
+    Raises
+    ------
+    UserError
+        If the file is missing or not such a text, a vector has another length, or none of the genes is there.
+    """
+    genes = [str(g) for g in genes]
+    wanted, rows = set(genes), {}
+    try:
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                name, *values = line.split() or [""]
+                if not name or (number == 1 and len(values) == 1 and name.isdigit() and values[0].isdigit()):
+                    continue
+                if len(values) != dim:
+                    raise UserError(
+                        f"{path} line {number} ({name}) holds {len(values)} numbers, not {dim}; "
+                        f"give a gene embedding of width {dim} or change the model's width"
+                    )
+                if name in wanted:
+                    rows[name] = np.array(values, dtype=np.float32)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give the path of a gene embedding") from error
+    except ValueError as error:  # not a number, or not UTF-8
+        raise UserError(f"{path} is no text of one gene and {dim} numbers per line ({error})") from error
+    if not rows:
+        raise UserError(f"{path} holds none of the {len(genes)} genes; check that both use the same gene symbols")
+    found = np.array([g in rows for g in genes], dtype=bool)
+    vectors = np.zeros((len(genes), dim), dtype=np.float32)
+    vectors[found] = [rows[g] for g in genes if g in rows]
+    return vectors, found

@@ -1,0 +1,60 @@
+"""The one split: every cell is assigned to train, val or test when its file is made, and never again."""
+
+import numpy as np
+import pandas as pd
+
+from utils.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+def assign_split(
+    obs: pd.DataFrame,
+    val_fraction: float,
+    seed: int,
+    split_by: str | None = None,
+    test_groups: list[str] | None = None,
+    label_column: str | None = None,
+) -> np.ndarray:
+    """Whole groups become test cells; of each cell type's other cells a share is drawn for validation.
+
+    Parameters
+    ----------
+    obs : [cells] annotation
+    val_fraction : share of the non-test cells of each type, 0 … 1
+    seed : of the draw
+    split_by, test_groups : column of `obs` (donor, batch …) and its values that are set aside for testing
+    label_column : cell types to balance the draw by, if there
+
+    Returns
+    -------
+    [cells] array of "train", "val", "test"
+
+    Raises
+    ------
+    UserError
+        If the column or a group is not there, or if no cell is left for training.
+    """
+    if not 0 <= val_fraction < 1:
+        raise UserError(f"--val_fraction {val_fraction} must be at least 0 and below 1")
+    if bool(split_by) != bool(test_groups):
+        raise UserError("--split_by and --test_groups go together: the column, and which of its values are test cells")
+    split = np.full(len(obs), "train", dtype=object)
+    if split_by:
+        if split_by not in obs:
+            raise UserError(f"--split_by {split_by}: no such column; the file has {', '.join(map(str, obs.columns))}")
+        group = obs[split_by].astype(str)
+        absent = sorted(set(test_groups) - set(group))
+        if absent:
+            raise UserError(
+                f"--test_groups {','.join(absent)}: not in {split_by}, which has {', '.join(sorted(set(group)))}"
+            )
+        split[group.isin(test_groups).to_numpy()] = "test"
+    rng = np.random.default_rng(seed)
+    labels = obs[label_column].astype(str).to_numpy() if label_column in obs else np.full(len(obs), "")
+    for label in np.unique(labels):
+        cells = rng.permutation(np.flatnonzero((labels == label) & (split == "train")))
+        split[cells[: round(val_fraction * len(cells))]] = "val"
+    if not (split == "train").any():
+        raise UserError("the split leaves no training cell; name fewer --test_groups or a smaller --val_fraction")
+    return split

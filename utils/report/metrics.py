@@ -1,0 +1,333 @@
+"""Scores of predicted cell types and of predicted chromatin accessibility."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from sklearn.metrics import precision_recall_fscore_support
+
+from utils.errors import UserError
+
+# A block of dense scores holds at most this many values (64 MB in float32), whatever the size of the data.
+BLOCK_VALUES = 16_000_000
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cell types
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _labels(true, predicted) -> tuple[np.ndarray, np.ndarray]:
+    """Both label lists as string arrays [cells], checked."""
+    true, predicted = pd.Series(np.asarray(true)), pd.Series(np.asarray(predicted))
+    if len(true) != len(predicted):
+        raise ValueError(f"{len(true)} true labels but {len(predicted)} predicted ones")
+    if len(true) == 0:
+        raise UserError("There are no labelled cells to score: give a file whose cells carry cell types.")
+    if true.isna().any() or predicted.isna().any():
+        missing = int((true.isna() | predicted.isna()).sum())
+        raise UserError(f"{missing} of {len(true)} cells have no label: leave them out before scoring.")
+    return true.astype(str).to_numpy(), predicted.astype(str).to_numpy()
+
+
+def confusion_counts(true, predicted) -> tuple[np.ndarray, np.ndarray]:
+    """Count cells by true and predicted class.
+
+    Parameters
+    ----------
+    true, predicted : array-like of labels [cells]
+
+    Returns
+    -------
+    counts : ndarray of int [classes, classes]
+        Rows are true classes, columns predicted ones.
+    classes : ndarray of str [classes]
+        Every class that occurs in either list, sorted.
+
+    Raises
+    ------
+    UserError
+        No cells, or a cell without a label.
+    ValueError
+        The lists differ in length.
+    """
+    true, predicted = _labels(true, predicted)
+    classes, codes = np.unique(np.concatenate([true, predicted]), return_inverse=True)
+    n, k = len(true), len(classes)
+    counts = np.bincount(codes[:n] * k + codes[n:], minlength=k * k).reshape(k, k)
+    return counts, classes
+
+
+def _scores_of_counts(counts: np.ndarray) -> dict[str, float]:
+    hit, size, called = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    present = size > 0
+    recall = hit[present] / size[present]
+    f1 = 2 * hit[present] / (size + called)[present]
+    return {
+        "accuracy": float(hit.sum() / size.sum()),
+        "balanced_accuracy": float(recall.mean()),
+        "macro_f1": float(f1.mean()),
+        "n_cells": int(size.sum()),
+    }
+
+
+def classification_scores(true, predicted) -> dict[str, float]:
+    """Score predicted cell types.
+
+    Means over classes run over the classes present in `true`. A class that is only ever predicted costs recall where
+    its cells belong; counted as a class of its own it would add a zero that has nothing to do with these cells.
+
+    Parameters
+    ----------
+    true, predicted : array-like of labels [cells]
+
+    Returns
+    -------
+    dict
+        `accuracy`, `balanced_accuracy` (mean recall), `macro_f1` (all 0…1) and `n_cells`.
+
+    Raises
+    ------
+    UserError
+        No cells, or a cell without a label.
+    ValueError
+        The lists differ in length.
+    """
+    counts, _ = confusion_counts(true, predicted)
+    return _scores_of_counts(counts)
+
+
+def per_class_table(true, predicted) -> pd.DataFrame:
+    """Precision, recall, F1 and support (true cells) of each class, largest class first.
+
+    Parameters
+    ----------
+    true, predicted : array-like of labels [cells]
+
+    Returns
+    -------
+    DataFrame [classes, 4]
+        Indexed by class; classes that are only predicted come last, with support 0.
+    """
+    true, predicted = _labels(true, predicted)
+    classes = np.union1d(true, predicted)
+    columns = precision_recall_fscore_support(true, predicted, labels=classes, zero_division=0)
+    table = pd.DataFrame(dict(zip(["precision", "recall", "f1", "support"], columns, strict=True)), index=classes)
+    table.index.name = "cell_type"
+    return table.astype({"support": int}).sort_values("support", ascending=False, kind="stable")
+
+
+def bootstrap_interval(
+    true,
+    predicted,
+    score: str | Callable[[np.ndarray, np.ndarray], float],
+    n: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a score, over cells (Efron & Tibshirani 1993, chapter 13).
+
+    Cells are drawn with replacement within each true class. Drawn from all cells, a class of three cells would be
+    missing from many resamples, and a mean over classes would rise whenever a hard class is missing.
+
+    Parameters
+    ----------
+    true, predicted : array-like of labels [cells]
+    score : str or callable
+        A key of :func:`classification_scores` (fast), or a function (true, predicted) → float.
+    n : int
+        Number of resamples.
+    seed : int
+    level : float
+        Coverage, 0…1.
+
+    Returns
+    -------
+    low, high : float
+        The interval says how much the choice of test cells matters; it does not cover variation between donors,
+        experimental batches or training runs.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, not {level}")
+    rng = np.random.default_rng(seed)
+    true, predicted = _labels(true, predicted)
+    if callable(score):
+        members = [np.flatnonzero(true == name) for name in np.unique(true)]
+        draws = (np.concatenate([rng.choice(rows, len(rows)) for rows in members]) for _ in range(n))
+        values = [score(true[rows], predicted[rows]) for rows in draws]
+    else:
+        # Drawing a class's cells with replacement is drawing its row of counts from a multinomial: less work.
+        counts, _ = confusion_counts(true, predicted)
+        sizes = counts.sum(axis=1)
+        shares = counts / np.maximum(sizes, 1)[:, None]
+        shares[sizes == 0, 0] = 1  # a class that is only predicted: no cells to draw, from any distribution
+        values = [_scores_of_counts(rng.multinomial(sizes, shares))[score] for _ in range(n)]
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Accessibility
+# ---------------------------------------------------------------------------------------------------------------------
+
+Scores = np.ndarray | Callable[[int, int], np.ndarray]
+
+
+def _binary(accessibility, layout: type) -> sparse.sparray:
+    """The open entries as a canonical sparse array in the given layout; the caller's matrix stays as it is."""
+    matrix = layout(accessibility)
+    if not matrix.has_canonical_format or not matrix.data.all():
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+        matrix.eliminate_zeros()
+    return matrix
+
+
+def _auroc_by_line(positives, n_values: int, block: Callable[[int, int], np.ndarray], minimum: int) -> np.ndarray:
+    """AUROC of each line (peak or cell) of a compressed sparse array.
+
+    `block(start, stop)` gives the scores of these lines, [stop - start, n_values]. With x running over the n₁ positive
+    scores of a line and n₀ the number of negatives, ties counting one half (Mann & Whitney 1947),
+
+        AUROC = (Σₓ (#{scores < x} + #{scores ≤ x}) / 2 - n₁² / 2) / (n₁ n₀),
+
+    so one sort per line and two binary searches per *positive* suffice.
+    """
+    n_lines = len(positives.indptr) - 1
+    n_open = np.diff(positives.indptr).astype(np.int64)
+    n_closed = n_values - n_open
+    result = np.full(n_lines, np.nan)
+    wanted = (n_open >= max(minimum, 1)) & (n_closed >= max(minimum, 1))
+    step = max(1, BLOCK_VALUES // max(n_values, 1))
+    for start in range(0, n_lines, step):
+        stop = min(start + step, n_lines)
+        lines = np.flatnonzero(wanted[start:stop])
+        if len(lines) == 0:
+            continue
+        values = np.asarray(block(start, stop))
+        if values.shape != (stop - start, n_values):
+            raise ValueError(f"scores of lines {start}…{stop} have shape {values.shape}, not {stop - start, n_values}")
+        if not np.issubdtype(values.dtype, np.floating) or values.dtype.itemsize < 4:
+            values = values.astype(np.float32 if values.dtype.itemsize < 4 else np.float64)
+        for line in lines:
+            ordered = np.sort(values[line])
+            if np.isnan(ordered[-1]):
+                raise ValueError(f"scores of line {start + line} hold NaN")
+            i = start + line
+            x = values[line, positives.indices[positives.indptr[i] : positives.indptr[i + 1]]]
+            x.sort()  # ordered look-ups walk the array once
+            below = np.searchsorted(ordered, x, "left").sum() + np.searchsorted(ordered, x, "right").sum()
+            result[i] = (below / 2 - n_open[i] ** 2 / 2) / (n_open[i] * n_closed[i])
+    return result
+
+
+def feature_auroc(accessibility, scores: Scores, min_open: int = 1) -> np.ndarray:
+    """AUROC of each peak: how well its scores tell the cells where it is open from those where it is closed.
+
+    Scores that are the same in every cell give 0.5, so this measure asks for differences between cells.
+
+    Parameters
+    ----------
+    accessibility : sparse or dense matrix [cells, peaks]
+        Open where not zero. Compressed sparse columns (CSC) save a conversion.
+    scores : ndarray [cells, peaks], or a function (start, stop) → ndarray [cells, stop - start]
+        The function gives the scores of the peaks start…stop-1; it is called once per block, so memory stays bounded.
+    min_open : int
+        A peak must be open in at least so many cells, and closed in at least so many.
+
+    Returns
+    -------
+    ndarray of float64 [peaks]
+        NaN where a peak is open or closed in too few cells.
+
+    Raises
+    ------
+    ValueError
+        Shapes differ, or a score is NaN.
+    """
+    positives = _binary(accessibility, sparse.csc_array)
+    block = _blocks(scores, positives.shape, by_peak=True)
+
+    def peaks_as_rows(start: int, stop: int) -> np.ndarray:
+        return np.ascontiguousarray(np.transpose(block(start, stop)))  # sorting strided columns is several times slower
+
+    return _auroc_by_line(positives, positives.shape[0], peaks_as_rows, min_open)
+
+
+def cell_auroc(accessibility, scores: Scores, min_open: int = 1) -> np.ndarray:
+    """AUROC of each cell: how well its scores tell its open peaks from its closed ones.
+
+    Most of this is peaks that are open more often than others in every cell: a constant, each peak's mean
+    accessibility, scores high. Read it beside that baseline and beside :func:`feature_auroc`.
+
+    Parameters
+    ----------
+    accessibility : sparse or dense matrix [cells, peaks]
+        Open where not zero.
+    scores : ndarray [cells, peaks], or a function (start, stop) → ndarray [stop - start, peaks]
+        The function gives the scores of the cells start…stop-1.
+    min_open : int
+        A cell must have at least so many open peaks, and so many closed ones.
+
+    Returns
+    -------
+    ndarray of float64 [cells]
+        NaN where a cell has too few open or closed peaks.
+
+    Raises
+    ------
+    ValueError
+        Shapes differ, or a score is NaN.
+    """
+    positives = _binary(accessibility, sparse.csr_array)
+    block = _blocks(scores, positives.shape, by_peak=False)
+    return _auroc_by_line(positives, positives.shape[1], block, min_open)
+
+
+def _blocks(scores: Scores, shape: tuple[int, int], by_peak: bool) -> Callable[[int, int], np.ndarray]:
+    """The scores as a function of a range of peaks or cells, whichever way they were given."""
+    if callable(scores):
+        return scores
+    if np.shape(scores) != shape:
+        raise ValueError(f"scores have shape {np.shape(scores)}, accessibility has {shape}")
+    return (lambda start, stop: scores[:, start:stop]) if by_peak else (lambda start, stop: scores[start:stop])
+
+
+def translation_scores(
+    accessibility, scores: Scores, min_open: int = 10, cell_scores: Callable[[int, int], np.ndarray] | None = None
+) -> dict[str, float]:
+    """Score accessibility that was predicted from RNA.
+
+    Parameters
+    ----------
+    accessibility : sparse or dense matrix [cells, peaks]
+        Open where not zero.
+    scores : ndarray [cells, peaks], or a function of peaks as in :func:`feature_auroc`
+        Probabilities or logits: only their order matters.
+    min_open : int
+        Peaks count when open in at least so many cells and closed in at least so many.
+    cell_scores : function of cells as in :func:`cell_auroc`, optional
+        Needed when `scores` is a function.
+
+    Returns
+    -------
+    dict
+        `peak_auroc`, the mean over these peaks; `cell_auroc`, the mean over cells with any open peak (all peaks count);
+        `n_peaks`, `n_cells`: how many peaks and cells entered. A mean over nothing is NaN.
+    """
+    if callable(scores) and cell_scores is None:
+        raise ValueError("scores is a function of peaks: give cell_scores, a function of cells, too")
+    per_peak = feature_auroc(accessibility, scores, min_open)
+    per_cell = cell_auroc(accessibility, cell_scores if callable(scores) else scores)
+    return {
+        "peak_auroc": _mean(per_peak),
+        "cell_auroc": _mean(per_cell),
+        "n_peaks": int(np.isfinite(per_peak).sum()),
+        "n_cells": int(np.isfinite(per_cell).sum()),
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else float("nan")

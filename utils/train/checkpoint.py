@@ -1,0 +1,228 @@
+"""Saved models: a folder that is enough by itself, written whole, loaded strictly, without pickle."""
+
+import json
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.atac_encoder import ATACEncoderConfig
+from models.classifier import ClassifierConfig
+from models.fusion import FusionConfig
+from models.rna_encoder import RNAEncoderConfig
+from models.scmomer import ScMomer, ScMomerConfig
+from models.student import StudentConfig
+from utils.errors import UserError
+from utils.train.folders import check_folder
+
+KINDS = {
+    "rna": "an RNA encoder (pretrain_rna.py)",
+    "atac": "an ATAC encoder (pretrain_atac.py)",
+    "multimodal": "a multimodal model (pretrain_multimodal.py)",
+    "student": "a model with a student (pretrain_missing_mod.py)",
+    "celltype": "a cell type model (train_missing_celltype_func.py)",
+}
+CONFIGS = {
+    "rna": RNAEncoderConfig,
+    "atac": ATACEncoderConfig,
+    "fusion": FusionConfig,
+    "student": StudentConfig,
+    "classifier": ClassifierConfig,
+}
+
+
+@dataclass
+class SavedModel:
+    """A model as it lies in its folder.
+
+    Attributes
+    ----------
+    kind : one of KINDS
+    config : the model's shape, part → dataclass
+    state : weights by name
+    features : modality → vocabulary, in the model's order
+    stamp : constants of the preprocessing
+    labels : cell types in the order of the logits
+    temperature : divisor of the logits that calibrates probabilities
+    options : settings of the composed model (missing, other_modality)
+    training : the command line's settings
+    parents : script's flag → hash of the folder given there
+    path, hash : where it was loaded from, and the SHA-256 of its manifest
+    """
+
+    kind: str
+    config: dict
+    features: dict[str, np.ndarray]
+    stamp: dict
+    state: dict[str, Tensor] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
+    temperature: float = 1.0
+    options: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
+    parents: dict[str, str] = field(default_factory=dict)
+    path: Path | None = None
+    hash: str = ""
+
+    def writer(self, module: nn.Module) -> Callable[[Path], None]:
+        """A function that writes this folder with the module's weights as they are when it is called."""
+        return lambda folder: replace(self, state=module.state_dict()).write(folder)
+
+    def write(self, folder: Path) -> None:
+        """Write all files into an empty folder (see `utils.train.folders.write_folder`)."""
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.state.items()}, folder / WEIGHTS)
+        for name, features in self.features.items():
+            (folder / f"{FEATURE_FILES[name]}.txt").write_text("".join(f"{feature}\n" for feature in features))
+        (folder / "config.json").write_text(
+            json.dumps(
+                {
+                    "kind": self.kind,
+                    "model": {name: asdict(config) for name, config in self.config.items()},
+                    "options": self.options,
+                    "labels": self.labels,
+                    "temperature": self.temperature,
+                    "preprocessing": self.stamp,
+                    "training": self.training,
+                    "parents": self.parents,
+                    "versions": {"python": platform.python_version(), "torch": torch.__version__},
+                },
+                indent=1,
+            )
+        )
+        (folder / "README.md").write_text(self.card())
+
+    def card(self) -> str:
+        """The model card: what it is, made from what, for what."""
+        sizes = ", ".join(f"{len(names):,} {FEATURE_FILES[name]}" for name, names in self.features.items())
+        shape = "\n".join(f"- {name}: {asdict(config)}" for name, config in self.config.items())
+        labels = f"\nCell types: {', '.join(self.labels)}\n" if self.labels else ""
+        parents = "".join(f"- {flag}: {digest}\n" for flag, digest in self.parents.items()) or "- none\n"
+        return (
+            f"# scMomer: {KINDS[self.kind]}\n\n{sizes}; {sum(t.numel() for t in self.state.values()):,} numbers.\n\n"
+            f"Made by `python {Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}`\n{labels}\n"
+            f"## Shape\n{shape}\n\n## Preprocessing\n{json.dumps(self.stamp)}\n\n## Made from\n{parents}\n"
+            "## Use\nResearch. The weights know the genes, peaks, species and tissues listed here and no others.\n"
+        )
+
+    @property
+    def model_config(self) -> ScMomerConfig:
+        """Shape of the composed model of stages II and later."""
+        return ScMomerConfig(**self.config, **self.options)
+
+    def build(self) -> ScMomer:
+        """The composed model of stages II and later, with its weights."""
+        n_features = {name: len(self.features.get(name, ())) for name in FEATURE_FILES}
+        model = ScMomer(self.model_config, n_features["rna"], n_features["atac"], len(self.labels))
+        load_strictly(model, self.state, self.path)
+        return model.eval()
+
+
+WEIGHTS = "model.safetensors"
+FEATURE_FILES = {"rna": "genes", "atac": "peaks"}
+
+
+def load_model(path: str | Path, *kinds: str) -> SavedModel:
+    """Load a model folder, checking every file's hash.
+
+    Parameters
+    ----------
+    path : the folder
+    kinds : which of KINDS are accepted
+
+    Raises
+    ------
+    UserError
+        If the folder is damaged or of another kind.
+    """
+    folder, digest = check_folder(path)
+    saved = json.loads((folder / "config.json").read_text())
+    if saved["kind"] not in kinds:
+        wanted = " or ".join(KINDS[kind] for kind in kinds)
+        raise UserError(f"{folder}: holds {KINDS.get(saved['kind'], saved['kind'])}; expected {wanted}")
+    return SavedModel(
+        kind=saved["kind"],
+        config={name: CONFIGS[name](**shape) for name, shape in saved["model"].items()},
+        state=load_file(folder / WEIGHTS),
+        features={
+            name: np.array((folder / f"{file}.txt").read_text().splitlines())
+            for name, file in FEATURE_FILES.items()
+            if (folder / f"{file}.txt").is_file()
+        },
+        stamp=saved["preprocessing"],
+        labels=saved["labels"],
+        temperature=saved["temperature"],
+        options=saved["options"],
+        training=saved["training"],
+        parents=saved["parents"],
+        path=folder,
+        hash=digest,
+    )
+
+
+def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights below `prefix`, under their names there."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def load_strictly(module: nn.Module, state: dict[str, Tensor], path: str | Path | None) -> None:
+    """Load weights; a missing, extra or misshapen one is an error.
+
+    Raises
+    ------
+    UserError
+        If the weights are not exactly those of the module.
+    """
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: weights do not fit the model's shape ({str(error).splitlines()[-1].strip()})"
+        ) from None
+
+
+def load_parts(module: nn.Module, state: dict[str, Tensor], new: str, path: str | Path | None) -> None:
+    """Load a parent's weights into a model that has one part more, and perhaps others less.
+
+    Parameters
+    ----------
+    module : the model
+    state : the parent's weights
+    new : prefix of the part that the parent does not have (it keeps its fresh weights)
+    path : the parent's folder, for messages
+    """
+    names = module.state_dict()
+    fresh = {name: tensor for name, tensor in names.items() if name.startswith(new)}
+    load_strictly(module, fresh | {name: state[name] for name in names if name in state}, path)
+
+
+def check_fits(model: SavedModel, features: dict[str, np.ndarray], stamp: dict, data_path: str | Path) -> None:
+    """Refuse data whose genes or peaks are not the model's, or that was normalised with other constants.
+
+    Parameters
+    ----------
+    model : the model that is to see the data
+    features, stamp : vocabularies and preprocessing constants of the data
+    data_path : for the message
+
+    Raises
+    ------
+    UserError
+        If they differ; the message says in what, and what to do.
+    """
+    for name in model.features.keys() & features.keys():
+        if not np.array_equal(model.features[name], features[name]):
+            raise UserError(
+                f"{data_path}: its {len(features[name])} {FEATURE_FILES[name]} are not the {len(model.features[name])} "
+                f"of {model.path}, in their order; give the preprocessed file that the model was made from"
+            )
+    for name in ("target_sum", "log_base"):
+        if model.stamp.get(name) != stamp.get(name):
+            raise UserError(
+                f"{data_path}: was normalised with {name} {stamp.get(name)}, but {model.path} with "
+                f"{model.stamp.get(name)}; preprocess the raw file with --target_sum {model.stamp.get('target_sum')}"
+            )

@@ -1,0 +1,88 @@
+"""One process or many: the same path, with or without a launcher."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where this process stands.
+
+    Attributes
+    ----------
+    device : what it computes on
+    rank, world_size : its number among all processes, and how many there are
+    """
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """Print once, whatever the number of processes."""
+        if self.is_main:
+            print(text, flush=True)
+
+    def sum(self, values: dict[str, float]) -> dict[str, float]:
+        """Add up numbers over all processes; every process must give the same names."""
+        if self.world_size == 1:
+            return values
+        total = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return dict(zip(sorted(values), total.tolist(), strict=True))
+
+    def gather(self, value) -> list:
+        """The values of all processes, by rank (small or rarely sent ones: they travel pickled between our own)."""
+        if self.world_size == 1:
+            return [value]
+        gathered = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto` is a GPU when there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device is visible here; use --device auto or --device cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def distributed_run(device: str) -> Iterator[Runtime]:
+    """Join the processes a launcher (torchrun) started, or run alone; NCCL between GPUs, gloo between CPUs.
+
+    Parameters
+    ----------
+    device : auto, cpu or cuda
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world_size == 1:
+        yield Runtime(chosen)
+        return
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Runtime(chosen, dist.get_rank(), world_size)
+    finally:
+        dist.destroy_process_group()

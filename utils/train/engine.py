@@ -1,0 +1,320 @@
+"""The only training loop.
+
+`fit(objective, …)` owns loaders, processes, precision, accumulation, clipping, the learning rate, validation, early
+stopping, saving and resuming. A stage is an objective; it has no loop of its own.
+"""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from models.objectives import Objective
+from utils.data.dataset import CellDataset, Plan, make_loader
+from utils.errors import UserError
+from utils.train.distributed import Runtime
+from utils.train.folders import check_folder, write_folder
+from utils.train.log import RunLog, copy_log, workshop
+from utils.train.schedule import learning_rate
+
+
+@dataclass
+class TrainConfig:
+    """How to train; common to all stages. Defaults are the published values where there are any."""
+
+    epochs: int = field(default=100, metadata={"help": "passes over the training cells"})
+    batch_size: int = field(default=3, metadata={"help": "cells per forward pass and process"})
+    grad_acc: int = field(default=1, metadata={"help": "forward passes per optimiser step"})
+    learning_rate: float = field(default=1e-4, metadata={"help": "peak learning rate of AdamW"})
+    weight_decay: float = field(default=0.0, metadata={"help": "decoupled weight decay; 0 makes it Adam, as published"})
+    warmup_epochs: float = field(default=5, metadata={"help": "epochs of linear warm-up"})
+    cycle_epochs: float = field(
+        default=15, metadata={"help": "epochs of the first cosine cycle; each next one doubles"}
+    )
+    clip_norm: float = field(default=1.0, metadata={"help": "largest norm of the gradient; 0 for no clipping"})
+    patience: int = field(
+        default=10, metadata={"help": "epochs without a better validation loss before it stops; 0: never"}
+    )
+    max_steps: int = field(default=0, metadata={"help": "stop after this many optimiser steps; 0 for no such limit"})
+    seed: int = field(default=0, metadata={"help": "of weights, order, masks and dropout"})
+    precision: Literal["fp32", "bf16"] = field(default="fp32", metadata={"help": "bf16 computes under autocast"})
+    device: Literal["auto", "cpu", "cuda"] = field(
+        default="auto", metadata={"help": "auto takes a GPU when there is one"}
+    )
+    num_workers: int = field(default=0, metadata={"help": "processes that make minibatches; 0 makes them in the loop"})
+    save_minutes: float = field(
+        default=10, metadata={"help": "minutes between saves of the training state in an epoch"}
+    )
+    resume: bool = field(default=False, metadata={"help": "go on from the training state left by an earlier run"})
+    overwrite: bool = field(default=False, metadata={"help": "replace a model of the same name"})
+
+
+# Settings that may differ between a run and its resumption.
+MAY_CHANGE = {"epochs", "patience", "max_steps", "device", "num_workers", "save_minutes", "resume", "overwrite"}
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all that is not a tensor."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    best: float = math.inf
+    epochs_since_best: int = 0
+
+
+def fit(
+    objective: Objective,
+    train: CellDataset,
+    val: CellDataset,
+    config: TrainConfig,
+    runtime: Runtime,
+    folder: Path,
+    write_model: Callable[[Path], None],
+) -> dict[str, float]:
+    """Train an objective and keep the model with the lowest validation loss.
+
+    Parameters
+    ----------
+    objective : minibatch → (loss [B], metrics)
+    train, val : cells; without validation cells the training loss decides
+    config : how to train
+    runtime : this process
+    folder : of the model; the training state lies beside it, in `<folder>.training`
+    write_model : writes the model's files into an empty folder
+
+    Returns
+    -------
+    The best epoch's metrics
+
+    Raises
+    ------
+    UserError
+        If a model of that name exists, if resuming does not fit, or if the loss is not a number.
+    """
+    state_folder = workshop(folder) / "state"
+    objective.to(runtime.device)
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True, betas=(0.9, 0.999)
+    )
+    progress, best_metrics = Progress(), {}
+    if config.resume:
+        progress, best_metrics = load_state(state_folder, objective, optimizer, config)
+        runtime.say(f"resuming {folder.name} at epoch {progress.epoch + 1}, optimiser step {progress.step}")
+    elif folder.exists() and not config.overwrite:
+        raise UserError(f"{folder}: exists already; add --resume, --overwrite, or choose another --model_name")
+    runtime.barrier()  # nobody writes before everybody has looked
+    if runtime.is_main and not config.resume:
+        shutil.rmtree(workshop(folder), ignore_errors=True)
+    log = RunLog(workshop(folder), runtime.is_main, progress.step)
+
+    module = objective
+    if runtime.world_size > 1:
+        ids = [runtime.device.index] if runtime.device.type == "cuda" else None
+        module = DistributedDataParallel(objective, device_ids=ids, broadcast_buffers=False)
+    share = {"rank": runtime.rank, "world_size": runtime.world_size}
+    plan = Plan(train.lengths, config.batch_size, config.grad_acc, seed=config.seed, shuffle=True, **share)
+    loaders = {
+        "train": make_loader(train, plan, config.num_workers, runtime.device.type == "cuda"),
+        "val": make_loader(val, Plan(val.lengths, config.batch_size, config.grad_acc, **share)),
+    }
+    n_trained = sum(p.numel() for p in parameters)
+    runtime.say(
+        f"{folder.name}: {len(train):,} training and {len(val):,} validation cells, {n_trained:,} trained parameters, "
+        f"{plan.n_steps} steps of {plan.step_size} cells per epoch, {runtime.world_size} × {runtime.device}"
+    )
+
+    def save_state() -> None:
+        if runtime.is_main:
+            write_folder(
+                state_folder,
+                lambda path: write_state(path, objective, optimizer, config, progress, best_metrics),
+            )
+
+    finished = lambda: bool(config.max_steps) and progress.step >= config.max_steps  # noqa: E731
+    patience_left = lambda: not config.patience or progress.epochs_since_best < config.patience  # noqa: E731
+    while progress.epoch < config.epochs and patience_left() and not finished():
+        plan.epoch, plan.first_step = progress.epoch, progress.step_in_epoch
+        metrics = train_epoch(module, optimizer, loaders["train"], plan, progress, config, runtime, save_state)
+        at_end = progress.step_in_epoch == plan.n_steps
+        done = progress.epoch + progress.step_in_epoch / plan.n_steps
+        log.add("train", done, progress.step, metrics)
+        if len(val):
+            metrics = evaluate(objective, loaders["val"], config, runtime)
+            log.add("val", done, progress.step, metrics)
+        runtime.say("  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        progress.epochs_since_best += 1
+        if metrics["loss"] < progress.best:
+            progress.best, progress.epochs_since_best = metrics["loss"], 0
+            best_metrics = {"epoch": done} | metrics
+            if runtime.is_main:
+                write_folder(folder, write_model)
+        if at_end:
+            progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
+        save_state()
+    if runtime.is_main:
+        log.close(folder.name)
+        copy_log(folder)
+        runtime.say(f"saved {folder} (best epoch {best_metrics.get('epoch', 0):g}, loss {progress.best:.4g})")
+    runtime.barrier()
+    return best_metrics
+
+
+def train_epoch(module, optimizer, loader, plan, progress, config, runtime, save_state) -> dict[str, float]:
+    """Optimiser steps from where `progress` stands to the end of the epoch (or to --max_steps); mean metrics."""
+    objective = module.module if isinstance(module, DistributedDataParallel) else module
+    objective.train()
+    sums, started, saved = {}, time.monotonic(), time.monotonic()
+    bar = tqdm(
+        total=len(plan.lengths),
+        initial=plan.first_step * plan.step_size,
+        desc=f"epoch {plan.epoch + 1}/{config.epochs}",
+        unit=" cells",
+        disable=not runtime.is_main,
+        dynamic_ncols=True,
+        mininterval=0.5,
+    )
+    rate, cells_done = 0.0, 0
+    for i, batch in enumerate(loader):
+        micro = i % config.grad_acc
+        if micro == 0:
+            objective.before_step(progress.step)
+            rate = learning_rate(
+                plan.epoch + progress.step_in_epoch / plan.n_steps,
+                config.learning_rate,
+                config.warmup_epochs,
+                config.cycle_epochs,
+            )
+            step_loss = 0.0
+        # Dropout depends on (seed, step, micro-batch, process), not on what was drawn before: resuming is exact.
+        torch.manual_seed(((config.seed * 1_000_003 + progress.step) * 4096 + micro) * 4096 + runtime.rank)
+        is_last = micro == config.grad_acc - 1
+        waits = nullcontext() if is_last or runtime.world_size == 1 else module.no_sync()
+        with waits:
+            loss, metrics = run(module, batch, config, runtime)
+            # Processes' gradients are averaged, but cells are to be: hence × world_size.
+            (loss.sum() / batch.step_cells * runtime.world_size).backward()
+        step_loss += loss.detach().sum().item() / batch.step_cells
+        add_up(sums, metrics | {"loss": (loss.detach().sum(), batch.weight.sum())})
+        if not is_last:
+            continue
+        if not math.isfinite(step_loss):
+            raise UserError(
+                f"the loss is {step_loss} at step {progress.step}; lower --learning_rate or use --precision fp32"
+            )
+        if config.clip_norm > 0:
+            nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], config.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        progress.step, progress.step_in_epoch = progress.step + 1, progress.step_in_epoch + 1
+        cells_done += batch.step_cells
+        bar.set_postfix(loss=f"{sums['loss'][0] / sums['loss'][1]:.4f}", refresh=False)
+        bar.update(batch.step_cells)
+        if config.max_steps and progress.step >= config.max_steps:
+            break
+        if time.monotonic() - saved > 60 * config.save_minutes and progress.step_in_epoch < plan.n_steps:
+            save_state()
+            saved = time.monotonic()
+    bar.close()
+    seconds = time.monotonic() - started
+    return means(sums, runtime) | {
+        "learning_rate": rate,
+        "seconds": round(seconds, 3),
+        "cells_per_second": round(cells_done / seconds, 2),
+    }
+
+
+@torch.no_grad()
+def evaluate(objective: Objective, loader, config: TrainConfig, runtime: Runtime) -> dict[str, float]:
+    """Mean metrics over a loader's cells and all processes, without dropout."""
+    objective.eval()
+    sums = {}
+    for batch in loader:
+        loss, metrics = run(objective, batch, config, runtime)
+        add_up(sums, metrics | {"loss": (loss.sum(), batch.weight.sum())})
+    return means(sums, runtime)
+
+
+def run(module: nn.Module, batch, config: TrainConfig, runtime: Runtime):
+    """Forward pass: weighted loss [B] (0 for filling) and metrics."""
+    batch = batch.to(runtime.device)
+    with torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        loss, metrics = module(batch)
+    return loss * batch.weight, metrics
+
+
+def add_up(sums: dict[str, list[float]], metrics: dict) -> None:
+    """Add a minibatch's (sum, count) pairs."""
+    for name, (total, count) in metrics.items():
+        entry = sums.setdefault(name, [0.0, 0.0])
+        entry[0] += float(total)
+        entry[1] += float(count)
+
+
+def means(sums: dict[str, list[float]], runtime: Runtime) -> dict[str, float]:
+    """Means over all processes of what was added up; `loss` first."""
+    flat = {f"{name} {i}": value for name, pair in sums.items() for i, value in enumerate(pair)}
+    total = runtime.sum(flat)
+    names = sorted(sums, key=lambda name: (name != "loss", name))
+    return {name: total[f"{name} 0"] / max(total[f"{name} 1"], 1e-12) for name in names}
+
+
+def write_state(path: Path, objective, optimizer, config: TrainConfig, progress: Progress, best_metrics: dict) -> None:
+    """All that resuming needs: trained weights, buffers, Adam's moments (safetensors) and the position (JSON)."""
+    trained = {name for name, p in objective.named_parameters() if p.requires_grad}
+    trained |= {name for name, _ in objective.named_buffers()}
+    state = objective.state_dict()
+    tensors = {f"objective.{name}": state[name] for name in trained & state.keys()}
+    for i, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{name}": value for name, value in moments.items()}
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path / "state.safetensors"
+    )
+    (path / "state.json").write_text(
+        json.dumps({"progress": asdict(progress), "best_metrics": best_metrics, "config": asdict(config)}, indent=1)
+    )
+
+
+def load_state(path: Path, objective, optimizer, config: TrainConfig) -> tuple[Progress, dict]:
+    """Put objective and optimizer back to where `write_state` left them.
+
+    Raises
+    ------
+    UserError
+        If there is no such state, it is damaged, or it belongs to other settings.
+    """
+    if not path.exists() and not path.with_name(f".{path.name}.previous").exists():
+        raise UserError(f"{path}: nothing to resume; run the same command without --resume")
+    path, _ = check_folder(path)
+    saved = json.loads((path / "state.json").read_text())
+    settings = asdict(config)
+    for name, value in saved["config"].items():
+        if name not in MAY_CHANGE and settings.get(name) != value:
+            raise UserError(f"{path}: was made with --{name} {value}, not {settings.get(name)}; resume with the same")
+    tensors = load_file(path / "state.safetensors")
+    of = lambda prefix: {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}  # noqa: E731
+    missing, unexpected = objective.load_state_dict(of("objective."), strict=False)  # frozen weights are not in it
+    frozen = {name for name, p in objective.named_parameters() if not p.requires_grad}
+    if unexpected or set(missing) - frozen:
+        raise UserError(f"{path}: belongs to a model of another shape; resume with the same command")
+    moments = {}
+    for name, tensor in of("optimizer.").items():
+        index, key = name.split(".")
+        moments.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return Progress(**saved["progress"]), saved["best_metrics"]

@@ -1,0 +1,93 @@
+"""Running a trained model over cells: results come back in the file's order, from any number of processes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from models.minibatch import Minibatch
+from models.scmomer import ScMomer
+from utils.data.dataset import CellDataset, Plan, make_loader
+from utils.train.checkpoint import SavedModel
+from utils.train.distributed import Runtime
+
+SORTING_WINDOW = 32  # minibatches whose cells are sorted by length together, so that little padding is computed
+
+
+@dataclass
+class InferConfig:
+    """How to run a trained model."""
+
+    batch_size: int = field(default=64, metadata={"help": "cells per forward pass and process"})
+    device: Literal["auto", "cpu", "cuda"] = field(
+        default="auto", metadata={"help": "auto takes a GPU when there is one"}
+    )
+    precision: Literal["fp32", "bf16"] = field(default="fp32", metadata={"help": "bf16 computes under autocast"})
+    num_workers: int = field(default=0, metadata={"help": "processes that make minibatches; 0 makes them in the loop"})
+
+
+@torch.no_grad()
+def infer(
+    function: Callable[[Minibatch], tuple[Tensor, ...]],
+    model: torch.nn.Module,
+    dataset: CellDataset,
+    config: InferConfig,
+    runtime: Runtime,
+    title: str,
+) -> tuple[np.ndarray, ...]:
+    """Apply a function of the model to all cells.
+
+    Parameters
+    ----------
+    function : minibatch of B cells → tensors [B, …]
+    model : what the function calls; put on the device and into eval mode
+    dataset, config, runtime : which cells, how, and by which processes
+    title : of the progress bar
+
+    Returns
+    -------
+    One float32 array [cells, …] per tensor, rows in the dataset's order
+    """
+    model.to(runtime.device).eval()
+    plan = Plan(dataset.lengths, config.batch_size, SORTING_WINDOW, rank=runtime.rank, world_size=runtime.world_size)
+    bar = tqdm(total=len(dataset), desc=title, unit=" cells", disable=not runtime.is_main, dynamic_ncols=True)
+    rows, results = [], []
+    for batch in make_loader(dataset, plan, config.num_workers):
+        if not batch.weight.any():  # only filling is left
+            continue
+        with torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            outputs = function(batch.to(runtime.device))
+        real = batch.weight > 0
+        rows.append(batch.row[real].numpy())
+        results.append([output.float().cpu()[real].numpy() for output in outputs])
+        bar.update(int(real.sum()) * runtime.world_size)
+    bar.close()
+    mine = np.concatenate(rows), [np.concatenate(parts) for parts in zip(*results, strict=True)]
+    shares = runtime.gather(mine)
+    order = np.argsort(np.concatenate([rows for rows, _ in shares]), kind="stable")
+    return tuple(np.concatenate(parts)[order] for parts in zip(*(arrays for _, arrays in shares), strict=True))
+
+
+@dataclass
+class Prediction:
+    """types [cells] str; confidence [cells] calibrated probability of that type; probability [cells, classes];
+    embedding [cells, latent_dim]."""
+
+    types: np.ndarray
+    confidence: np.ndarray
+    probability: np.ndarray
+    embedding: np.ndarray
+
+
+def predict_types(saved: SavedModel, dataset: CellDataset, config: InferConfig, runtime: Runtime) -> Prediction:
+    """Cell types of a dataset by a fine-tuned model folder."""
+    model: ScMomer = saved.build()
+    embedding, logits = infer(model, model, dataset, config, runtime, "predicting")
+    probability = torch.softmax(torch.from_numpy(logits) / saved.temperature, dim=1).numpy()
+    best = probability.argmax(1)
+    types = np.array(saved.labels, dtype=object)[best]
+    return Prediction(types, probability[np.arange(len(best)), best], probability, embedding)
