@@ -49,6 +49,8 @@ def main() -> None:
         for name, parent in parents.items():
             load_strictly(model.towers[name].encoder, part(parent.state, "encoder."), parent.path)
 
+        model.start_decoders_at_mean(cells.train_mean("rna"), cells.train_mean("atac"))
+
         train, val = train_and_val(cells, config.seed, labels=cells.label_codes(), false_pairs=True)
         saved = SavedModel(
             kind="multimodal",

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from models.minibatch import Ragged
@@ -36,9 +37,9 @@ class ViTBlock(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(config.dim, hidden), nn.GELU(), nn.Linear(hidden, config.dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        # [B, N, 3·H·d] → three of [B, H, N, d]
-        q, k, v = self.to_qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        qkv = self.to_qkv(self.attention_norm(x))
+        q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        x = x + self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 

@@ -13,12 +13,11 @@ from models.atac_encoder import ATACEncoder, PatchHead
 from models.masking import mask_genes, mask_patches
 from models.minibatch import Minibatch, Ragged, other
 from models.rna_encoder import MASK_TOKEN, N_TOKENS, RNAEncoder
-from models.scmomer import ScMomer
+from models.scmomer import ATAC_JOINT_OPEN_WEIGHT, ScMomer
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
 
 ATAC_STAGE_1_OPEN_WEIGHT = 20.0
-ATAC_JOINT_OPEN_WEIGHT = 5.0
 FALSE_PAIR_SHARE = 0.5
 FEATURE_REDRAW_STEPS = 1000
 

@@ -9,6 +9,7 @@ directions W, exp(q·k/√d) = E[φ(q)·φ(k)], so the sum over keys is taken on
 import math
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 FEATURE_EPS = 1e-4  # keeps every feature above zero, so that the normaliser never vanishes
@@ -28,42 +29,43 @@ def orthogonal_features(n_features: int, dim_head: int, generator: torch.Generat
     """
     blocks = []
     for start in range(0, n_features, dim_head):
-        gaussian = torch.randn(dim_head, dim_head, generator=generator)
-        blocks.append(torch.linalg.qr(gaussian).Q.T[: n_features - start])
+        q, r = torch.linalg.qr(torch.randn(dim_head, dim_head, generator=generator))
+        q = q * r.diagonal().sign()  # else LAPACK's choice of signs favours some directions (Mezzadri 2007)
+        blocks.append(q.T[: n_features - start])
     lengths = torch.randn(n_features, dim_head, generator=generator).norm(dim=1, keepdim=True)
     return torch.cat(blocks) * lengths
 
 
-def softmax_features(x: Tensor, features: Tensor, stabiliser_dims: tuple[int, ...], valid: Tensor | None) -> Tensor:
+def softmax_features(x: Tensor, features: Tensor, per_cell: bool, valid: Tensor | None) -> Tensor:
     """Positive random features of the softmax kernel, φ(x) in MODEL.md's notation.
+
+    The largest projection is subtracted in the exponent. It is a constant of the quotient that attention takes, so any
+    choice is right but for rounding and for FEATURE_EPS.
 
     Parameters
     ----------
     x : [B, H, L, d] queries or keys
     features : [m, d]
-    stabiliser_dims : axes whose largest projection is subtracted: (-1,) for queries; heads, tokens and features
-        of one cell for keys, never the minibatch, so that a cell's result is the same in any company
-    valid : [B, L] bool or None; tokens that are padding get φ = 0 and do not count for the maximum
+    per_cell : subtract the maximum over heads, tokens and features of a cell (keys), or over features (queries). Never
+        over the minibatch: a cell's result is the same in any company
+    valid : [B, L] bool or None; padding does not count for the maximum, and its features are all FEATURE_EPS / √m
 
     Returns
     -------
-    [B, H, L, m] float32, positive at valid tokens
+    [B, H, L, m] float32, positive
     """
     scale = x.shape[-1] ** -0.25
     projected = (x * scale) @ features.T  # [B, H, L, m]
-    half_norm = x.square().sum(-1, keepdim=True) * (scale**2 / 2)
-    padding = None if valid is None else ~valid[:, None, :, None]
-    top = projected.detach()
-    if padding is not None:
+    half_norm = x.square().sum(-1, keepdim=True) * (scale**2 / 2)  # [B, H, L, 1]
+    top = projected.detach().amax(-1, keepdim=True)  # [B, H, L, 1]
+    if valid is not None:
+        padding = ~valid[:, None, :, None]
         top = top.masked_fill(padding, -torch.inf)
-    top = top.amax(stabiliser_dims, keepdim=True)
-    if padding is None:
-        phi = torch.exp(projected - half_norm - top) + FEATURE_EPS
-    else:
-        top = top.masked_fill(top.isinf(), 0.0)  # where there is nothing but padding
-        exponent = (projected - half_norm - top).masked_fill(padding, 0.0)
-        phi = (torch.exp(exponent) + FEATURE_EPS).masked_fill(padding, 0.0)
-    return phi * features.shape[0] ** -0.5
+        half_norm = half_norm.masked_fill(padding, torch.inf)
+    if per_cell:
+        top = top.amax((1, 2), keepdim=True)
+    top = top.masked_fill(top.isinf(), 0.0)  # where there is nothing but padding
+    return (torch.exp(projected - (half_norm + top)) + FEATURE_EPS) * features.shape[0] ** -0.5
 
 
 class FavorAttention(nn.Module):
@@ -79,16 +81,20 @@ class FavorAttention(nn.Module):
         self.register_buffer("features", orthogonal_features(n_features or n_features_for(dim_head), dim_head))
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        split = lambda y: y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # noqa: E731  [B, L, H·d] → [B, H, L, d]
-        q, k, v = split(self.to_q(x)), split(self.to_k(x)), split(self.to_v(x))
+        q, k, v = (
+            rearrange(project(x), "b l (h d) -> b h l d", h=self.heads) for project in (self.to_q, self.to_k, self.to_v)
+        )
         # Exponentials lose too much in bfloat16; the sums below are linear in L, so float32 costs little.
         with torch.autocast(x.device.type, enabled=False):
-            phi_q = softmax_features(q.float(), self.features, (-1,), valid)
-            phi_k = softmax_features(k.float(), self.features, (1, 2, 3), valid)
-            keys_values = phi_k.transpose(-1, -2) @ v.float()  # [B, H, m, d]
-            normaliser = phi_q @ phi_k.sum(2)[..., None]  # [B, H, L, 1]
-            out = (phi_q @ keys_values) / normaliser.clamp(min=torch.finfo(torch.float32).tiny)
-        return self.to_out(out.transpose(1, 2).flatten(2).to(v.dtype))
+            phi_q = softmax_features(q.float(), self.features, per_cell=False, valid=valid)
+            phi_k = softmax_features(k.float(), self.features, per_cell=True, valid=valid)
+            # A column of ones beside the values makes the normaliser φ(q) Σ φ(K) the last column of the result.
+            values = torch.cat([v.float(), torch.ones_like(v[..., :1], dtype=torch.float32)], dim=-1)
+            if valid is not None:
+                values = values * valid[:, None, :, None]
+            out = phi_q @ (phi_k.transpose(-1, -2) @ values)  # [B, H, L, m] · [B, H, m, d + 1]
+            out = out[..., :-1] / out[..., -1:].clamp(min=torch.finfo(torch.float32).tiny)
+        return self.to_out(rearrange(out.to(v.dtype), "b h l d -> b l (h d)"))
 
 
 class PerformerBlock(nn.Module):

@@ -20,6 +20,7 @@ from models.minibatch import MODALITIES, Minibatch, other
 from models.rna_encoder import RNAEncoderConfig
 from models.student import Student, StudentConfig
 
+ATAC_JOINT_OPEN_WEIGHT = 5.0  # of an open peak in the loss of the ATAC decoder
 OtherModality = Literal["student", "zeros", "measured"]
 
 
@@ -78,6 +79,20 @@ class ScMomer(nn.Module):
         else:
             self.decoders = nn.ModuleDict({name: nn.Linear(latent_dim, size) for name, size in width.items()})
             self.pair_head = PairDiscriminator(latent_dim, config.fusion.pair_hidden)
+
+    @torch.no_grad()
+    def start_decoders_at_mean(self, mean_expression: Tensor, open_share: Tensor) -> None:
+        """Let the decoders begin with what is true of all cells, so that training is about what differs between them.
+
+        Parameters
+        ----------
+        mean_expression : [n_genes] mean log-normalised value of the training cells
+        open_share : [n_peaks] share of the training cells in which a peak is open; its bias becomes the logit at which
+            the weighted cross-entropy of a constant is least, log(w p / (1 - p))
+        """
+        share = open_share.clamp(1e-4, 1 - 1e-4)
+        self.decoders["rna"].bias.copy_(mean_expression)
+        self.decoders["atac"].bias.copy_((ATAC_JOINT_OPEN_WEIGHT * share / (1 - share)).log())
 
     def latents(self, batch: Minibatch) -> dict[str, Tensor]:
         """modality → [B, latent_dim], with the stand-in where `other_modality` says so."""

@@ -9,6 +9,7 @@ import anndata as ad
 import mudata
 import numpy as np
 import pandas as pd
+import torch
 from scipy.sparse import csr_matrix
 
 from models.minibatch import MODALITIES
@@ -108,6 +109,11 @@ class Cells:
             return None
         labels = self.obs[column]
         return labels.astype(str).where(labels.notna() & (labels.astype(str) != ""))
+
+    def train_mean(self, modality: str) -> torch.Tensor:
+        """[features] float32 mean of a modality's values over the training cells."""
+        total = np.asarray(self.values[modality][self.rows("train")].mean(0), dtype=np.float32).ravel()
+        return torch.from_numpy(total)
 
     def label_codes(self) -> np.ndarray | None:
         """[cells] int64 number of each cell's type, -1 where unknown; None when the file has no labels."""

@@ -1,0 +1,149 @@
+"""The living tutorial: every stage of scMomer on a small data set that it simulates, as a user would run them.
+
+    make demo            or            python demo.py
+
+1. simulates paired RNA + ATAC of five donors; the last donor is set aside, and comes back as RNA alone
+2. pretrains the RNA and the ATAC encoder, joins them on paired cells, distils a student for cells without ATAC
+3. fine-tunes cell types three times: with the student, without it, and with measured ATAC (the ceiling)
+4. labels the RNA-only donor, compares with logistic regression, and writes demo_output/
+"""
+
+import json
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+import pandas as pd
+
+from utils.cli import flag, parse_flags, run_script
+from utils.data.simulate import SimulationConfig, simulate
+from utils.errors import UserError
+from utils.report.metrics import classification_scores
+from utils.report.plots import bars, confusion, umap_true_predicted
+from utils.report.stages import Stages
+
+ENCODER = "--dim 64 --depth 2 --heads 2 --dim_head 32"
+SCHEDULE = "--warmup_epochs 1 --learning_rate 1e-3"
+
+
+@dataclass
+class Flags:
+    out_path: str = flag("folder for everything the demo writes; replaced when it is there", "demo_output")
+    n_cells: int = flag("simulated cells, all donors", 2500)
+    seed: int = flag("of the simulation and of the training", 0)
+
+
+def main() -> None:
+    (flags,) = parse_flags(__doc__, Flags)
+    out = Path(flags.out_path).resolve()
+    if out.exists() and any(out.iterdir()) and not (out / ".scmomer_demo").exists():
+        raise UserError(f"{out}: exists and was not made by the demo; choose another --out_path")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / ".scmomer_demo").touch()
+    names = ("cells.h5mu", "cells.ready.h5mu", "new_donor.h5ad", "predictions.h5ad", "runs")
+    raw, ready, new, labelled, runs = (shlex.quote(str(out / name)) for name in names)
+
+    print(f"simulating {flags.n_cells:,} paired cells of 5 donors", flush=True)
+    simulation = simulate(SimulationConfig(n_cells=flags.n_cells, seed=flags.seed))
+    mdata = simulation.mdata
+    mdata.write(out / "cells.h5mu")
+    last = sorted(mdata.obs["donor"].unique())[-1]
+    rna = mdata.mod["rna"]
+    new_donor = rna[rna.obs["donor"] == last].copy()
+    truth = new_donor.obs["cell_type"].astype(str).to_numpy()
+    new_donor.obs = new_donor.obs[[]]  # RNA alone, no labels: what a user has
+    new_donor.write(out / "new_donor.h5ad")
+
+    stages, common = Stages(), f"--ckpt_dir {runs} --seed {flags.seed}"
+    stages.run(
+        "preprocess", f"preprocess.py --data_path {raw} --out_path {ready} --split_by donor --test_groups {last}"
+    )
+    stages.run(
+        "pretrain RNA",
+        f"pretrain_rna.py --data_path {ready} {common} --model_name rna --tokens expressed {ENCODER} {SCHEDULE} "
+        "--epochs 5 --batch_size 16 --grad_acc 2",
+    )
+    stages.run(
+        "pretrain ATAC",
+        f"pretrain_atac.py --data_path {ready} {common} --model_name atac --n_patches 64 {ENCODER} {SCHEDULE} "
+        "--epochs 10 --batch_size 32",
+    )
+    stages.run(
+        "join modalities",
+        f"pretrain_multimodal.py --data_path {ready} {common} --model_name multimodal --rna_model_path {runs}/rna "
+        f"--atac_model_path {runs}/atac {SCHEDULE} --epochs 8 --batch_size 16 --grad_acc 2",
+    )
+    stages.run(
+        "teacher's latents",
+        f"get_latent_emb.py --data_path {ready} --model_path {runs}/multimodal --ckpt_dir {runs}/latents",
+    )
+    stages.run(
+        "distil student",
+        f"pretrain_missing_mod.py --data_path {ready} {common} --model_name student --model_path {runs}/multimodal "
+        f"--dir_train {runs}/latents --dir_val {runs}/latents {SCHEDULE} --epochs 20 --batch_size 32",
+    )
+    ways = {
+        "with student": ("student", "student"),
+        "without student": ("multimodal", "zeros"),
+        "paired": ("multimodal", "measured"),
+    }
+    for way, (parent, mode) in ways.items():
+        stages.run(
+            f"fine-tune {way}",
+            f"train_missing_celltype_func.py --data_path {ready} {common} --model celltype_{mode} "
+            f"--pretrained_model_path {runs}/{parent} --other_modality {mode} {SCHEDULE} "
+            "--epochs 8 --batch_size 16 --grad_acc 2",
+        )
+    stages.run(
+        "label the new donor",
+        f"predict_cell_type.py --data_path {new} --model_path celltype_student --ckpt_dir {runs} --out_path {labelled}",
+    )
+    for mode in ("student", "zeros", "measured"):
+        stages.run(f"evaluate {mode}", f"evaluate.py --data_path {ready} --model_path {runs}/celltype_{mode}")
+    stages.run("evaluate translation", f"evaluate.py --data_path {ready} --model_path {runs}/student")
+    summarise(out, stages.used, truth, ways, flags)
+
+
+def summarise(out: Path, stages: dict, truth, ways: dict, flags: Flags) -> None:
+    """Collect what the stages wrote into summary.json, a table and figures."""
+    results = lambda name: json.loads((out / "runs" / name / "evaluation" / "evaluation_test.json").read_text())  # noqa: E731
+    predictions = ad.read_h5ad(out / "predictions.h5ad")
+    predicted = predictions.obs["predicted_cell_type"].astype(str).to_numpy()
+    scored = {f"RNA only, {way}" if way != "paired" else "RNA + ATAC": mode for way, (_, mode) in ways.items()}
+    cell_types = {name: results(f"celltype_{mode}")["scmomer"] for name, mode in scored.items()}
+    cell_types["RNA only, logistic regression"] = results("celltype_student")["logistic regression"]
+    translation = {name: results("student")[name] for name in ("scmomer", "mean accessibility")}
+    summary = {
+        "cells": {"simulated": flags.n_cells, "new_donor": len(truth)},
+        "seed": flags.seed,
+        "cell_types": cell_types,
+        "labelled_file": classification_scores(truth, predicted),
+        "translation_rna_to_atac": translation,
+        "stages": stages,
+        "total_seconds": round(sum(stage["seconds"] for stage in stages.values()), 1),
+        "peak_memory_gb": max(stage["peak_memory_gb"] for stage in stages.values()),
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=1))
+    for name in ("rna", "atac", "multimodal", "student", "celltype_student"):
+        shutil.copy(out / "runs" / name / "loss_curve.png", out / f"loss_{name}.png")
+    umap_true_predicted(predictions.obsm["X_scmomer"], truth, predicted, out / "umap.png", seed=flags.seed)
+    confusion(truth, predicted, out / "confusion.png")
+    columns = ("accuracy", "macro_f1")
+    bars(
+        {name: {column: row[column] for column in columns} for name, row in cell_types.items()},
+        out / "comparison.png",
+        "Cell types of the donor set aside",
+        {name: {column: row[f"{column}_95%"] for column in columns} for name, row in cell_types.items()},
+    )
+    print(f"\nCell types of the donor set aside ({len(truth):,} cells)")
+    print(pd.DataFrame(cell_types).T[list(columns)].astype(float).round(3).to_string())
+    print("\nRNA → ATAC on the same cells, AUROC (mean over peaks; mean over cells)")
+    print(pd.DataFrame(translation).T[["peak_auroc", "cell_auroc"]].astype(float).round(3).to_string())
+    print(f"\n{summary['total_seconds']:.0f} s, at most {summary['peak_memory_gb']:.2f} GB; look into {out}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,264 @@
+"""From raw counts to model-ready cells: the functions, and preprocess.py as a whole."""
+
+import json
+from pathlib import Path
+
+import anndata as ad
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.sparse import csc_matrix, csr_matrix
+
+from tests.helpers import error_of, run
+from utils.data import prepare
+from utils.data.peaks import format_peaks, genome_order, parse_peaks
+from utils.data.read import STAMP, read_cells
+from utils.errors import UserError
+from utils.train.folders import file_hash
+
+COUNTS = np.array([[3, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 7]], dtype=np.float32)
+
+
+def by_formula(counts: np.ndarray, target_sum: float) -> np.ndarray:
+    """log2(1 + target · c / total), 0 for cells without counts."""
+    return np.log2(1 + target_sum * counts / np.maximum(counts.sum(1, keepdims=True), 1))
+
+
+# Functions ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target_sum", [1e4, 250.0])
+def test_normalisation_is_the_formula(target_sum):
+    counts = csr_matrix(COUNTS)
+    normalised = prepare.log_normalise(counts, target_sum)
+    assert normalised.dtype == np.float32
+    np.testing.assert_allclose(normalised.toarray(), by_formula(COUNTS, target_sum), rtol=1e-5)
+    np.testing.assert_array_equal(counts.toarray(), COUNTS)  # the counts are not touched
+
+
+@pytest.mark.parametrize("form", [np.asarray, csr_matrix, csc_matrix], ids=["dense", "csr", "csc"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_counts_are_found_in_any_form(form, dtype):
+    adata = ad.AnnData(form(COUNTS.astype(dtype)), var=pd.DataFrame(index=list("abcd")))
+    counts, names, place = prepare.find_counts(adata, "file.h5ad")
+    assert (place, list(names), counts.dtype) == ("X", list("abcd"), np.float32)
+    np.testing.assert_array_equal(counts.toarray(), COUNTS)
+
+
+@pytest.mark.parametrize("place", ["layers['counts']", "raw"])
+def test_counts_are_found_beside_a_normalised_x(place):
+    adata = ad.AnnData(csr_matrix(COUNTS), var=pd.DataFrame(index=list("abcd")))
+    if place == "raw":
+        adata.raw = adata
+        adata = adata[:, ["b", "d"]].copy()
+        adata.X = by_formula(COUNTS, 1e4)[:, [1, 3]]
+    else:
+        adata.layers["counts"] = adata.X
+        adata.X = by_formula(COUNTS, 1e4)
+    counts, names, found = prepare.find_counts(adata, "file.h5ad")
+    assert (found, list(names)) == (place, list("abcd"))
+    np.testing.assert_array_equal(counts.toarray(), COUNTS)
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0, np.nan, np.inf])
+def test_what_is_no_count_is_refused(value):
+    matrix = COUNTS.copy()
+    matrix[2, 1] = value
+    with pytest.raises(UserError, match=r"file\.h5ad: no raw counts in X"):
+        prepare.find_counts(ad.AnnData(matrix), "file.h5ad")
+
+
+def test_stored_zeros_are_no_counts():
+    stored = csr_matrix((np.array([0.0, 2.0]), np.array([0, 1]), np.array([0, 2])), shape=(1, 3))
+    counts, _, _ = prepare.find_counts(ad.AnnData(stored), "file.h5ad")
+    assert counts.indices.tolist() == [1]
+    assert prepare.binarise(stored).indices.tolist() == [1]
+
+
+def test_binarised_is_one_where_anything_is():
+    np.testing.assert_array_equal(prepare.binarise(csr_matrix(COUNTS)).toarray(), (COUNTS > 0).astype(np.float32))
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1e4", 1e4), ("250", 250.0), ("median", 5.0)])
+def test_target_sum(text, expected):
+    assert prepare.choose_target_sum(text, np.array([0.0, 4.0, 5.0, 100.0])) == expected
+
+
+@pytest.mark.parametrize("text", ["mean", "0", "-3", "nan", "inf", ""])
+def test_no_target_sum(text):
+    with pytest.raises(UserError, match="--target_sum"):
+        prepare.choose_target_sum(text, np.ones(3))
+
+
+def test_alignment_orders_fills_and_drops():
+    counts, share = prepare.align_features(csr_matrix(COUNTS), list("abcd"), ["d", "x", "a", "y"])
+    assert share == 0.5
+    np.testing.assert_array_equal(
+        counts.toarray(), np.stack([COUNTS[:, 3], 0 * COUNTS[:, 0], COUNTS[:, 0], 0 * COUNTS[:, 0]], 1)
+    )
+
+
+def test_old_and_new_symbol_of_a_gene_are_summed():
+    names = ["MARCH1", "CD8A", "MARCHF1", "NOT-A-GENE"]
+    counts, symbols, report = prepare.harmonise_genes(csr_matrix(COUNTS), names, "human")
+    assert list(symbols) == ["MARCHF1", "CD8A", "NOT-A-GENE"]
+    np.testing.assert_array_equal(
+        counts.toarray(), np.stack([COUNTS[:, 0] + COUNTS[:, 2], COUNTS[:, 1], COUNTS[:, 3]], 1)
+    )
+    expected = {"species": "human", "genes_in_file": 4, "symbols_updated": 1, "symbols_unknown": 1}
+    assert expected.items() <= report.items()
+    assert report["genes_after_merging"] == 3
+
+
+def test_mouse_symbols_stay():
+    names = ["Gad1", "Slc17a7", "mt-Nd1", "Gm12345"]
+    _, symbols, report = prepare.harmonise_genes(csr_matrix(COUNTS), names, "auto")
+    assert (list(symbols), report["species"]) == (names, "mouse")
+
+
+def test_peaks_are_put_in_genome_order_and_merged():
+    names = ["chr10:5-9", "chr2:50-60", "chr2:7-9", "chr2:50-60"]
+    counts, peaks = prepare.sort_peaks(csr_matrix(COUNTS), names, None)
+    assert list(peaks) == ["chr2:7-9", "chr2:50-60", "chr10:5-9"]
+    np.testing.assert_array_equal(
+        counts.toarray(), np.stack([COUNTS[:, 2], COUNTS[:, 1] + COUNTS[:, 3], COUNTS[:, 0]], 1)
+    )
+
+
+# preprocess.py -----------------------------------------------------------------------------------------------------
+
+SPLIT = {"split_by": "donor", "test_groups": "D2"}
+
+
+def preprocess(content: mudata.MuData | ad.AnnData, folder: Path, **flags) -> mudata.MuData | ad.AnnData:
+    """Write, preprocess, read."""
+    suffix = ".h5mu" if isinstance(content, mudata.MuData) else ".h5ad"
+    content.write(folder / f"in{suffix}")
+    run("preprocess", data_path=folder / f"in{suffix}", out_path=folder / f"out{suffix}", **flags)
+    return (mudata.read_h5mu if suffix == ".h5mu" else ad.read_h5ad)(folder / f"out{suffix}")
+
+
+@pytest.fixture
+def mdata(simulation) -> mudata.MuData:
+    return simulation.mdata.copy()
+
+
+def test_values_counts_and_stamp(mdata, tmp_path):
+    out = preprocess(mdata, tmp_path, **SPLIT, val_fraction=0.2, seed=3)
+    counts = {name: mdata[name].X.toarray() for name in ("rna", "atac")}
+    for name in ("rna", "atac"):
+        assert list(out[name].obs_names) == list(mdata.obs_names)
+        np.testing.assert_array_equal(out[name].layers["counts"].toarray(), counts[name])
+        assert (out[name].obs["split"] == out.obs["split"]).all()
+    np.testing.assert_allclose(out["rna"].X.toarray(), by_formula(counts["rna"], 1e4), rtol=1e-5)
+    np.testing.assert_array_equal(out["atac"].X.toarray(), counts["atac"] > 0)
+    stamp = json.loads(out.uns[STAMP])
+    assert (stamp["target_sum"], stamp["log_base"], stamp["species"], stamp["label_column"]) == (
+        1e4,
+        2,
+        "human",
+        "cell_type",
+    )
+    assert stamp["split"] == {"split_by": "donor", "test_groups": "D2", "val_fraction": 0.2, "seed": 3}
+    assert stamp["source"] == {"name": "in.h5mu", "sha256": file_hash(tmp_path / "in.h5mu")}
+    assert (out.obs["cell_type"] == mdata.obs["cell_type"]).all()
+
+
+def test_split_in_the_file(mdata, tmp_path):
+    obs = preprocess(mdata, tmp_path, **SPLIT, val_fraction=0.2).obs
+    assert ((obs["split"] == "test") == (obs["donor"] == "D2")).all()
+    others = obs[obs["donor"] != "D2"]
+    share = others.groupby("cell_type", observed=True)["split"].agg([lambda s: (s == "val").sum(), len])
+    assert [tuple(row) for row in share.to_numpy()] == [(round(0.2 * n), n) for n in share.iloc[:, 1]]
+
+
+def test_same_seed_same_file_other_seed_other_split(mdata, tmp_path):
+    first, again, other = (preprocess(mdata, tmp_path, val_fraction=0.3, seed=seed).obs["split"] for seed in (1, 1, 2))
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_columns_of_any_order_give_the_same_peaks(mdata, tmp_path):
+    expected = preprocess(mdata, tmp_path)["atac"]
+    shuffled = mdata["atac"][:, np.random.default_rng(0).permutation(mdata["atac"].n_vars)].copy()
+    assert list(shuffled.var_names) != list(expected.var_names)
+    out = preprocess(shuffled, tmp_path)
+    assert list(out.var_names) == list(expected.var_names)
+    intervals = parse_peaks(out.var_names, None)
+    assert (genome_order(intervals) == np.arange(len(intervals))).all()
+    assert list(format_peaks(intervals)) == list(out.var_names)
+    assert (out.layers["counts"] != expected.layers["counts"]).nnz == 0
+    assert (out.X != expected.X).nnz == 0
+
+
+def test_median_knows_nothing_of_test_cells(mdata, tmp_path):
+    flags = SPLIT | {"target_sum": "median"}
+    before = preprocess(mdata, tmp_path, **flags)
+    is_test = (mdata.obs["donor"] == "D2").to_numpy()
+    totals = mdata["rna"].X.sum(1).A1
+    expected = float(np.median(totals[~is_test]))
+    assert expected != float(np.median(totals))
+    assert json.loads(before.uns[STAMP])["target_sum"] == expected
+    changed = mdata["rna"].X.toarray()
+    changed[is_test] *= 7
+    mdata["rna"].X = csr_matrix(changed)
+    after = preprocess(mdata, tmp_path, **flags)
+    assert json.loads(after.uns[STAMP])["target_sum"] == expected
+    assert (before["rna"].X[~is_test] != after["rna"].X[~is_test]).nnz == 0
+
+
+@pytest.mark.parametrize("modality", ["rna", "atac"])
+def test_a_file_of_one_modality(mdata, tmp_path, modality):
+    out = preprocess(mdata[modality], tmp_path)
+    assert isinstance(out, ad.AnnData)
+    np.testing.assert_array_equal(out.layers["counts"].toarray(), mdata[modality].X.toarray())
+    cells = read_cells(tmp_path / "out.h5ad", (modality,))
+    assert list(cells.values) == [modality]
+    assert set(cells.obs["split"]) == {"train", "val"}
+
+
+def test_counts_beside_a_normalised_x_are_used(mdata, tmp_path):
+    rna = mdata["rna"]
+    expected = preprocess(rna, tmp_path)
+    rna.layers["counts"] = rna.X.copy()
+    rna.X = prepare.log_normalise(rna.X, 1e4)
+    out = preprocess(rna, tmp_path)
+    assert (out.X != expected.X).nnz == 0
+
+
+def test_cells_without_counts_are_left_out_of_their_modality(mdata, tmp_path):
+    values = mdata["rna"].X.toarray()
+    values[[0, 5]] = 0
+    mdata["rna"].X = csr_matrix(values)
+    out = preprocess(mdata, tmp_path)
+    kept = np.delete(mdata.obs_names.to_numpy(), [0, 5])
+    assert list(out["rna"].obs_names) == list(kept)
+    assert list(out["atac"].obs_names) == list(mdata.obs_names)
+    assert list(read_cells(tmp_path / "out.h5mu", ("rna", "atac")).obs.index) == list(kept)
+    assert len(read_cells(tmp_path / "out.h5mu", ("atac",)).obs) == 96
+
+
+def test_cells_measured_in_one_modality_only(mdata, tmp_path):
+    part = mudata.MuData({"rna": mdata["rna"][:60].copy(), "atac": mdata["atac"][40:].copy()})
+    out = preprocess(part, tmp_path, **SPLIT)
+    assert len(out.obs) == 96
+    assert list(read_cells(tmp_path / "out.h5mu", ("rna", "atac")).obs.index) == list(mdata.obs_names[40:60])
+    for name, rows in (("rna", slice(60)), ("atac", slice(40, None))):
+        cells = read_cells(tmp_path / "out.h5mu", (name,))
+        assert list(cells.obs.index) == list(mdata.obs_names[rows])
+        assert ((cells.obs["split"] == "test") == (mdata.obs["donor"] == "D2").to_numpy()[rows]).all()
+
+
+def test_files_without_labels(mdata, tmp_path):
+    del mdata["rna"].obs["cell_type"]
+    cells_of = preprocess(mdata["rna"], tmp_path)
+    assert json.loads(cells_of.uns[STAMP])["label_column"] is None
+    cells = read_cells(tmp_path / "out.h5ad", ("rna",))
+    assert (cells.labels(), cells.label_codes()) == (None, None)
+
+
+def test_a_finished_file_is_not_preprocessed_again(ready_file, tmp_path, capsys):
+    line = error_of(capsys, "preprocess", data_path=ready_file, out_path=tmp_path / "out.h5mu")
+    assert f"{ready_file}: is preprocessed already" in line
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,129 @@
+"""Small cells and models that the tests of `models/` share."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+
+from models.atac_encoder import ATACEncoderConfig
+from models.classifier import ClassifierConfig
+from models.fusion import FusionConfig
+from models.minibatch import Minibatch, Ragged
+from models.rna_encoder import RNAEncoder, RNAEncoderConfig
+from models.scmomer import ScMomer, ScMomerConfig
+from models.student import StudentConfig
+
+N_GENES, N_PEAKS, N_CLASSES, LATENT_DIM = 60, 97, 4, 12
+LENGTHS = (60, 7, 0, 25, 1)  # expressed genes of the five cells below: all, few, none, some, one
+ATAC = ATACEncoderConfig(n_patches=8, dim=16, depth=3, heads=2, dim_head=8, ff_mult=2)  # 8 · 13 = 97 + 7 of filling
+FUSION = FusionConfig(latent_dim=LATENT_DIM, pair_hidden=6)
+STUDENT = StudentConfig(student_hidden=10, student_dropout=0.0)
+CLASSIFIER = ClassifierConfig(classifier_hidden=6, classifier_dropout=0.0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For every test of a file that imports it: on matrices this small, threads mostly wait for each other."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+def rna_config(tokens: str = "all") -> RNAEncoderConfig:
+    return RNAEncoderConfig(dim=16, depth=3, heads=2, dim_head=8, ff_mult=2, tokens=tokens)
+
+
+def ragged(dense: np.ndarray | Tensor) -> Ragged:
+    """The non-zero entries of dense cells [B, width]."""
+    csr = sparse.csr_matrix(np.asarray(dense, dtype=np.float32))
+    as_int = lambda values: torch.from_numpy(values.astype(np.int64))  # noqa: E731
+    return Ragged(as_int(csr.indices), torch.from_numpy(csr.data), as_int(csr.indptr), csr.shape[1])
+
+
+def expression(lengths: tuple[int, ...] = LENGTHS, n_genes: int = N_GENES, seed: int = 0) -> np.ndarray:
+    """Log values [B, n_genes] of cells with the given numbers of expressed genes, all with a bin above 0."""
+    rng = np.random.default_rng(seed)
+    cells = np.zeros((len(lengths), n_genes), dtype=np.float32)
+    for cell, length in zip(cells, lengths, strict=True):
+        cell[rng.choice(n_genes, length, replace=False)] = rng.uniform(1, 6.5, length)
+    return cells
+
+
+def accessibility(lengths: tuple[int, ...] = (30, 5, 11, 0, 97), n_peaks: int = N_PEAKS, seed: int = 1) -> np.ndarray:
+    """Binary peaks [B, n_peaks] of cells with the given numbers of open peaks."""
+    return (expression(lengths, n_peaks, seed) > 0).astype(np.float32)
+
+
+def minibatch(rna: np.ndarray | None = None, atac: np.ndarray | None = None, cells: list[int] | None = None, **parts):
+    """A minibatch of dense cells; what is not given is made up as a function of the cell's number.
+
+    Parameters
+    ----------
+    rna, atac : dense cells; the five default ones when None
+    cells : numbers of the cells to take, in this order; all when None
+    parts : other parts of the minibatch, for all cells
+    """
+    rna = expression() if rna is None else rna
+    atac = accessibility(n_peaks=N_PEAKS) if atac is None else atac
+    row = torch.arange(len(rna)) if cells is None else torch.tensor(cells, dtype=torch.int64)
+    latent = torch.Generator().manual_seed(5)
+    made_up = {
+        "key": torch.arange(len(rna)) * 7919 + 13,
+        "weight": torch.ones(len(rna)),
+        "label": torch.arange(len(rna)) % N_CLASSES,
+        "true_pair": torch.arange(len(rna)) % 2 == 0,
+    }
+    latents = {name: torch.randn(len(rna), LATENT_DIM, generator=latent) for name in ("rna", "atac")}
+    return Minibatch(
+        row=row,
+        step_cells=len(row),
+        rna=ragged(np.asarray(rna)[row.numpy()]),
+        atac=ragged(np.asarray(atac)[row.numpy()]),
+        latent={name: values[row] for name, values in latents.items()},
+        **{name: values[row] for name, values in (made_up | parts).items()},
+    )
+
+
+def jitter(module: nn.Module, seed: int = 0, scale: float = 0.1) -> nn.Module:
+    """Move every parameter off its initial value, so that no zero bias or unit norm hides a mistake; no dropout."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
+    return module.eval()
+
+
+def rna_encoder(tokens: str = "all", gene_embedding: Tensor | None = None) -> RNAEncoder:
+    torch.manual_seed(3)
+    return RNAEncoder(rna_config(tokens), N_GENES, gene_embedding)
+
+
+def scmomer(tokens: str = "all", classes: bool = False, **options) -> ScMomer:
+    """A small model; with `other_modality="student"` it has a student, with `classes` a classifier."""
+    torch.manual_seed(4)
+    config = ScMomerConfig(
+        rna=rna_config(tokens),
+        atac=ATAC,
+        fusion=FUSION,
+        student=STUDENT if options.get("other_modality") == "student" else None,
+        classifier=CLASSIFIER if classes else None,
+        **options,
+    )
+    return jitter(ScMomer(config, N_GENES, N_PEAKS, N_CLASSES if classes else 0))
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of all gradients by name."""
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def by_gene(states: Tensor, tokens) -> Tensor:
+    """Token states [B, L, D] → [B, n_genes, D], zero for genes that are no token."""
+    if tokens.valid is None:
+        return states
+    out = states.new_zeros(len(states), N_GENES, states.shape[-1])
+    cell, place = tokens.valid.nonzero(as_tuple=True)
+    out[cell, tokens.genes[cell, place]] = states[cell, place]
+    return out

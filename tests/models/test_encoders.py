@@ -1,0 +1,406 @@
+"""Sparse cells, encoders, towers and the joined model: exact, and the same in any company."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import sparse
+from torch import Tensor, nn
+
+from models.atac_encoder import ATACEncoder, PatchHead
+from models.minibatch import Ragged, other
+from models.rna_encoder import MASK_TOKEN, GenePooling, GeneTokens
+from models.student import Student
+from tests.models.helpers import (
+    ATAC,
+    LATENT_DIM,
+    LENGTHS,
+    N_GENES,
+    N_PEAKS,
+    STUDENT,
+    accessibility,
+    by_gene,
+    expression,
+    gradients,
+    jitter,
+    minibatch,
+    one_thread,  # noqa: F401
+    ragged,
+    rna_encoder,
+    scmomer,
+)
+
+# ---------------------------------------------------------------------------------------------------- sparse cells
+
+
+@pytest.mark.parametrize(
+    "lengths", [(3, 0, 5), (0, 4), (4, 0), (0,), (0, 0), (6,), ()], ids=lambda lengths: "-".join(map(str, lengths))
+)
+def test_ragged_agrees_with_scipy(lengths):
+    dense = expression(lengths, 6)
+    cells, csr = ragged(dense), sparse.csr_matrix(dense)
+    assert len(cells) == len(lengths)
+    assert cells.lengths.tolist() == list(lengths)
+    assert cells.rows.tolist() == csr.tocoo().row.tolist()
+    assert torch.equal(cells.dense(), torch.from_numpy(dense))
+
+    indices, values, valid = cells.padded()
+    assert indices.shape == values.shape == valid.shape == (len(lengths), max([1, *lengths]))
+    assert valid.sum(1).tolist() == list(lengths)
+    for b in range(len(lengths)):
+        row = csr[b]
+        assert indices[b, valid[b]].tolist() == row.indices.tolist()
+        assert values[b, valid[b]].tolist() == row.data.tolist()
+        assert (indices[b, ~valid[b]] == 0).all()
+        assert (values[b, ~valid[b]] == 0).all()
+
+    kept = cells.keep(cells.values > 3)
+    assert torch.equal(kept.dense(), torch.from_numpy(np.where(dense > 3, dense, 0)))
+    assert kept.offsets.tolist() == sparse.csr_matrix(np.where(dense > 3, dense, 0)).indptr.tolist()
+    assert torch.equal(cells.keep(torch.ones_like(cells.indices, dtype=torch.bool)).dense(), cells.dense())
+    assert cells.keep(torch.zeros_like(cells.indices, dtype=torch.bool)).lengths.tolist() == [0] * len(lengths)
+
+
+def test_minibatch_moves_whole():
+    batch = minibatch()
+    moved = batch.to("meta")
+    tensors = [moved.row, moved.key, moved.rna.values, moved.atac.offsets, moved.latent["rna"], moved.label]
+    assert all(tensor.is_meta for tensor in tensors)
+    assert moved.step_cells == batch.step_cells
+    assert moved.rna.width == N_GENES
+    assert not batch.rna.values.is_meta
+
+
+# ----------------------------------------------------------------------------------------------------- RNA encoder
+
+
+@pytest.mark.parametrize("binning", ["floor", "round"])
+def test_bins(binning):
+    values = np.array([[0.0, 0.4, 0.6, 1.0, 1.4, 1.6, 4.9, 5.2, 5.9, 9.3]], dtype=np.float32)
+    floor, rounded = [0, 0, 0, 1, 1, 1, 4, 5, 5, 5], [0, 0, 1, 1, 1, 2, 5, 5, 5, 5]
+    bins = floor if binning == "floor" else rounded
+    for kind in ("all", "expressed"):
+        encoder = rna_encoder(kind)
+        encoder.config, encoder.n_genes = replace(encoder.config, binning=binning), 10
+        tokens = encoder.tokenize(ragged(values))
+        if kind == "all":
+            assert tokens.bins.tolist() == [bins]
+            assert tokens.genes.tolist() == list(range(10))
+        else:  # a value whose bin is 0 is not expressed
+            assert tokens.bins.tolist() == [[b for b in bins if b]]
+            assert tokens.genes.tolist() == [[gene for gene, b in enumerate(bins) if b]]
+
+
+def test_expressed_tokens_are_padded_with_the_mask_token():
+    tokens = rna_encoder("expressed").tokenize(ragged(expression()))
+    assert tokens.bins.shape == (5, 60)
+    assert tokens.valid.sum(1).tolist() == list(LENGTHS)
+    assert (tokens.bins[~tokens.valid] == MASK_TOKEN).all()
+    assert ((tokens.bins[tokens.valid] > 0) & (tokens.bins[tokens.valid] < MASK_TOKEN)).all()
+
+
+@torch.no_grad()
+def test_order_of_the_genes_does_not_matter():
+    """Expressed genes are a set: permuting a cell's entries permutes its states and leaves its latent."""
+    tower = scmomer("expressed").towers["rna"]
+    cells = ragged(expression())
+    shuffle = torch.cat(
+        [start + torch.randperm(n) for start, n in zip(cells.offsets[:-1], cells.lengths.tolist(), strict=True)]
+    )
+    shuffled = Ragged(cells.indices[shuffle], cells.values[shuffle], cells.offsets, cells.width)
+    assert not torch.equal(shuffled.indices, cells.indices)
+    torch.testing.assert_close(tower(shuffled), tower(cells), atol=1e-5, rtol=0)
+    states = [by_gene(tower.encoder(t), t) for t in map(tower.encoder.tokenize, (cells, shuffled))]
+    torch.testing.assert_close(states[1], states[0], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_all_and_expressed_tokens_agree_where_all_genes_are_expressed():
+    cells = ragged(expression((60, 60)))
+    torch.testing.assert_close(
+        scmomer("expressed").towers["rna"](cells), scmomer("all").towers["rna"](cells), atol=1e-5, rtol=0
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens_kind", ["all", "expressed"])
+def test_gene_pooling_is_the_dense_formula(tokens_kind):
+    """ReLU of an affine map of each gene's state, 0 for genes that are no token, then linear over genes."""
+    pooling = jitter(GenePooling(16, N_GENES, LATENT_DIM), scale=0.5)
+    encoder = jitter(rna_encoder(tokens_kind))
+    cells = ragged(expression())
+    tokens = encoder.tokenize(cells)
+    states = encoder(tokens)
+    if tokens_kind == "expressed":
+        states = torch.where(tokens.valid[..., None], states, 1e3)  # whatever stands in the padding
+    scalars = (by_gene(states, tokens) @ pooling.scalar.weight[0] + pooling.scalar.bias).clamp(min=0)
+    if tokens_kind == "expressed":
+        scalars = scalars * (cells.dense() >= 1)
+    assert 0.2 < (scalars[0] > 0).float().mean() < 0.9  # the ReLU cuts some, not all
+    torch.testing.assert_close(pooling(states, tokens), scalars @ pooling.projection.weight.T, atol=1e-4, rtol=0)
+
+
+def test_gene_embedding_given_is_used_and_frozen():
+    given = torch.randn(N_GENES, 16)
+    encoder = rna_encoder(gene_embedding=given)
+    assert torch.equal(encoder.gene_embedding.weight, given)
+    assert not encoder.gene_embedding.weight.requires_grad
+    assert rna_encoder().gene_embedding.weight.requires_grad
+
+
+def test_redrawn_features_depend_on_the_seed_alone():
+    first, second = rna_encoder(), rna_encoder()
+    before = [block.attention.features.clone() for block in first.blocks]
+    second.redraw_features(77)  # another history
+    torch.manual_seed(1)
+    first.redraw_features(5)
+    torch.manual_seed(2)
+    second.redraw_features(5)
+    features = [block.attention.features for block in first.blocks]
+    for old, ours, theirs in zip(before, features, (b.attention.features for b in second.blocks), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.shape == old.shape
+        assert not torch.isclose(ours, old).any()
+    assert not torch.equal(features[0], features[1])
+    second.redraw_features(6)
+    assert not torch.isclose(second.blocks[0].attention.features, features[0]).any()
+
+
+# ---------------------------------------------------------------------------------------------------- ATAC encoder
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("n_peaks", "n_patches", "patch_size"), [(96, 8, 12), (97, 8, 13), (10, 7, 2), (5, 8, 1), (8, 1, 8)]
+)
+def test_patch_embedding_is_the_dense_linear_map(n_peaks, n_patches, patch_size):
+    """Of the zero-padded peak vector, cut into equal patches; patches may lie wholly behind the last peak."""
+    encoder = jitter(ATACEncoder(replace(ATAC, n_patches=n_patches), n_peaks), scale=1.0)
+    assert encoder.patch_size == patch_size
+    dense = accessibility((n_peaks, n_peaks // 2, 0, 1), n_peaks)
+    padded = F.pad(torch.from_numpy(dense), (0, n_patches * patch_size - n_peaks))
+    expected = padded.unflatten(1, (n_patches, patch_size)) @ encoder.peak_rows + encoder.patch_bias
+    torch.testing.assert_close(encoder.embed_patches(ragged(dense)), expected, atol=1e-5, rtol=0)
+    states, pooled = encoder(ragged(dense))
+    assert states.shape == (4, 1 + n_patches, 16)
+    torch.testing.assert_close(pooled, encoder.pooler(states[:, 0]).tanh())
+
+
+@torch.no_grad()
+def test_what_lies_in_hidden_patches_does_not_leak():
+    encoder = jitter(ATACEncoder(ATAC, N_PEAKS))
+    hidden = torch.zeros(5, 8, dtype=torch.bool)
+    hidden[0, [1, 7]] = hidden[1, 0] = hidden[2, 3] = hidden[4, :] = True
+    dense = accessibility()
+    of_patch = torch.arange(N_PEAKS) // encoder.patch_size
+    inside = hidden[:, of_patch].numpy()
+    inverted = np.where(inside, 1 - dense, dense)
+    assert (inverted != dense).any(1).tolist() == [True, True, True, False, True]
+    states, pooled = encoder(ragged(dense), hidden)
+    other_states, other_pooled = encoder(ragged(inverted), hidden)
+    assert torch.equal(states, other_states)
+    assert torch.equal(pooled, other_pooled)
+    # What is shown does matter, and so does which patches are hidden.
+    assert not torch.isclose(encoder(ragged(1 - dense), hidden)[0][:4], states[:4]).all(2).any()
+    assert not torch.isclose(encoder(ragged(dense))[0][[0, 1, 2, 4]], states[[0, 1, 2, 4]]).all(2).any()
+    torch.testing.assert_close(encoder(ragged(dense))[0][3], states[3])
+
+
+@torch.no_grad()
+def test_logits_and_truth_of_hidden_peaks():
+    """In order of cell and patch; the filling behind the last peak counts as closed."""
+    encoder = jitter(ATACEncoder(ATAC, N_PEAKS))
+    head = jitter(PatchHead(encoder), scale=0.5)
+    hidden = torch.zeros(5, 8, dtype=torch.bool)
+    hidden[0, [7, 2]] = hidden[2, [0, 3, 4]] = hidden[3, 5] = hidden[4, 7] = True
+    dense = torch.from_numpy(accessibility())
+    states = torch.randn(5, 8, 16)
+    logits, is_open, cell = head.masked_peaks(states, ragged(dense), hidden)
+    patches = F.pad(dense, (0, 7)).unflatten(1, (8, 13))
+    places = [(0, 2), (0, 7), (2, 0), (2, 3), (2, 4), (3, 5), (4, 7)]
+    assert cell.tolist() == [c for c, _ in places]
+    for row, (c, patch) in enumerate(places):
+        assert torch.equal(is_open[row], patches[c, patch])
+        torch.testing.assert_close(logits[row], head.to_peaks.weight @ states[c, patch] + head.to_peaks.bias)
+    assert is_open[-1].tolist() == [1.0] * 6 + [0.0] * 7
+
+
+# --------------------------------------------------------------------------------------------------------- student
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dense", [expression(), accessibility()], ids=["rna", "atac"])
+def test_student_is_the_dense_formula(dense):
+    student = jitter(Student(STUDENT, dense.shape[1], LATENT_DIM), scale=0.3)
+    x = torch.from_numpy(dense) @ student.embed.weight + student.embed.bias
+    x = F.gelu(F.layer_norm(x, x.shape[1:], student.norm.weight, student.norm.bias))
+    expected = x @ student.to_latent.weight.T + student.to_latent.bias
+    torch.testing.assert_close(student(ragged(dense)), expected, atol=1e-5, rtol=0)
+
+
+def test_student_reads_continuous_values_and_drops_out_in_training_alone():
+    student = Student(replace(STUDENT, student_dropout=0.5), N_GENES, LATENT_DIM)
+    dense = expression()
+    cells, shifted = ragged(dense), ragged(np.where(dense > 0, dense + 1e-2, 0))
+    assert not torch.equal(student(cells), student(cells))
+    student.eval()
+    assert torch.equal(student(cells), student(cells))
+    assert not torch.isclose(student(cells), student(shifted), atol=1e-6).all(1)[[0, 1, 3, 4]].any()
+
+
+# --------------------------------------------------------------------------------------------------------- company
+
+
+class Subject(nn.Module):
+    """A module and the way from a minibatch to one output per cell, [B, …] of fixed shape."""
+
+    def __init__(self, module: nn.Module, read):
+        super().__init__()
+        self.module, self.read = module, read
+
+    def forward(self, batch) -> Tensor:
+        return self.read(self.module, batch)
+
+
+def rna_states(encoder, batch) -> Tensor:
+    tokens = encoder.tokenize(batch.rna)
+    return by_gene(encoder(tokens), tokens)
+
+
+def sharpen(module: nn.Module) -> nn.Module:
+    """Longer queries and keys, so that anything taken over the minibatch in attention would show."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith(("to_q.weight", "to_k.weight")):
+                parameter *= 4
+    return module
+
+
+SUBJECTS = {
+    "RNA states, all": lambda: Subject(jitter(rna_encoder("all")), rna_states),
+    "RNA states, expressed": lambda: Subject(jitter(rna_encoder("expressed")), rna_states),
+    "RNA latent, all": lambda: Subject(scmomer("all").towers["rna"], lambda m, b: m(b.rna)),
+    "RNA latent, expressed": lambda: Subject(scmomer("expressed").towers["rna"], lambda m, b: m(b.rna)),
+    "ATAC states": lambda: Subject(scmomer().towers["atac"].encoder, lambda m, b: m(b.atac)[0]),
+    "ATAC latent": lambda: Subject(scmomer().towers["atac"], lambda m, b: m(b.atac)),
+    "student of RNA": lambda: Subject(scmomer(missing="atac", other_modality="student").student, lambda m, b: m(b.rna)),
+    "student of ATAC": lambda: Subject(
+        scmomer(missing="rna", other_modality="student").student, lambda m, b: m(b.atac)
+    ),
+    "embedding, all": lambda: Subject(scmomer("all"), lambda m, b: m.embed(b)),
+    "embedding, expressed": lambda: Subject(scmomer("expressed"), lambda m, b: m.embed(b)),
+    "embedding, ATAC missing": lambda: Subject(
+        scmomer("expressed", missing="atac", other_modality="student"), lambda m, b: m.embed(b)
+    ),
+    "embedding, RNA missing": lambda: Subject(
+        scmomer(missing="rna", other_modality="student"), lambda m, b: m.embed(b)
+    ),
+    "embedding, ATAC zeros": lambda: Subject(
+        scmomer("expressed", missing="atac", other_modality="zeros"), lambda m, b: m.embed(b)
+    ),
+}
+subjects = pytest.mark.parametrize("subject", SUBJECTS)
+
+
+@torch.no_grad()
+@subjects
+def test_a_cell_is_the_same_alone_and_in_any_company(subject):
+    module = sharpen(SUBJECTS[subject]())
+    alone = torch.cat([module(minibatch(cells=[cell])) for cell in range(5)])
+    assert alone.isfinite().all()
+    assert alone.std(0).mean() > 1e-2  # cells do differ
+    for cells in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0], [1, 4], [4, 2, 2], [3, 3]):
+        torch.testing.assert_close(module(minibatch(cells=cells)), alone[cells], atol=1e-5, rtol=1e-5)
+
+
+@subjects
+def test_gradients_of_a_minibatch_are_the_sum_of_its_cells(subject):
+    module = sharpen(SUBJECTS[subject]())
+
+    def gradients_of(*minibatches: list[int]) -> dict[str, Tensor]:
+        module.zero_grad()
+        for cells in minibatches:
+            module(minibatch(cells=cells)).sin().flatten(1).sum(1).sum().backward()
+        return gradients(module)
+
+    together = gradients_of([0, 1, 2, 3, 4])
+    apart = gradients_of([0], [1], [2], [3], [4])
+    in_pairs = gradients_of([3, 0], [2, 4, 1])
+    assert together.keys() == apart.keys() == in_pairs.keys()
+    assert len(together) > 4
+    for name, gradient in together.items():
+        assert gradient.isfinite().all(), name
+        tolerance = 1e-5 * gradient.abs().max().clamp(min=1).item()
+        torch.testing.assert_close(apart[name], gradient, atol=tolerance, rtol=1e-4, msg=name)
+        torch.testing.assert_close(in_pairs[name], gradient, atol=tolerance, rtol=1e-4, msg=name)
+
+
+@subjects
+def test_empty_cells_have_finite_outputs_and_gradients(subject):
+    module = SUBJECTS[subject]()
+    rna, atac = np.zeros((2, N_GENES), dtype=np.float32), np.zeros((2, N_PEAKS), dtype=np.float32)
+    out = module(minibatch(rna, atac))
+    assert out.isfinite().all()
+    out.sum().backward()
+    for name, gradient in gradients(module).items():
+        assert gradient.isfinite().all(), name
+        assert gradient.abs().max() < 1e6, name
+
+
+# ---------------------------------------------------------------------------------------------------- joined model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("missing", ["atac", "rna"])
+@pytest.mark.parametrize("other_modality", ["measured", "student", "zeros"])
+def test_what_stands_in_the_place_of_the_other_modality(missing, other_modality):
+    """A model reads the modalities it says it reads, and fuses [z_atac; z_rna] in this order."""
+    model = scmomer("expressed", missing=missing, other_modality=other_modality)
+    batch, present = minibatch(), other(missing)
+    latent = {name: tower(batch[name]) for name, tower in model.towers.items()}
+    if other_modality == "student":
+        latent[missing] = model.student(batch[present])
+    elif other_modality == "zeros":
+        latent[missing] = torch.zeros(5, LATENT_DIM)
+    both = torch.cat([latent["atac"], latent["rna"]], dim=1)
+    expected = both @ model.fusion.linear.weight.T + model.fusion.linear.bias
+    torch.testing.assert_close(model.embed(batch), expected)
+    if other_modality == "measured":
+        assert set(model.config.inputs) == {"rna", "atac"}
+    else:
+        assert model.config.inputs == (present,)
+        torch.testing.assert_close(model.embed(replace(batch, **{missing: None})), expected)
+
+
+@torch.no_grad()
+def test_atac_latent_is_normalised_then_layer_normed():
+    towers, batch = scmomer().towers, minibatch()
+    pooled = towers["atac"].encoder(batch.atac)[1] @ towers["atac"].projection.weight.T
+    unit = pooled / pooled.norm(dim=1, keepdim=True)
+    expected = F.layer_norm(unit, (LATENT_DIM,), towers["atac"].norm.weight, towers["atac"].norm.bias)
+    torch.testing.assert_close(towers["atac"](batch.atac), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("other_modality", ["measured", "student", "zeros"])
+def test_cell_types_are_read_off_the_embedding(other_modality):
+    model = scmomer("expressed", classes=True, other_modality=other_modality)
+    embedding, logits = model(minibatch())
+    assert torch.equal(embedding, model.embed(minibatch()))
+    first, last = model.classifier.layers[1], model.classifier.layers[4]
+    hidden = (embedding @ first.weight.T + first.bias).relu()
+    torch.testing.assert_close(logits, hidden @ last.weight.T + last.bias)
+
+
+def test_tokens_can_be_given_by_hand():
+    """Masking replaces bins in tokens, so a token says everything the encoder sees of a gene."""
+    encoder = jitter(rna_encoder())
+    tokens = encoder.tokenize(ragged(expression()))
+    assert torch.equal(encoder(tokens), encoder(GeneTokens(tokens.bins.clone(), torch.arange(N_GENES), None)))
+    other_bins = tokens.bins.clone()
+    other_bins[0, 3] = MASK_TOKEN
+    changed = (encoder(tokens._replace(bins=other_bins)) != encoder(tokens)).any(2)
+    assert changed[0].all()
+    assert not changed[1:].any()

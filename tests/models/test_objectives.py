@@ -1,0 +1,580 @@
+"""Objectives: the losses by hand, what is trained and what is not, and nothing owned that is not read."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.atac_encoder import ATACEncoder
+from models.masking import mask_genes, mask_patches
+from models.objectives import (
+    CellTypes,
+    Distillation,
+    JointPairs,
+    MaskedATAC,
+    MaskedRNA,
+    Objective,
+    mean_per_cell,
+    peak_bce,
+    unfreeze_last_blocks,
+)
+from models.rna_encoder import MASK_TOKEN, RNAEncoder
+from tests.models.helpers import (
+    ATAC,
+    LATENT_DIM,
+    N_CLASSES,
+    N_GENES,
+    N_PEAKS,
+    accessibility,
+    by_gene,
+    expression,
+    gradients,
+    jitter,
+    minibatch,
+    one_thread,  # noqa: F401
+    ragged,
+    rna_config,
+    rna_encoder,
+    scmomer,
+)
+
+DEPTH = 3
+KINDS = ("all", "expressed")
+
+
+def masked_rna(tokens: str = "all", seed: int = 0) -> MaskedRNA:
+    return jitter(MaskedRNA(rna_encoder(tokens), seed))
+
+
+def masked_atac() -> MaskedATAC:
+    torch.manual_seed(6)
+    return jitter(MaskedATAC(ATACEncoder(ATAC, N_PEAKS)))
+
+
+def celltypes(
+    other_modality: str = "student",
+    missing: str = "atac",
+    trainable_blocks: int = 2,
+    train_student: bool = False,
+    tokens: str = "expressed",
+    class_weight: Tensor | None = None,
+) -> CellTypes:
+    model = scmomer(tokens, classes=True, other_modality=other_modality, missing=missing)
+    return CellTypes(model, trainable_blocks, train_student, class_weight)
+
+
+OBJECTIVES = {
+    **{f"MaskedRNA {kind}": lambda kind=kind: masked_rna(kind) for kind in KINDS},
+    "MaskedATAC": masked_atac,
+    **{
+        f"JointPairs {kind} {k}": lambda kind=kind, k=k: JointPairs(scmomer(kind), k) for kind in KINDS for k in (0, -1)
+    },
+    "JointPairs expressed 2": lambda: JointPairs(scmomer("expressed"), 2),
+    **{
+        f"Distillation without {missing}": lambda missing=missing: Distillation(
+            scmomer(missing=missing, other_modality="student")
+        )
+        for missing in ("atac", "rna")
+    },
+    **{
+        f"CellTypes {other_modality} without {missing} {k}{' with student' * train_student}": (
+            lambda args=(other_modality, missing, k, train_student): celltypes(*args)
+        )
+        for other_modality in ("student", "zeros", "measured")
+        for missing in ("atac", "rna")
+        for k in (0, 2, -1)
+        for train_student in (False, True)
+        if other_modality == "student" or not train_student
+    },
+}
+objectives = pytest.mark.parametrize("name", OBJECTIVES)
+
+# ------------------------------------------------------------------------------------------------ for all of them
+
+
+def unread(name: str) -> set[str]:
+    """Owned, never trained and rightly not read: shapes that belong to the encoder, on no way to this loss."""
+    if name.startswith("MaskedATAC"):
+        return {"encoder.pooler.weight", "encoder.pooler.bias"}
+    prefix = "model." * name.startswith("CellTypes")
+    return {f"{prefix}towers.atac.encoder.mask_token"}
+
+
+@objectives
+def test_what_is_trained_gets_a_gradient_and_the_rest_none(name):
+    """An unused trainable parameter would stop a distributed run."""
+    objective = OBJECTIVES[name]()
+    loss, metrics = objective(minibatch())
+    assert loss.shape == (5,)
+    assert loss.isfinite().all()
+    for metric in metrics.values():
+        assert all(part.ndim == 0 and not part.requires_grad for part in metric)
+    loss.sum().backward()
+    trainable = {key for key, p in objective.named_parameters() if p.requires_grad}
+    found = gradients(objective)
+    assert trainable
+    assert found.keys() == trainable
+    for key, gradient in found.items():
+        assert gradient.isfinite().all(), key
+        assert gradient.any(), key
+
+
+@objectives
+def test_what_is_owned_is_read(name):
+    """A parameter that is not a number shows in the loss, or the objective should not hold it."""
+    objective = OBJECTIVES[name]()
+    batch = minibatch(cells=[0, 3])
+    for key, parameter in objective.named_parameters():
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.fill_(torch.nan)
+            loss, _ = objective(batch)
+            parameter.copy_(kept)
+        assert loss.isnan().any() == (key not in unread(name)), key
+
+
+@torch.no_grad()
+@objectives
+def test_a_cells_loss_is_the_same_alone_and_in_any_company(name):
+    """Masks included; and a minibatch's metrics are the sum of its cells'."""
+    objective = OBJECTIVES[name]().eval()
+    alone = [objective(minibatch(cells=[cell])) for cell in range(5)]
+    for cells in ([0, 1, 2, 3, 4], [4, 2, 0], [1, 1, 3]):
+        loss, metrics = objective(minibatch(cells=cells))
+        torch.testing.assert_close(loss, torch.cat([alone[cell][0] for cell in cells]), atol=1e-5, rtol=1e-5)
+        for key, metric in metrics.items():
+            for part in range(2):
+                apart = sum(alone[cell][1][key][part] for cell in cells)
+                torch.testing.assert_close(metric[part], apart, atol=1e-4, rtol=1e-5, msg=key)
+
+
+@torch.no_grad()
+@objectives
+def test_cells_that_fill_up_do_not_count_in_metrics(name):
+    objective = OBJECTIVES[name]().eval()
+    _, with_filling = objective(minibatch(cells=[0, 1, 2, 3], weight=torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0])))
+    _, without = objective(minibatch(cells=[0, 1]))
+    for key, (total, count) in without.items():
+        torch.testing.assert_close(with_filling[key][0], total, atol=1e-5, rtol=1e-5, msg=key)
+        torch.testing.assert_close(with_filling[key][1], count, atol=1e-5, rtol=1e-5, msg=key)
+
+
+@objectives
+def test_frozen_weights_stay_and_trained_ones_move(name):
+    """Bit for bit, over three steps of an optimiser that is given everything with a gradient."""
+    objective = OBJECTIVES[name]().train()
+    before = {key: tensor.clone() for key, tensor in objective.state_dict().items()}
+    trainable = {key for key, p in objective.named_parameters() if p.requires_grad}
+    optimiser = torch.optim.Adam(objective.parameters(), lr=1e-2)
+    for step in range(3):
+        objective.before_step(step)
+        loss, _ = objective(minibatch())
+        optimiser.zero_grad()
+        loss.mean().backward()
+        optimiser.step()
+    moved = {key for key, tensor in objective.state_dict().items() if not torch.equal(tensor, before[key])}
+    assert moved == trainable
+
+
+@pytest.mark.parametrize("name", ["MaskedRNA all", "MaskedRNA expressed", "MaskedATAC"])
+def test_a_minibatch_without_anything_has_a_loss_and_gradients(name):
+    objective = OBJECTIVES[name]()
+    empty = minibatch(np.zeros((2, N_GENES)), np.zeros((2, N_PEAKS)))
+    loss, metrics = objective(empty)
+    assert loss.isfinite().all()
+    if isinstance(objective, MaskedRNA):
+        assert loss.tolist() == [0.0, 0.0]
+        assert metrics["accuracy"][0] == 0
+    loss.sum().backward()
+    for key, parameter in objective.named_parameters():
+        assert not parameter.requires_grad or parameter.grad.isfinite().all(), key
+
+
+# ---------------------------------------------------------------------------------------------------- small parts
+
+
+@pytest.mark.parametrize("open_weight", [1.0, 5.0, 20.0])
+@pytest.mark.parametrize("scale", [1.0, 40.0])
+def test_peak_bce_is_the_dense_one(open_weight, scale):
+    """Values and gradients, also where a sigmoid is 0 or 1 in float32, and for cells with none or all peaks open."""
+    dense = torch.from_numpy(accessibility())
+    logits = (scale * torch.randn(5, N_PEAKS, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    sparse = peak_bce(logits, ragged(dense), open_weight)
+    expected = F.binary_cross_entropy_with_logits(
+        logits, dense, pos_weight=torch.tensor(open_weight), reduction="none"
+    ).mean(1)
+    assert sparse.shape == (5,)
+    torch.testing.assert_close(sparse, expected, atol=1e-5, rtol=1e-5)
+    weight = torch.arange(1.0, 6.0)
+    (gradient,) = torch.autograd.grad((sparse * weight).sum(), logits)
+    (dense_gradient,) = torch.autograd.grad((expected * weight).sum(), logits)
+    torch.testing.assert_close(gradient, dense_gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_mean_per_cell_is_zero_without_entries():
+    values, cell = torch.tensor([1.0, 2.0, 6.0, 4.0]), torch.tensor([0, 0, 3, 0])
+    assert mean_per_cell(values, cell, 5).tolist() == pytest.approx([7 / 3, 0, 0, 6, 0])
+
+
+# ------------------------------------------------------------------------------------------------------ MaskedRNA
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_masked_rna_loss_by_hand(kind):
+    """Cross-entropy at the targets of each cell, the encoder having seen the mask token at the hidden ones."""
+    objective, batch = masked_rna(kind), minibatch()
+    bins = batch.rna.dense().floor().clamp(max=5).long()
+    target, hidden = mask_genes(batch.key, torch.arange(N_GENES), bins > 0)
+    assert (target & ~hidden).any()  # some targets show their bin
+    tokens = objective.encoder.tokenize(batch.rna)
+    shown = tokens.bins.clone()
+    for b in range(5):
+        genes = tokens.genes if kind == "all" else tokens.genes[b]
+        for place, gene in enumerate(genes.tolist()):
+            if (tokens.valid is None or tokens.valid[b, place]) and hidden[b, gene]:
+                shown[b, place] = MASK_TOKEN
+    log_probability = objective.head(by_gene(objective.encoder(tokens._replace(bins=shown)), tokens)).log_softmax(-1)
+    loss, metrics = objective(batch)
+    hits = 0.0
+    for b in range(5):
+        genes = target[b].nonzero().flatten().tolist()
+        costs = [-log_probability[b, gene, bins[b, gene]].item() for gene in genes]
+        assert loss[b].item() == pytest.approx(np.mean(costs) if costs else 0.0, abs=1e-5)
+        right = [log_probability[b, gene].argmax() == bins[b, gene] for gene in genes]
+        hits += np.mean(right) if right else 0.0
+    assert metrics["accuracy"][0].item() == pytest.approx(hits, abs=1e-5)
+    assert metrics["accuracy"][1] == 5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_true_bin_of_a_hidden_gene_does_not_leak(kind):
+    """It changes the loss, and nothing that the encoder puts out; that of a shown gene changes both."""
+    objective, batch = masked_rna(kind), minibatch()
+    dense = batch.rna.dense()
+    target, hidden = mask_genes(batch.key, torch.arange(N_GENES), dense >= 1)
+
+    def run(values: Tensor) -> tuple[Tensor, Tensor]:
+        seen = []
+        handle = objective.encoder.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        loss, _ = objective(minibatch(values.numpy()))
+        handle.remove()
+        return seen[0], loss
+
+    other_bin = 1 + (dense.floor().clamp(max=5) % 5) + 0.5  # another bin from 1 to 5
+    states, loss = run(dense)
+    hidden_changed, hidden_loss = run(torch.where(hidden, other_bin, dense))
+    assert torch.equal(states, hidden_changed)
+    assert (loss != hidden_loss).tolist() == hidden.any(1).tolist()
+    shown = target & ~hidden
+    shown_changed, shown_loss = run(torch.where(shown, other_bin, dense))
+    assert (states != shown_changed).flatten(1).any(1).tolist() == shown.any(1).tolist()
+    assert (loss != shown_loss).tolist() == shown.any(1).tolist()
+    assert hidden.any(1).sum() >= 3
+    assert shown.any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ratio", [0.05, 0.5])
+def test_mask_ratio_is_heeded(ratio):
+    rna, atac = MaskedRNA(rna_encoder(), 0, ratio), MaskedATAC(ATACEncoder(ATAC, N_PEAKS), ratio)
+    n_targets, n_patches = [], []
+    rna.head.register_forward_hook(lambda module, inputs, output: n_targets.append(len(output)))
+    atac.head.to_peaks.register_forward_hook(lambda module, inputs, output: n_patches.append(len(output)))
+    rna(minibatch(cells=[0]))
+    atac(minibatch(cells=[0]))
+    assert n_targets == [round(60 * ratio)]
+    assert n_patches == [max(1, round(8 * ratio))]
+
+
+def test_features_are_redrawn_at_every_thousandth_step_from_seed_and_step_alone():
+    def features(objective: MaskedRNA) -> Tensor:
+        return torch.cat([block.attention.features for block in objective.encoder.blocks])
+
+    objective = masked_rna(seed=3)
+    drawn = {}
+    for step in (0, 1, 500, 999, 1000, 1001, 1999, 2000, 2001, 3000):
+        before = features(objective)
+        objective.before_step(step)
+        after = features(objective)
+        assert torch.equal(before, after) == (step not in (1000, 2000, 3000)), step
+        drawn[step] = after
+    assert not torch.isclose(drawn[1000], drawn[2000]).any()
+
+    resumed = masked_rna(seed=3)
+    torch.manual_seed(99)
+    resumed.before_step(2000)
+    assert torch.equal(features(resumed), drawn[2000])
+    elsewhere = masked_rna(seed=4)
+    elsewhere.before_step(2000)
+    assert not torch.isclose(features(elsewhere), drawn[2000]).any()
+
+
+# ----------------------------------------------------------------------------------------------------- MaskedATAC
+
+
+@torch.no_grad()
+def test_masked_atac_loss_by_hand():
+    """Mean over the hidden patches' peaks, the filling included; open ones count 20 times."""
+    objective, batch = masked_atac(), minibatch()
+    hidden = mask_patches(batch.key, 8)
+    states, _ = objective.encoder(batch.atac, hidden)
+    logits = objective.head.to_peaks(states[:, 1:])  # [B, 8, 13]
+    truth = F.pad(batch.atac.dense(), (0, 7)).unflatten(1, (8, 13))
+    cost = F.binary_cross_entropy_with_logits(logits, truth, pos_weight=torch.tensor(20.0), reduction="none")
+    loss, metrics = objective(batch)
+    mass = logits.sigmoid()
+    for b in range(5):
+        assert loss[b].item() == pytest.approx(cost[b, hidden[b]].mean().item(), abs=1e-5)
+    on_open = sum((mass * truth)[b, hidden[b]].sum(-1).mean() for b in range(5))
+    everywhere = sum(mass[b, hidden[b]].sum(-1).mean() for b in range(5))
+    assert metrics["precision"][0].item() == pytest.approx(on_open.item(), rel=1e-5)
+    assert metrics["precision"][1].item() == pytest.approx(everywhere.item(), rel=1e-5)
+
+
+@torch.no_grad()
+def test_open_peaks_of_hidden_patches_change_the_loss_alone():
+    objective, batch = masked_atac(), minibatch()
+    hidden = mask_patches(batch.key, 8)
+    dense = accessibility()
+    inverted = np.where(hidden[:, torch.arange(N_PEAKS) // 13].numpy(), 1 - dense, dense)
+    assert (objective(minibatch(atac=inverted))[0] != objective(batch)[0]).all()
+    states, other_states = (objective.encoder(ragged(cells), hidden)[0] for cells in (dense, inverted))
+    assert torch.equal(states, other_states)
+
+
+# ----------------------------------------------------------------------------------------------------- JointPairs
+
+
+def expected_trainable(model: nn.Module, n_blocks: int, prefix: str = "") -> set[str]:
+    """Names of what stage II and fine-tuning train in the towers and fusion, by the list in the documentation."""
+    parts = ["fusion.", "towers.rna.pooling.", "towers.rna.norm.", "towers.atac.projection.", "towers.atac.norm."]
+    parts += ["towers.rna.encoder.norm.", "towers.atac.encoder.norm.", "towers.atac.encoder.pooler."]
+    blocks = range(DEPTH - n_blocks, DEPTH) if n_blocks >= 0 else range(DEPTH)
+    parts += [f"towers.{name}.encoder.blocks.{i}." for name in ("rna", "atac") for i in blocks]
+    if n_blocks < 0:
+        parts += [f"towers.rna.encoder.{name}_embedding." for name in ("token", "gene")]
+        parts += [f"towers.atac.encoder.{name}" for name in ("peak_rows", "patch_bias", "cls_token", "positions")]
+    parts += ["decoders.", "pair_head.", "classifier."]
+    names = {name for name, _ in model.named_parameters()}
+    return {name for name in names if name.startswith(tuple(prefix + part for part in parts))}
+
+
+@pytest.mark.parametrize("n_blocks", [0, 1, 2, 3, -1])
+def test_joint_pairs_trains_exactly_this(n_blocks):
+    objective = JointPairs(scmomer(), n_blocks)
+    trainable = {name for name, p in objective.named_parameters() if p.requires_grad}
+    assert trainable == expected_trainable(objective, n_blocks)
+    n_blocks_trained = DEPTH if n_blocks < 0 else n_blocks
+    assert len({name.split(".")[4] for name in trainable if ".blocks." in name}) == n_blocks_trained
+    assert {name.split(".")[0] for name, _ in objective.named_children()} == {
+        "towers",
+        "fusion",
+        "decoders",
+        "pair_head",
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_joint_pairs_loss_by_hand(kind):
+    """Reconstruction counts for true pairs only, and twice, since half of the pairs are false."""
+    model, batch = scmomer(kind), minibatch()
+    loss, metrics = JointPairs(model)(batch)
+    embedding = model.embed(batch)
+    mse = (model.decoders["rna"](embedding) - batch.rna.dense()).square().mean(1)
+    bce = F.binary_cross_entropy_with_logits(
+        model.decoders["atac"](embedding), batch.atac.dense(), pos_weight=torch.tensor(5.0), reduction="none"
+    ).mean(1)
+    logits = model.pair_head(embedding)
+    is_true = batch.true_pair
+    ce = -logits.log_softmax(1)[torch.arange(5), is_true.long()]
+    torch.testing.assert_close(loss, torch.where(is_true, 2 * (mse + bce), 0) + ce, atol=1e-5, rtol=1e-5)
+    assert metrics["rna_mse"][0].item() == pytest.approx(mse[is_true].sum().item(), rel=1e-5)
+    assert metrics["atac_bce"][0].item() == pytest.approx(bce[is_true].sum().item(), rel=1e-5)
+    assert metrics["rna_mse"][1] == metrics["atac_bce"][1] == is_true.sum() == 3
+    assert metrics["pair_accuracy"][0] == (logits.argmax(1) == is_true).sum()
+    assert metrics["pair_accuracy"][1] == 5
+
+
+def test_false_pairs_teach_the_decoders_nothing():
+    objective = JointPairs(scmomer())
+    loss, _ = objective(minibatch(true_pair=torch.zeros(5, dtype=torch.bool)))
+    loss.sum().backward()
+    assert all((p.grad == 0).all() for p in objective.decoders.parameters())
+    assert all(p.grad.any() for p in objective.pair_head.parameters())
+
+    def decoder_gradient(true_pair: list[bool], cells: list[int]) -> Tensor:
+        objective.zero_grad()
+        objective(minibatch(cells=cells, true_pair=torch.tensor(true_pair)))[0].sum().backward()
+        return torch.cat([p.grad.flatten() for p in objective.decoders.parameters()])
+
+    mixed = decoder_gradient([True, False, True, False, False], [0, 1, 2, 3, 4])
+    torch.testing.assert_close(mixed, decoder_gradient([True] * 5, [0, 2]), atol=1e-5, rtol=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------- Distillation
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("missing", ["atac", "rna"])
+def test_distillation_loss_by_hand(missing):
+    model, batch = scmomer(missing=missing, other_modality="student"), minibatch()
+    present = "rna" if missing == "atac" else "atac"
+    loss, metrics = Distillation(model)(batch)
+    stand_in = model.student(batch[present])
+    latent = {present: batch.latent[present], missing: stand_in}
+    embedding = model.fusion.linear(torch.cat([latent["atac"], latent["rna"]], 1))
+    latent_mse = (stand_in - batch.latent[missing]).square().mean(1)
+    mse = (model.decoders["rna"](embedding) - batch.rna.dense()).square().mean(1)
+    bce = F.binary_cross_entropy_with_logits(
+        model.decoders["atac"](embedding), batch.atac.dense(), pos_weight=torch.tensor(5.0), reduction="none"
+    ).mean(1)
+    torch.testing.assert_close(loss, latent_mse + mse + bce, atol=1e-5, rtol=1e-5)
+    cosine = (F.normalize(stand_in, dim=1) * F.normalize(batch.latent[missing], dim=1)).sum()
+    expected = {"latent_mse": latent_mse.sum(), "latent_cosine": cosine, "rna_mse": mse.sum(), "atac_bce": bce.sum()}
+    assert {name: total.item() for name, (total, _) in metrics.items()} == pytest.approx(
+        {name: total.item() for name, total in expected.items()}, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("missing", ["atac", "rna"])
+def test_distillation_trains_student_fusion_and_decoders(missing):
+    objective = Distillation(scmomer(missing=missing, other_modality="student"))
+    assert {name for name, _ in objective.named_children()} == {"student", "fusion", "decoders"}
+    assert all(p.requires_grad for p in objective.parameters())
+    n_features = N_GENES if missing == "atac" else N_PEAKS
+    assert objective.student.embed.weight.shape[0] == n_features
+
+
+# ------------------------------------------------------------------------------------------------------ CellTypes
+
+PARTS = [
+    ("student", "atac", {"towers.rna", "student"}),
+    ("student", "rna", {"towers.atac", "student"}),
+    ("zeros", "atac", {"towers.rna"}),
+    ("zeros", "rna", {"towers.atac"}),
+    ("measured", "atac", {"towers.rna", "towers.atac"}),
+    ("measured", "rna", {"towers.rna", "towers.atac"}),
+]
+
+
+@pytest.mark.parametrize(("other_modality", "missing", "parts"), PARTS)
+def test_cell_types_own_the_way_to_the_label_and_no_more(other_modality, missing, parts):
+    objective = celltypes(other_modality, missing)
+    owned = {".".join(name.split(".")[1 : 3 if ".towers." in name else 2]) for name in objective.state_dict()}
+    assert owned == parts | {"fusion", "classifier"}
+    # and it needs none of what it does not own
+    batch = replace(minibatch(), latent=None, true_pair=None)
+    if other_modality != "measured":
+        batch = replace(batch, **{missing: None})
+    assert objective(batch)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("train_student", [False, True])
+@pytest.mark.parametrize("n_blocks", [0, 2, -1])
+@pytest.mark.parametrize(("other_modality", "missing", "parts"), PARTS)
+def test_cell_types_train_exactly_this(other_modality, missing, parts, n_blocks, train_student):
+    objective = celltypes(other_modality, missing, n_blocks, train_student)
+    expected = expected_trainable(objective, n_blocks, "model.")
+    if train_student:
+        expected |= {name for name, _ in objective.named_parameters() if name.startswith("model.student.")}
+    assert {name for name, p in objective.named_parameters() if p.requires_grad} == expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("class_weight", [None, torch.tensor([1.0, 0.5, 2.0, 4.0])])
+def test_cell_type_loss_by_hand(class_weight):
+    objective, batch = celltypes(class_weight=class_weight), minibatch()
+    logits = objective.model(batch)[1]
+    expected = -logits.log_softmax(1)[torch.arange(5), batch.label]
+    if class_weight is not None:
+        expected = expected * class_weight[batch.label]
+    loss, metrics = objective(batch)
+    assert logits.shape == (5, N_CLASSES)
+    torch.testing.assert_close(loss, expected)
+    assert metrics["accuracy"][0] == (logits.argmax(1) == batch.label).sum()
+    assert "class_weight" not in objective.state_dict()
+
+
+# ------------------------------------------------------------------------------- weights that come from elsewhere
+
+
+def with_given_genes(**options):
+    """A model whose gene embedding came from a file."""
+    model = scmomer(**options)
+    given = torch.randn(N_GENES, 16, generator=torch.Generator().manual_seed(1))
+    model.towers["rna"].encoder = jitter(RNAEncoder(rna_config(), N_GENES, given))
+    return model
+
+
+@pytest.mark.parametrize("trainable_blocks", [0, 2, -1])
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(lambda k: MaskedRNA(rna_encoder(gene_embedding=torch.randn(N_GENES, 16)), 0), id="MaskedRNA"),
+        pytest.param(lambda k: JointPairs(with_given_genes(), k), id="JointPairs"),
+        pytest.param(
+            lambda k: CellTypes(with_given_genes(classes=True, other_modality="zeros"), k), id="CellTypes zeros"
+        ),
+        pytest.param(lambda k: CellTypes(with_given_genes(classes=True), k), id="CellTypes measured"),
+        pytest.param(
+            lambda k: CellTypes(with_given_genes(classes=True, other_modality="student"), k, True), id="CellTypes all"
+        ),
+    ],
+)
+def test_a_gene_embedding_from_a_file_stays_frozen(build, trainable_blocks):
+    objective: Objective = build(trainable_blocks)
+    (name,) = [name for name, _ in objective.named_parameters() if "gene_embedding" in name]
+    assert not objective.get_parameter(name).requires_grad
+    loss, _ = objective(minibatch())
+    loss.sum().backward()
+    assert objective.get_parameter(name).grad is None
+    other = {name for name, p in objective.named_parameters() if "token_embedding" in name and p.requires_grad}
+    assert bool(other) == (isinstance(objective, MaskedRNA) or trainable_blocks < 0)
+
+
+def test_unfreezing_twice_leaves_what_the_last_call_says():
+    model = scmomer()
+    JointPairs(model, -1)
+    objective = JointPairs(model, 1)
+    trainable = {name for name, p in objective.named_parameters() if p.requires_grad}
+    assert trainable == expected_trainable(objective, 1)
+
+
+def test_the_pooler_is_trained_on_wherever_it_is_read():
+    """Stage I gives it no gradient, and freezes it; left so, it would stay random for ever."""
+    encoder = masked_atac().encoder
+    assert not encoder.pooler.weight.requires_grad
+    unfreeze_last_blocks(encoder, 0)
+    assert encoder.pooler.weight.requires_grad
+    assert not encoder.mask_token.requires_grad
+
+
+# -------------------------------------------------------------------------------------------- decoders' first step
+
+
+@torch.no_grad()
+def test_decoders_start_at_the_best_constant():
+    """For a cell embedding that says nothing, no other constants have a lower loss on these cells."""
+    model = scmomer()
+    rna, atac = torch.from_numpy(expression()), torch.from_numpy(accessibility())
+    model.start_decoders_at_mean(rna.mean(0), atac.mean(0))
+    torch.testing.assert_close(model.decoders["rna"].bias, rna.mean(0))
+    bias = model.decoders["atac"].bias
+    assert bias.isfinite().all()
+
+    def loss(shift: Tensor | float) -> float:
+        return peak_bce((bias + shift).expand(5, -1), ragged(atac), 5.0).mean().item()
+
+    seldom = (atac.mean(0) > 0) & (atac.mean(0) < 1)  # the others have no finite best
+    assert seldom.sum() > 20
+    assert model.decoders["rna"](torch.zeros(1, LATENT_DIM))[0].tolist() == rna.mean(0).tolist()
+    for shift in (0.3, -0.3):
+        for peak in seldom.nonzero().flatten().tolist()[:10]:
+            assert loss(F.one_hot(torch.tensor(peak), N_PEAKS) * shift) > loss(0.0)
+        assert loss(seldom * shift) > loss(0.0)

@@ -1,0 +1,173 @@
+"""The command lines: exactly the flags that are promised, each with help and default, and no other spelling."""
+
+import re
+
+import pytest
+
+from tests.helpers import call, command_line, squeeze
+
+REQUIRED = "(required)"
+OUTPUT = {"ckpt_dir": REQUIRED, "model_name": REQUIRED}
+TRAINING = {
+    "epochs": 100,
+    "batch_size": None,
+    "grad_acc": None,
+    "learning_rate": 0.0001,
+    "seed": 0,
+    "precision": "fp32",
+    "device": "auto",
+    "num_workers": 0,
+    "patience": None,
+    "max_steps": 0,
+    "resume": False,
+}
+SHAPE = {"depth": 6, "dim_head": 64}
+
+# flag → its default; None stands for a default that is not fixed here, or for none at all.
+FLAGS = {
+    "preprocess": {
+        "data_path": REQUIRED,
+        "out_path": REQUIRED,
+        "label_column": "cell_type",
+        "split_by": None,
+        "test_groups": None,
+        "val_fraction": 0.1,
+        "target_sum": "1e4",
+    },
+    "pretrain_rna": {"data_path": REQUIRED, **OUTPUT, **TRAINING, **SHAPE, "dim": 200, "heads": 10},
+    "pretrain_atac": {"data_path": REQUIRED, **OUTPUT, **TRAINING, **SHAPE, "dim": 512, "heads": 8},
+    "pretrain_multimodal": {
+        "data_path": REQUIRED,
+        "atac_model_path": REQUIRED,
+        "rna_model_path": REQUIRED,
+        **OUTPUT,
+        **TRAINING,
+    },
+    "get_latent_emb": {"data_path": REQUIRED, "model_path": REQUIRED, "ckpt_dir": REQUIRED},
+    "pretrain_missing_mod": {
+        "data_path": REQUIRED,
+        "model_path": REQUIRED,
+        "dir_train": REQUIRED,
+        "dir_val": REQUIRED,
+        **OUTPUT,
+        "missing": "atac",
+        **TRAINING,
+    },
+    "train_missing_celltype_func": {
+        "data_path": REQUIRED,
+        "pretrained_model_path": REQUIRED,
+        "ckpt_dir": REQUIRED,
+        "model": REQUIRED,
+        "label_column": "cell_type",
+        **TRAINING,
+        "patience": 5,
+    },
+    "predict_cell_type": {"data_path": REQUIRED, "model_path": REQUIRED, "ckpt_dir": None, "out_path": None},
+}
+OPTIONAL = {"preprocess": {"split_by", "test_groups"}, "predict_cell_type": {"out_path"}}
+CHOICES = [
+    *[(script, "precision", ("fp32", "bf16")) for script in FLAGS if "precision" in FLAGS[script]],
+    *[(script, "device", ("auto", "cpu", "cuda")) for script in FLAGS if "device" in FLAGS[script]],
+    ("pretrain_missing_mod", "missing", ("atac", "rna")),
+]
+
+
+@pytest.fixture
+def help_of(monkeypatch, capsys):
+    """script → the text of --help, and its flags with their help as one line each."""
+    monkeypatch.setenv("COLUMNS", "400")
+
+    def ask(script: str) -> tuple[str, dict[str, str]]:
+        with pytest.raises(SystemExit) as stopped:
+            call(script, "--help")
+        assert stopped.value.code == 0
+        text = capsys.readouterr().out
+        entries = re.split(r"\n  --", text.split("\noptions:\n")[1])[1:]
+        return text, {re.match(r"\w+", entry)[0]: squeeze(entry) for entry in entries}
+
+    return ask
+
+
+def required(script: str) -> dict[str, str]:
+    return {name: "x" for name, default in FLAGS[script].items() if default == REQUIRED}
+
+
+@pytest.mark.parametrize("script", FLAGS)
+def test_promised_flags_and_their_defaults(script, help_of):
+    _, flags = help_of(script)
+    assert FLAGS[script].keys() <= flags.keys()
+    assert {name for name, line in flags.items() if line.endswith(REQUIRED)} == required(script).keys()
+    for name, default in FLAGS[script].items():
+        if default not in (None, REQUIRED):
+            assert flags[name].endswith(f"(default: {default})"), flags[name]
+
+
+@pytest.mark.parametrize("script", FLAGS)
+def test_every_flag_has_help_and_says_what_happens_without_it(script, help_of):
+    text, flags = help_of(script)
+    free = OPTIONAL.get(script, set()) | {"gene_embedding_path"}
+    for name, line in flags.items():
+        assert name in free or re.search(r"\((required|default: [^)]+)\)$", line), line
+        described = re.sub(
+            r"^.*?(\]| [A-Z_0-9]+|\}) ", "", re.sub(r"\((required|default: [^)]+)\)$", "", line), count=1
+        )
+        assert len(re.findall(r"[a-z]{2,}", described)) >= 2, line
+    assert f"python {script}.py --" in text  # the docstring shows how to call it
+
+
+@pytest.mark.parametrize("script", FLAGS)
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--no_such_flag", "1"], "--no_such_flag"),
+        (["--batch", "3"], "--batch"),
+        (["--data_pat", "x"], "--data_pat"),
+        (["stray"], "stray"),
+    ],
+    ids=["unknown", "abbreviated", "abbreviated required", "no flag"],
+)
+def test_what_is_no_flag_is_refused(script, words, named, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call(script, *command_line(required(script)), *words)
+    assert stopped.value.code == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith(f"{script}.py: error: ")
+    assert named in last
+
+
+@pytest.mark.parametrize("script", FLAGS)
+def test_an_abbreviation_does_not_stand_for_a_required_flag(script, capsys):
+    flags = required(script)
+    flags["data_pat"] = flags.pop("data_path")
+    with pytest.raises(SystemExit) as stopped:
+        call(script, *command_line(flags))
+    assert stopped.value.code == 2
+    assert "required: --data_path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", FLAGS)
+def test_every_required_flag_is_asked_for(script, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call(script)
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert all(f"--{name}" in line for name in required(script))
+
+
+@pytest.mark.parametrize(("script", "name", "choices"), CHOICES)
+def test_choices(script, name, choices, help_of, capsys):
+    assert f"{name} {{{','.join(choices)}}}" in help_of(script)[1][name]
+    with pytest.raises(SystemExit) as stopped:
+        call(script, *command_line(required(script)), f"--{name}", "other")
+    assert stopped.value.code == 2
+    assert "invalid choice: 'other'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("epochs", "many"), ("batch_size", "2.5"), ("learning_rate", "fast"), ("resume", "perhaps")]
+)
+def test_values_of_the_wrong_type(name, value, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call("pretrain_rna", *command_line(required("pretrain_rna")), f"--{name}", value)
+    assert stopped.value.code == 2
+    assert f"--{name}" in capsys.readouterr().err

@@ -1,0 +1,218 @@
+"""Two real processes give the numbers of one; started without a launcher or with one, a script does the same.
+
+Run by `torchrun -m tests.train.test_distributed <case> <ready file> <folder>`, this file is what the processes do.
+"""
+
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import (
+    CPU,
+    KINDS,
+    MULTIMODAL,
+    RNA,
+    assert_same_records,
+    assert_same_tensors,
+    command_line,
+    last_weights,
+    make_stage,
+    python,
+    records,
+    run,
+    take,
+    torchrun,
+    train,
+    weights,
+)
+from utils.data.dataset import CellDataset
+from utils.data.read import Cells, read_cells
+from utils.errors import UserError
+from utils.train.distributed import Runtime, choose_device, distributed_run
+from utils.train.infer import InferConfig, infer
+
+# What the processes do ---------------------------------------------------------------------------------------------
+
+
+def every_kind(cells: Cells, folder: Path, runtime: Runtime) -> None:
+    """Each objective on cells that neither processes nor minibatches divide; rna once more, interrupted."""
+    cells = take(cells, 21, 11)
+    batch_size = 8 // runtime.world_size
+    for kind in KINDS:
+        train(make_stage(kind, cells), folder / kind, runtime, epochs=2, batch_size=batch_size)
+    for more in ({"max_steps": 5}, {"resume": True}):
+        train(make_stage("rna", cells), folder / "resumed", runtime, epochs=2, batch_size=batch_size, **more)
+
+
+def few_cells(cells: Cells, folder: Path, runtime: Runtime) -> None:
+    """Fewer cells than processes."""
+    for kind in ("rna", "pairs"):
+        train(make_stage(kind, take(cells, 1, 1)), folder / kind, runtime, batch_size=2 // runtime.world_size)
+
+
+CASES = {case.__name__: case for case in (every_kind, few_cells)}
+
+
+def main(case: str, ready_file: str, folder: str) -> None:
+    with distributed_run("cpu") as runtime:
+        numbers = {"a": 1.0 + runtime.rank, "b": 10.0}
+        assert runtime.sum(numbers) == {"a": 3.0, "b": 20.0}
+        assert runtime.gather([runtime.rank]) == [[0], [1]]
+        CASES[case](read_cells(ready_file, ("rna", "atac")), Path(folder), runtime)
+
+
+# Tests -------------------------------------------------------------------------------------------------------------
+
+
+def one_and_two(case: str, ready_file: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of a case run by one process and by two."""
+    torchrun(2, "-m", "tests.train.test_distributed", case, str(ready_file), str(tmp_path / "two"))
+    CASES[case](read_cells(ready_file, ("rna", "atac")), tmp_path / "one", CPU)
+    return tmp_path / "one", tmp_path / "two"
+
+
+def test_two_processes_give_the_losses_of_one(ready_file, tmp_path):
+    one, two = one_and_two("every_kind", ready_file, tmp_path)
+    for kind in KINDS:
+        assert_same_records(records(two / kind), records(one / kind), rel=1e-5)
+        ours, theirs = last_weights(two / kind), last_weights(one / kind)
+        for name in [name for name in ours if name.startswith("objective.") and "to_qkv.bias" not in name]:
+            assert (ours[name] - theirs[name]).norm() <= 1e-4 * theirs[name].norm() + 1e-7, (kind, name)
+    assert_same_tensors(last_weights(two / "resumed"), last_weights(two / "rna"))
+    assert_same_tensors(weights(two / "resumed"), weights(two / "rna"))
+
+
+def test_fewer_cells_than_processes(ready_file, tmp_path):
+    one, two = one_and_two("few_cells", ready_file, tmp_path)
+    for kind in ("rna", "pairs"):
+        assert_same_records(records(two / kind), records(one / kind), rel=1e-5)
+
+
+def test_pretrain_rna_by_two_processes(ready_file, tmp_path):
+    flags = {"data_path": ready_file, "ckpt_dir": tmp_path, "tokens": "expressed"} | RNA
+    run("pretrain_rna", **flags, model_name="one")
+    torchrun(2, "pretrain_rna.py", *command_line(flags | {"model_name": "two", "batch_size": 4}))
+    assert_same_records(records(tmp_path / "two"), records(tmp_path / "one"), rel=1e-5)
+    assert weights(tmp_path / "two").keys() == weights(tmp_path / "one").keys()  # no `module.` in front
+
+
+def test_pretrain_multimodal_by_two_processes(ready_file, runs, tmp_path):
+    flags = {"data_path": ready_file, "ckpt_dir": tmp_path} | MULTIMODAL
+    flags |= {"rna_model_path": runs["rna"], "atac_model_path": runs["atac"]}
+    run("pretrain_multimodal", **flags, model_name="one")
+    torchrun(2, "pretrain_multimodal.py", *command_line(flags | {"model_name": "two", "batch_size": 4}))
+    assert_same_records(records(tmp_path / "two"), records(tmp_path / "one"), rel=1e-5)
+    assert weights(tmp_path / "two").keys() == weights(tmp_path / "one").keys()
+
+
+def test_a_launcher_with_one_process_changes_nothing(ready_file, tmp_path):
+    flags = {"data_path": ready_file, "ckpt_dir": tmp_path} | RNA
+    done = python("pretrain_rna.py", *command_line(flags | {"model_name": "plain"}))
+    assert done.returncode == 0, done.stderr
+    torchrun(1, "pretrain_rna.py", *command_line(flags | {"model_name": "launched"}))
+    assert_same_records(records(tmp_path / "launched"), records(tmp_path / "plain"))
+    assert_same_tensors(weights(tmp_path / "launched"), weights(tmp_path / "plain"))
+
+
+# Results from several processes ------------------------------------------------------------------------------------
+
+
+class Meeting:
+    """Where threads that stand for processes exchange values."""
+
+    def __init__(self, size: int):
+        self.values, self.barrier = [None] * size, threading.Barrier(size, timeout=20)
+
+    def gather(self, rank: int, value) -> list:
+        self.values[rank] = value
+        self.barrier.wait()
+        values = list(self.values)
+        self.barrier.wait()
+        return values
+
+
+@dataclass(frozen=True)
+class ThreadRuntime(Runtime):
+    """A process that is a thread."""
+
+    meeting: Meeting = field(default_factory=lambda: Meeting(1))
+
+    def gather(self, value) -> list:
+        return self.meeting.gather(self.rank, value)
+
+
+def infer_by(world_size: int, stage, dataset: CellDataset, batch_size: int) -> list:
+    """What each of `world_size` processes gets from `infer`; the error where there was one."""
+    meeting, found = Meeting(world_size), [None] * world_size
+    model = stage.objective.model
+
+    def work(rank: int) -> None:
+        runtime = ThreadRuntime(torch.device("cpu"), rank, world_size, meeting)
+        try:
+            found[rank] = infer(model, model, dataset, InferConfig(batch_size, "cpu"), runtime, "test")
+        except Exception as error:
+            meeting.barrier.abort()
+            found[rank] = error
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize(("n", "batch_size"), [(40, 4), (37, 64), (5, 1), (2, 2), (1, 4)])
+def test_results_are_in_the_files_order(world_size, n, batch_size, cells):
+    stage = make_stage("celltype", cells)
+    values = {"rna": stage.train.values["rna"][:n]}
+    dataset = CellDataset(values, cells.obs.index[:n])
+    expected = [
+        np.concatenate(parts)
+        for parts in zip(*(infer_by(1, stage, single(dataset, i), 1)[0] for i in range(n)), strict=True)
+    ]
+    for result in infer_by(world_size, stage, dataset, batch_size):
+        assert not isinstance(result, Exception), repr(result)
+        for ours, theirs in zip(result, expected, strict=True):
+            assert ours.dtype == np.float32
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert n == 1 or np.ptp(expected[0], axis=0).max() > 1e-3  # the cells do differ
+
+
+def single(dataset: CellDataset, i: int) -> CellDataset:
+    return CellDataset({"rna": dataset.values["rna"][i : i + 1]}, ["cell"])
+
+
+# One process -------------------------------------------------------------------------------------------------------
+
+
+def test_alone_nothing_is_exchanged():
+    with distributed_run("cpu") as runtime:
+        assert (runtime.rank, runtime.world_size, runtime.is_main) == (0, 1, True)
+        assert runtime.sum({"a": 2.5}) == {"a": 2.5}
+        assert runtime.gather("x") == ["x"]
+        runtime.barrier()
+        assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_devices_without_a_gpu():
+    assert choose_device("auto", 3) == choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match="--device cuda: no CUDA device"):
+        choose_device("cuda")
+
+
+def test_only_the_main_process_speaks(capsys):
+    for rank in (0, 1):
+        Runtime(torch.device("cpu"), rank, 2).say(f"process {rank}")
+    assert capsys.readouterr().out == "process 0\n"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

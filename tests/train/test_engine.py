@@ -1,0 +1,343 @@
+"""The training loop: the numbers do not depend on how a run is cut into minibatches, processes or sittings."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from models import objectives
+from tests.helpers import (
+    CPU,
+    KINDS,
+    assert_same_records,
+    assert_same_tensors,
+    last_weights,
+    make_stage,
+    records,
+    take,
+    train,
+    weights,
+)
+from utils.data.dataset import MicroBatch, Plan, make_loader
+from utils.errors import UserError
+from utils.train.engine import TrainConfig, evaluate
+from utils.train.log import workshop
+from utils.train.schedule import learning_rate
+
+DROPPED = {"student": 0.3, "celltype": 0.3}
+
+
+def assert_close_weights(ours, theirs, rel: float) -> None:
+    """Relative to the size of each tensor of weights; a gradient of 0 is left out, since Adam blows up its rounding."""
+    names = [name for name in ours if name.endswith("exp_avg")]
+    assert names
+    for name in names:
+        assert (ours[name] - theirs[name]).norm() <= rel * theirs[name].norm() + 1e-7, name
+    for name in [name for name in ours if name.startswith("objective.") and "to_qkv.bias" not in name]:
+        assert (ours[name] - theirs[name]).norm() <= rel * theirs[name].norm() + 1e-7, name
+
+
+# The same numbers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_minibatch_times_accumulation(kind, cells, tmp_path):
+    cells = take(cells, 21, 11)  # neither divides by 8
+    for batch_size, grad_acc in ((8, 1), (4, 2), (2, 4)):
+        train(make_stage(kind, cells), tmp_path / str(batch_size), batch_size=batch_size, grad_acc=grad_acc)
+        assert_same_records(records(tmp_path / str(batch_size)), records(tmp_path / "8"), rel=1e-5)
+        assert_close_weights(last_weights(tmp_path / str(batch_size)), last_weights(tmp_path / "8"), rel=1e-4)
+    losses = [record["loss"] for record in records(tmp_path / "8", "train")]
+    assert len(set(losses)) == 2  # something was trained
+
+
+@pytest.mark.parametrize("kind", ["rna expressed", "pairs"])
+def test_worker_processes(kind, cells, tmp_path):
+    for workers in (0, 2):
+        train(make_stage(kind, take(cells, 20, 8)), tmp_path / str(workers), num_workers=workers)
+    assert_same_records(records(tmp_path / "0"), records(tmp_path / "2"))
+    assert_same_tensors(last_weights(tmp_path / "0"), last_weights(tmp_path / "2"))
+
+
+@pytest.mark.parametrize("kind", ["rna", "pairs", "celltype"])
+def test_same_seed_same_run_other_seed_another(kind, cells, tmp_path):
+    cells = take(cells, 16, 8)
+    for name, seed in (("first", 1), ("again", 1), ("other", 2)):
+        train(make_stage(kind, cells, seed, DROPPED.get(kind, 0.0)), tmp_path / name, seed=seed)
+    assert_same_records(records(tmp_path / "first"), records(tmp_path / "again"))
+    assert_same_tensors(last_weights(tmp_path / "first"), last_weights(tmp_path / "again"))
+    assert records(tmp_path / "first")[0]["loss"] != records(tmp_path / "other")[0]["loss"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n_train", [21, 8, 3])
+def test_losses_are_means_over_cells(kind, n_train, cells, tmp_path):
+    """Without learning, an epoch's loss is the mean over single cells, however they are cut up."""
+    cells = take(cells, n_train, 5)
+    stage = make_stage(kind, cells)
+    train(stage, tmp_path / "run", learning_rate=0.0, batch_size=4, grad_acc=2, epochs=1)
+    found = {record["phase"]: record["loss"] for record in records(tmp_path / "run")}
+    for phase, dataset in (("train", stage.train), ("val", stage.val)):
+        one = np.ones(1, np.float32)
+        with torch.no_grad():
+            losses = [stage.objective(dataset[MicroBatch(np.array([i]), one, 0, 1)])[0] for i in range(len(dataset))]
+        assert len(losses) == {"train": n_train, "val": 5}[phase]
+        assert found[phase] == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_is_near_float32_and_is_not_it(kind, cells, tmp_path):
+    for precision in ("fp32", "bf16"):
+        train(make_stage(kind, take(cells, 24, 8)), tmp_path / precision, precision=precision)
+    full, half = (records(tmp_path / precision) for precision in ("fp32", "bf16"))
+    assert [r["loss"] for r in half] == pytest.approx([r["loss"] for r in full], rel=0.03)
+    assert [r["loss"] for r in half] != [r["loss"] for r in full]
+    assert {tensor.dtype for tensor in weights(tmp_path / "bf16").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_small_run_learns(kind, cells, tmp_path):
+    stage = make_stage(kind, take(cells, 12, 4))
+    train(stage, tmp_path / "run", epochs=15, learning_rate=0.02)
+    losses = [record["loss"] for record in records(tmp_path / "run", "train")]
+    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
+
+
+# Resuming ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["rna", "pairs", "student", "celltype"])
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(kind, cells, tmp_path):
+    """Five steps an epoch: stopped in the middle of the first, and at the end of the second."""
+    cells = take(cells, 37, 8)
+    fresh = lambda: make_stage(kind, cells, dropout=DROPPED.get(kind, 0.0))  # noqa: E731
+    settings = {"epochs": 3, "batch_size": 4, "grad_acc": 2}
+    train(fresh(), tmp_path / "whole", **settings)
+    for stop in (3, 10):
+        cut = tmp_path / f"cut after step {stop}"
+        train(fresh(), cut, **settings, max_steps=stop)
+        assert records(cut)[-1]["step"] == stop
+        train(fresh(), cut, **settings, resume=True)
+        assert_same_tensors(last_weights(cut), last_weights(tmp_path / "whole"))
+        ends = [record for record in records(cut, "val") if record["epoch"] == int(record["epoch"])]
+        assert_same_records(ends, records(tmp_path / "whole", "val"))
+
+
+@pytest.mark.parametrize("stop", [1, 8])
+def test_the_training_loss_of_an_interrupted_epoch_is_that_of_all_its_cells(stop, cells, tmp_path):
+    cells = take(cells, 37, 8)
+    train(make_stage("rna", cells), tmp_path / "whole")
+    train(make_stage("rna", cells), tmp_path / "cut", max_steps=stop)
+    train(make_stage("rna", cells), tmp_path / "cut", resume=True)
+    ends = [record for record in records(tmp_path / "cut", "train") if record["epoch"] == int(record["epoch"])]
+    assert_same_records(ends, records(tmp_path / "whole", "train"), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["rna", "celltype"])
+def test_a_killed_run_ends_like_an_uninterrupted_one(kind, cells, tmp_path):
+    """Killed in the middle of a step of the second epoch, with the state saved after every step."""
+    cells = take(cells, 37, 8)
+    fresh = lambda: make_stage(kind, cells, dropout=DROPPED.get(kind, 0.0))  # noqa: E731
+    settings = {"epochs": 3, "save_minutes": 0}
+    train(fresh(), tmp_path / "whole", **settings)
+    stage = fresh()
+    before_step = stage.objective.before_step
+
+    def killed(step: int) -> None:
+        before_step(step)
+        if step == 7:
+            raise KeyboardInterrupt
+
+    stage.objective.before_step = killed
+    with pytest.raises(KeyboardInterrupt):
+        train(stage, tmp_path / "cut", **settings)
+    assert json.loads((workshop(tmp_path / "cut") / "state" / "state.json").read_text())["progress"]["step"] == 7
+    train(fresh(), tmp_path / "cut", **settings, resume=True)
+    assert_same_tensors(last_weights(tmp_path / "cut"), last_weights(tmp_path / "whole"))
+    assert_same_tensors(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+    assert_same_records(records(tmp_path / "cut", "val"), records(tmp_path / "whole", "val"))
+
+
+def test_resuming_crosses_a_redraw_of_the_random_features(cells, tmp_path, monkeypatch):
+    monkeypatch.setattr(objectives, "FEATURE_REDRAW_STEPS", 4)
+    cells = take(cells, 16, 4)
+    initial = make_stage("rna", cells).objective.state_dict()
+    train(make_stage("rna", cells), tmp_path / "whole", epochs=3)
+    for stop in (4, 5):  # just before a redraw, and just behind it
+        train(make_stage("rna", cells), tmp_path / "cut", epochs=3, max_steps=stop, overwrite=True)
+        train(make_stage("rna", cells), tmp_path / "cut", epochs=3, resume=True)
+        assert_same_tensors(last_weights(tmp_path / "cut"), last_weights(tmp_path / "whole"))
+    for name, features in last_weights(tmp_path / "whole").items():
+        if name.endswith(".features"):
+            assert not torch.equal(features, initial[name.removeprefix("objective.")])
+
+
+def test_a_finished_run_can_go_on(cells, tmp_path):
+    cells = take(cells, 16, 8)
+    settings = {"warmup_epochs": 1, "cycle_epochs": 2}
+    train(make_stage("student", cells, dropout=0.3), tmp_path / "whole", epochs=4, **settings)
+    train(make_stage("student", cells, dropout=0.3), tmp_path / "part", epochs=2, **settings)
+    train(make_stage("student", cells, dropout=0.3), tmp_path / "part", epochs=4, resume=True, **settings)
+    assert_same_tensors(last_weights(tmp_path / "part"), last_weights(tmp_path / "whole"))
+    assert_same_tensors(weights(tmp_path / "part"), weights(tmp_path / "whole"))
+    assert_same_records(records(tmp_path / "part"), records(tmp_path / "whole"))
+
+
+def test_an_interruption_does_not_use_up_patience(cells, tmp_path):
+    """Without learning nothing gets better: epoch 1 is the best, and two more use up a patience of 2."""
+    cells = take(cells, 24, 8)
+    settings = {"epochs": 10, "patience": 2, "learning_rate": 0.0}
+    train(make_stage("rna", cells), tmp_path / "whole", **settings)
+    train(make_stage("rna", cells), tmp_path / "cut", **settings, max_steps=4)
+    train(make_stage("rna", cells), tmp_path / "cut", **settings, resume=True)
+    ends = [[r["epoch"] for r in records(tmp_path / name, "val")][-1] for name in ("whole", "cut")]
+    assert ends == [3.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 2e-3}, r"--learning_rate 0\.001, not 0\.002"),
+        ({"batch_size": 4}, "--batch_size 8, not 4"),
+        ({"grad_acc": 2}, "--grad_acc 1, not 2"),
+        ({"seed": 1}, "--seed 0, not 1"),
+        ({"precision": "bf16"}, "--precision fp32, not bf16"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused(change, message, cells, tmp_path):
+    cells = take(cells, 8, 4)
+    train(make_stage("rna", cells), tmp_path / "run", epochs=1)
+    before = last_weights(tmp_path / "run")
+    with pytest.raises(UserError, match=message):
+        train(make_stage("rna", cells), tmp_path / "run", **{"epochs": 2, "resume": True} | change)
+    assert_same_tensors(last_weights(tmp_path / "run"), before)
+
+
+def test_resuming_what_is_not_there_or_does_not_fit(cells, tmp_path):
+    cells = take(cells, 8, 4)
+    with pytest.raises(UserError, match="nothing to resume; run the same command without --resume"):
+        train(make_stage("rna", cells), tmp_path / "run", resume=True)
+    train(make_stage("rna", cells), tmp_path / "run", epochs=1)
+    with pytest.raises(UserError, match="another shape"):
+        train(make_stage("atac", cells), tmp_path / "run", resume=True)
+    state = workshop(tmp_path / "run") / "state" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=r"state\.safetensors: is not the file that was saved"):
+        train(make_stage("rna", cells), tmp_path / "run", resume=True)
+
+
+# What is kept, and when it stops -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 2), (3, 4), (0, 8)])
+def test_early_stopping(patience, epochs, cells, tmp_path):
+    """Without learning only the first epoch is an improvement."""
+    train(make_stage("rna", take(cells, 8, 8)), tmp_path / "run", epochs=8, patience=patience, learning_rate=0.0)
+    assert [record["epoch"] for record in records(tmp_path / "run", "val")] == list(range(1, epochs + 1))
+
+
+def test_the_best_weights_are_kept_not_the_last(cells, tmp_path):
+    stage = make_stage("celltype", take(cells, 6, 19))
+    best = train(stage, tmp_path / "run", epochs=16, learning_rate=0.03)
+    losses = [record["loss"] for record in records(tmp_path / "run", "val")]
+    assert np.argmin(losses) < 15  # it does get worse at last
+    assert best["loss"] == min(losses)
+    assert best["epoch"] == np.argmin(losses) + 1
+    loader = make_loader(stage.val, Plan(stage.val.lengths, 8))
+    last = evaluate(stage.objective, loader, TrainConfig(), CPU)["loss"]
+    assert last == pytest.approx(losses[-1], rel=1e-6)
+    stage.objective.load_state_dict(weights(tmp_path / "run"))
+    assert evaluate(stage.objective, loader, TrainConfig(), CPU)["loss"] == pytest.approx(min(losses), rel=1e-6)
+
+
+def test_without_validation_cells_the_training_loss_decides(cells, tmp_path):
+    best = train(make_stage("celltype", take(cells, 12, 0)), tmp_path / "run", epochs=4)
+    rows = records(tmp_path / "run")
+    assert [(row["phase"], row["epoch"]) for row in rows] == [("train", float(e)) for e in (1, 2, 3, 4)]
+    assert best["loss"] == min(row["loss"] for row in rows)
+    assert weights(tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["rna", "pairs", "celltype"])
+@pytest.mark.parametrize("n_val", [0, 1])
+def test_few_validation_cells(kind, n_val, cells, tmp_path):
+    train(make_stage(kind, take(cells, 9, n_val)), tmp_path / "run", epochs=1)
+    assert len(records(tmp_path / "run", "val")) == n_val
+
+
+def test_what_a_run_leaves(cells, tmp_path):
+    train(make_stage("rna", take(cells, 20, 8)), tmp_path / "run", epochs=3, warmup_epochs=2, cycle_epochs=4)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"model.safetensors", "manifest.json", "metrics.jsonl", "loss_curve.png", "tensorboard"}
+    assert (tmp_path / "run" / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert any(
+        path.name.startswith("events") and path.stat().st_size for path in (tmp_path / "run" / "tensorboard").iterdir()
+    )
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["phase"], row["epoch"], row["step"]) for row in rows] == [
+        (phase, float(epoch), 3 * epoch) for epoch in (1, 2, 3) for phase in ("train", "val")
+    ]
+    for row in rows:
+        assert 0 <= row["accuracy"] <= 1
+        assert all(math.isfinite(value) for name, value in row.items() if name != "phase")
+    for row in rows[::2]:  # the rate of the epoch's last step
+        assert row["learning_rate"] == pytest.approx(learning_rate(row["epoch"] - 1 / 3, 1e-3, 2, 4))
+        assert row["cells_per_second"] == pytest.approx(20 / row["seconds"], rel=0.05)
+
+
+def test_frozen_weights_stay_and_all_others_move(cells, tmp_path):
+    for kind in KINDS:
+        stage = make_stage(kind, take(cells, 16, 4))
+        before = {name: p.detach().clone() for name, p in stage.objective.named_parameters()}
+        train(stage, tmp_path / kind, epochs=2)
+        for name, parameter in stage.objective.named_parameters():
+            moved = not torch.equal(parameter, before[name])
+            assert moved == parameter.requires_grad, (kind, name)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_max_steps_is_exact(steps, cells, tmp_path):
+    train(make_stage("rna", take(cells, 16, 4)), tmp_path / "run", epochs=10, max_steps=steps)
+    assert records(tmp_path / "run")[-1]["step"] == steps
+    assert records(tmp_path / "run")[-1]["epoch"] == steps / 2
+
+
+def test_a_model_of_the_same_name_is_not_replaced_unasked(cells, tmp_path):
+    cells = take(cells, 8, 4)
+    train(make_stage("rna", cells), tmp_path / "run", epochs=1)
+    before = weights(tmp_path / "run")
+    with pytest.raises(UserError, match="exists already; add --resume, --overwrite"):
+        train(make_stage("rna", cells, seed=1), tmp_path / "run", epochs=1, seed=1)
+    assert_same_tensors(weights(tmp_path / "run"), before)
+    train(make_stage("rna", cells, seed=1), tmp_path / "run", epochs=2, seed=1, overwrite=True)
+    assert len(records(tmp_path / "run", "val")) == 2
+    train(make_stage("rna", cells, seed=1), tmp_path / "alone", epochs=2, seed=1)
+    assert_same_tensors(weights(tmp_path / "run"), weights(tmp_path / "alone"))
+
+
+def test_a_loss_that_is_no_number_is_a_users_error(cells, tmp_path):
+    stage = make_stage("student", take(cells, 8, 4))
+    with torch.no_grad():
+        stage.objective.student.to_latent.bias.fill_(math.inf)
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step 0; lower --learning_rate"):
+        train(stage, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("seed", [42, 20260131, 2**32 - 1])
+def test_any_seed_will_do(seed, cells, tmp_path):
+    train(make_stage("celltype", take(cells, 8, 4), seed, 0.3), tmp_path / "run", seed=seed, epochs=1)
+    assert math.isfinite(records(tmp_path / "run")[0]["loss"])
+
+
+def test_labels_of_one_class_or_none_still_make_pairs(cells, tmp_path):
+    cells = take(cells, 16, 8)
+    for name, kinds in (("one", "T"), ("missing", None)):
+        obs = cells.obs.assign(cell_type=kinds)
+        train(make_stage("pairs", replace(cells, obs=obs)), tmp_path / name, epochs=1)
+        row = records(tmp_path / name)[0]
+        assert 0 < row["pair_accuracy"] < 1
+        assert math.isfinite(row["loss"])

@@ -1,0 +1,45 @@
+"""Running the scripts one after the other, and keeping what each cost."""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Stages:
+    """Runs scripts and keeps their time, memory and command.
+
+    Attributes
+    ----------
+    used : stage → seconds (wall clock), peak_memory_gb (resident, of the script's process), command
+    """
+
+    def __init__(self):
+        self.used: dict[str, dict] = {}
+
+    def run(self, name: str, command: str) -> None:
+        """Run `python <command>`, written as for a shell; its output is shown.
+
+        Raises
+        ------
+        UserError
+            If the script fails.
+        """
+        print(f"\n[{len(self.used) + 1}] {name}\n$ python {command}", flush=True)
+        started = time.monotonic()
+        process = subprocess.Popen([sys.executable, *shlex.split(command)], cwd=ROOT)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise UserError(f"{name} failed (its message stands above); the command was: python {command}")
+        scale = 1024 if sys.platform != "darwin" else 1  # Linux counts kilobytes, macOS bytes
+        self.used[name] = {
+            "seconds": round(time.monotonic() - started, 1),
+            "peak_memory_gb": round(usage.ru_maxrss * scale / 1e9, 2),
+            "command": f"python {command}",
+        }
