@@ -18,6 +18,7 @@ import anndata as ad
 import pandas as pd
 
 from utils.cli import flag, parse_flags, run_script
+from utils.data.read import write_whole
 from utils.data.simulate import SimulationConfig, simulate
 from utils.errors import UserError
 from utils.report.metrics import classification_scores
@@ -49,7 +50,7 @@ def main() -> None:
     print(f"simulating {flags.n_cells:,} paired cells of 5 donors", flush=True)
     simulation = simulate(SimulationConfig(n_cells=flags.n_cells, seed=flags.seed))
     mdata = simulation.mdata
-    mdata.write(out / "cells.h5mu")
+    write_whole(mdata, out / "cells.h5mu")
     last = sorted(mdata.obs["donor"].unique())[-1]
     rna = mdata.mod["rna"]
     new_donor = rna[rna.obs["donor"] == last].copy()
@@ -64,17 +65,17 @@ def main() -> None:
     stages.run(
         "pretrain RNA",
         f"pretrain_rna.py --data_path {ready} {common} --model_name rna --tokens expressed {ENCODER} {SCHEDULE} "
-        "--epochs 5 --batch_size 16 --grad_acc 2",
+        "--epochs 4 --cycle_epochs 3 --batch_size 16 --grad_acc 1",
     )
     stages.run(
         "pretrain ATAC",
         f"pretrain_atac.py --data_path {ready} {common} --model_name atac --n_patches 64 {ENCODER} {SCHEDULE} "
-        "--epochs 10 --batch_size 32",
+        "--epochs 10 --cycle_epochs 9 --batch_size 32",
     )
     stages.run(
         "join modalities",
         f"pretrain_multimodal.py --data_path {ready} {common} --model_name multimodal --rna_model_path {runs}/rna "
-        f"--atac_model_path {runs}/atac {SCHEDULE} --epochs 8 --batch_size 16 --grad_acc 2",
+        f"--atac_model_path {runs}/atac {SCHEDULE} --epochs 5 --cycle_epochs 4 --batch_size 16",
     )
     stages.run(
         "teacher's latents",
@@ -83,7 +84,7 @@ def main() -> None:
     stages.run(
         "distil student",
         f"pretrain_missing_mod.py --data_path {ready} {common} --model_name student --model_path {runs}/multimodal "
-        f"--dir_train {runs}/latents --dir_val {runs}/latents {SCHEDULE} --epochs 20 --batch_size 32",
+        f"--dir_train {runs}/latents --dir_val {runs}/latents {SCHEDULE} --epochs 20 --cycle_epochs 19 --batch_size 32",
     )
     ways = {
         "with student": ("student", "student"),
@@ -95,7 +96,7 @@ def main() -> None:
             f"fine-tune {way}",
             f"train_missing_celltype_func.py --data_path {ready} {common} --model celltype_{mode} "
             f"--pretrained_model_path {runs}/{parent} --other_modality {mode} {SCHEDULE} "
-            "--epochs 8 --batch_size 16 --grad_acc 2",
+            "--epochs 4 --cycle_epochs 3 --batch_size 16 --grad_acc 1",
         )
     stages.run(
         "label the new donor",

@@ -15,6 +15,7 @@ import numpy as np
 from utils.cli import flag, parse_flags, run_script
 from utils.data.query import read_query
 from utils.data.read import write_whole
+from utils.errors import UserError
 from utils.train.checkpoint import load_model
 from utils.train.distributed import distributed_run
 from utils.train.infer import InferConfig, predict_types
@@ -31,6 +32,10 @@ class Flags:
 
 def main() -> None:
     flags, config = parse_flags(__doc__, Flags, InferConfig)
+    data = Path(flags.data_path)
+    out_path = Path(flags.out_path or data.with_name(f"{data.stem}.predicted{data.suffix}"))
+    if out_path.resolve() == data.resolve():
+        raise UserError(f"--out_path {out_path}: is the input; name another file")
     inside = Path(flags.ckpt_dir) / flags.model_path
     saved = load_model(inside if inside.exists() else flags.model_path, "celltype")
     with distributed_run(config.device) as runtime:
@@ -42,8 +47,6 @@ def main() -> None:
             return
         prediction.types[query.empty] = "unassigned"
         prediction.confidence[query.empty] = 0.0
-        data = Path(flags.data_path)
-        out_path = Path(flags.out_path or data.with_name(f"{data.stem}.predicted{data.suffix}"))
         write_whole(query.annotate(prediction), out_path)
         names, counts = np.unique(prediction.types, return_counts=True)
         runtime.say(

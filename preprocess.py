@@ -29,7 +29,7 @@ from utils.train.folders import file_hash
 class Flags:
     data_path: str = flag("raw counts, .h5ad or .h5mu")
     out_path: str = flag("model-ready file to write, of the same kind")
-    label_column: str = flag("column of obs with cell types; files without it can still be pretrained on", "cell_type")
+    label_column: str = flag("column of obs with cell types, if the file has them", "cell_type")
     split_by: str | None = flag("column of obs (donor, batch …) whose groups are split", None)
     test_groups: str | None = flag("values of --split_by, joined by commas, whose cells are test cells", None)
     val_fraction: float = flag("share of each cell type's other cells that is kept for validation", 0.1)
@@ -66,6 +66,10 @@ def main() -> None:
         names[modality] = features
 
     obs = obs.loc[obs.index.isin(np.concatenate([rows.index for rows, _ in counts.values()]))]
+    if flags.label_column not in obs and flags.label_column != "cell_type":
+        raise UserError(
+            f"--label_column {flags.label_column}: no such column; obs has {', '.join(map(str, obs.columns))}"
+        )
     groups = [group.strip() for group in flags.test_groups.split(",")] if flags.test_groups else None
     obs["split"] = assign_split(obs, flags.val_fraction, flags.seed, flags.split_by, groups, flags.label_column)
     stamp = {

@@ -6,7 +6,7 @@
 Input: a file from preprocess.py. Output: the model folder <ckpt_dir>/<model_name>.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,14 +36,16 @@ def main() -> None:
     with distributed_run(config.device) as runtime:
         cells = read_cells(flags.data_path, ("rna",))
         genes = cells.features["rna"]
-        gene_embedding = None
+        torch.manual_seed(config.seed)
         if flags.gene_embedding_path:
             vectors, found = read_gene_embedding(flags.gene_embedding_path, genes, shape.dim)
-            gene_embedding = torch.from_numpy(vectors)
             runtime.say(f"gene embedding: {found.sum():,} of {len(genes):,} genes found, the others are zero")
+            shape = replace(shape, freeze_gene_embedding=True)
+        encoder = RNAEncoder(shape, len(genes))
+        if flags.gene_embedding_path:
+            encoder.gene_embedding.weight.data.copy_(torch.from_numpy(vectors))
 
-        torch.manual_seed(config.seed)
-        objective = MaskedRNA(RNAEncoder(shape, len(genes), gene_embedding), config.seed, flags.mask_ratio)
+        objective = MaskedRNA(encoder, config.seed, flags.mask_ratio)
         train, val = train_and_val(cells, config.seed)
         saved = SavedModel(
             kind="rna",

@@ -25,6 +25,10 @@ from utils.report.stages import Stages
 
 RNA_SHAPE = "--tokens expressed --dim 128 --depth 3 --heads 4 --dim_head 32"
 ATAC_SHAPE = "--dim 96 --depth 3 --heads 4 --dim_head 24"
+FINE_TUNE = (
+    "--epochs 5 --cycle_epochs 4 --batch_size 16 --grad_acc 2 --learning_rate 5e-4 --trainable_blocks -1 "
+    "--class_balance 0.3"
+)
 WAYS = {
     "student": ("RNA only, student for ATAC", "student"),
     "zeros": ("RNA only, no student", "multimodal"),
@@ -68,21 +72,15 @@ def main() -> None:
     report(out, stages.used, flags.seed)
 
 
-FINE_TUNE = (
-    "--epochs 8 --cycle_epochs 7 --batch_size 16 --grad_acc 2 --learning_rate 5e-4 --trainable_blocks -1 "
-    "--class_balance 0.3"
-)
-
-
 def training_commands(common: str, runs: str) -> dict[str, str]:
     """Stage → command, from stage I to the student."""
     return {
         "pretrain RNA": f"pretrain_rna.py {common} --model_name rna {RNA_SHAPE} --mask_ratio 0.3 "
-        "--epochs 8 --cycle_epochs 7 --batch_size 16 --grad_acc 2 --learning_rate 5e-4",
+        "--epochs 5 --cycle_epochs 4 --batch_size 16 --grad_acc 2 --learning_rate 5e-4",
         "pretrain ATAC": f"pretrain_atac.py {common} --model_name atac {ATAC_SHAPE} "
-        "--epochs 8 --cycle_epochs 7 --batch_size 32 --learning_rate 1e-3",
+        "--epochs 6 --cycle_epochs 5 --batch_size 32 --learning_rate 1e-3",
         "join": f"pretrain_multimodal.py {common} --model_name multimodal --rna_model_path {runs}/rna "
-        f"--atac_model_path {runs}/atac --epochs 8 --cycle_epochs 7 --batch_size 16 --grad_acc 2 --learning_rate 1e-3",
+        f"--atac_model_path {runs}/atac --epochs 5 --cycle_epochs 4 --batch_size 16 --grad_acc 2 --learning_rate 1e-3",
         "latents": f"get_latent_emb.py --data_path {common.split()[1]} --model_path {runs}/multimodal "
         f"--ckpt_dir {runs}/latents",
         "student": f"pretrain_missing_mod.py {common} --model_name student --model_path {runs}/multimodal "

@@ -65,17 +65,16 @@ def unfreeze_last_blocks(encoder: nn.Module, n_blocks: int) -> None:
     """Train an encoder's final norm and its last blocks only; a negative number trains the whole encoder.
 
     The pooler goes with the final norm (stage I gives it no gradient, so it would stay random for ever), and a gene
-    embedding that came from a file stays frozen in any case.
+    embedding that is to stay frozen does so in any case.
     """
-    from_file = isinstance(encoder, RNAEncoder) and not encoder.gene_embedding.weight.requires_grad
     encoder.requires_grad_(n_blocks < 0)
     encoder.norm.requires_grad_(True)
     if isinstance(encoder, ATACEncoder):
         encoder.pooler.requires_grad_(True)
         encoder.mask_token.requires_grad_(False)
-    elif from_file:
+    elif encoder.config.freeze_gene_embedding:
         encoder.gene_embedding.weight.requires_grad_(False)
-    for block in encoder.blocks[len(encoder.blocks) - n_blocks :] if n_blocks > 0 else []:
+    for block in encoder.blocks[max(len(encoder.blocks) - n_blocks, 0) :] if n_blocks > 0 else []:
         block.requires_grad_(True)
 
 
@@ -98,7 +97,7 @@ class MaskedRNA(Objective):
 
     def before_step(self, step: int) -> None:
         if step and step % FEATURE_REDRAW_STEPS == 0:
-            self.encoder.redraw_features(seed=self.seed * 1_000_003 + step)
+            self.encoder.redraw_features(seed=(self.seed * 1_000_003 + step) % 2**63)
 
     def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         tokens = self.encoder.tokenize(batch.rna)

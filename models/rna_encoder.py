@@ -30,6 +30,9 @@ class RNAEncoderConfig:
             "help": "which genes are tokens: all of them, or only those with a bin above 0 (5-15 %% of the work)"
         },
     )
+    freeze_gene_embedding: bool = field(
+        default=False, metadata={"help": "never train the gene embedding; set when --gene_embedding_path is given"}
+    )
     binning: Literal["floor", "round"] = field(
         default="floor", metadata={"help": "how log values become bins; round only for published weights"}
     )
@@ -50,18 +53,15 @@ class RNAEncoder(nn.Module):
     ----------
     config : RNAEncoderConfig
     n_genes : number of genes in the vocabulary
-    gene_embedding : [n_genes, dim] float32 or None; given (gene2vec), it is kept frozen, else it is learned
     """
 
-    def __init__(self, config: RNAEncoderConfig, n_genes: int, gene_embedding: Tensor | None = None):
+    def __init__(self, config: RNAEncoderConfig, n_genes: int):
         super().__init__()
         self.config = config
         self.n_genes = n_genes
         self.token_embedding = nn.Embedding(N_TOKENS, config.dim)
         self.gene_embedding = nn.Embedding(n_genes, config.dim)
-        if gene_embedding is not None:
-            self.gene_embedding.weight.data.copy_(gene_embedding)
-            self.gene_embedding.weight.requires_grad_(False)
+        self.gene_embedding.weight.requires_grad_(not config.freeze_gene_embedding)
         self.blocks = nn.ModuleList(
             PerformerBlock(config.dim, config.heads, config.dim_head, config.ff_mult, config.n_features or None)
             for _ in range(config.depth)

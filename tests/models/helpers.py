@@ -1,5 +1,7 @@
 """Small cells and models that the tests of `models/` share."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -95,16 +97,16 @@ def jitter(module: nn.Module, seed: int = 0, scale: float = 0.1) -> nn.Module:
     return module.eval()
 
 
-def rna_encoder(tokens: str = "all", gene_embedding: Tensor | None = None) -> RNAEncoder:
+def rna_encoder(tokens: str = "all", freeze_gene_embedding: bool = False) -> RNAEncoder:
     torch.manual_seed(3)
-    return RNAEncoder(rna_config(tokens), N_GENES, gene_embedding)
+    return RNAEncoder(replace(rna_config(tokens), freeze_gene_embedding=freeze_gene_embedding), N_GENES)
 
 
-def scmomer(tokens: str = "all", classes: bool = False, **options) -> ScMomer:
+def scmomer(tokens: str = "all", classes: bool = False, freeze_gene_embedding: bool = False, **options) -> ScMomer:
     """A small model; with `other_modality="student"` it has a student, with `classes` a classifier."""
     torch.manual_seed(4)
     config = ScMomerConfig(
-        rna=rna_config(tokens),
+        rna=replace(rna_config(tokens), freeze_gene_embedding=freeze_gene_embedding),
         atac=ATAC,
         fusion=FUSION,
         student=STUDENT if options.get("other_modality") == "student" else None,

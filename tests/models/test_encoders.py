@@ -142,11 +142,8 @@ def test_gene_pooling_is_the_dense_formula(tokens_kind):
     torch.testing.assert_close(pooling(states, tokens), scalars @ pooling.projection.weight.T, atol=1e-4, rtol=0)
 
 
-def test_gene_embedding_given_is_used_and_frozen():
-    given = torch.randn(N_GENES, 16)
-    encoder = rna_encoder(gene_embedding=given)
-    assert torch.equal(encoder.gene_embedding.weight, given)
-    assert not encoder.gene_embedding.weight.requires_grad
+def test_gene_embedding_is_frozen_on_request():
+    assert not rna_encoder(freeze_gene_embedding=True).gene_embedding.weight.requires_grad
     assert rna_encoder().gene_embedding.weight.requires_grad
 
 

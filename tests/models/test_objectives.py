@@ -21,7 +21,7 @@ from models.objectives import (
     peak_bce,
     unfreeze_last_blocks,
 )
-from models.rna_encoder import MASK_TOKEN, RNAEncoder
+from models.rna_encoder import MASK_TOKEN
 from tests.models.helpers import (
     ATAC,
     LATENT_DIM,
@@ -36,7 +36,6 @@ from tests.models.helpers import (
     minibatch,
     one_thread,  # noqa: F401
     ragged,
-    rna_config,
     rna_encoder,
     scmomer,
 )
@@ -506,17 +505,14 @@ def test_cell_type_loss_by_hand(class_weight):
 
 def with_given_genes(**options):
     """A model whose gene embedding came from a file."""
-    model = scmomer(**options)
-    given = torch.randn(N_GENES, 16, generator=torch.Generator().manual_seed(1))
-    model.towers["rna"].encoder = jitter(RNAEncoder(rna_config(), N_GENES, given))
-    return model
+    return scmomer(freeze_gene_embedding=True, **options)
 
 
 @pytest.mark.parametrize("trainable_blocks", [0, 2, -1])
 @pytest.mark.parametrize(
     "build",
     [
-        pytest.param(lambda k: MaskedRNA(rna_encoder(gene_embedding=torch.randn(N_GENES, 16)), 0), id="MaskedRNA"),
+        pytest.param(lambda k: MaskedRNA(rna_encoder(freeze_gene_embedding=True), 0), id="MaskedRNA"),
         pytest.param(lambda k: JointPairs(with_given_genes(), k), id="JointPairs"),
         pytest.param(
             lambda k: CellTypes(with_given_genes(classes=True, other_modality="zeros"), k), id="CellTypes zeros"

@@ -319,6 +319,22 @@ def test_a_stage_three_run_resumes_as_if_it_had_not_stopped(runs, ready_file, tm
     assert all((whole[name] == cut[name]).all() for name in whole)
 
 
+def test_latents_are_joined_by_barcode_not_by_row(runs, ready_file, tmp_path):
+    latents = ad.read_h5ad(runs["latents"] / "train.h5ad")
+    write_whole(latents[np.random.default_rng(0).permutation(len(latents))].copy(), tmp_path / "train.h5ad")
+    run(
+        "pretrain_missing_mod",
+        data_path=ready_file,
+        model_path=runs["multimodal"],
+        dir_train=tmp_path,
+        dir_val=runs["latents"],
+        ckpt_dir=tmp_path,
+        model_name="student",
+        **TRAINING,
+    )
+    assert records(tmp_path / "student") == records(runs["student_atac"])
+
+
 @pytest.mark.parametrize("known", [0.0, 0.5])
 def test_pretraining_needs_no_labels(simulation, runs, tmp_path, known):
     mdata = simulation.mdata.copy()

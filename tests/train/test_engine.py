@@ -88,6 +88,26 @@ def test_losses_are_means_over_cells(kind, n_train, cells, tmp_path):
         assert found[phase] == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
 
 
+@pytest.mark.parametrize(("batch_size", "grad_acc"), [(8, 1), (5, 1), (2, 4), (1, 5)])
+@pytest.mark.parametrize("clip_norm", [0.0, 1e-3])
+def test_a_step_follows_the_mean_gradient_of_its_cells(batch_size, grad_acc, clip_norm, cells, tmp_path):
+    """Five cells, one step: Adam's first moment is a tenth of the gradient, whatever fills up the minibatches."""
+    cells = take(cells, 5, 1)
+    stage = make_stage("rna", cells)
+    batch = stage.train[MicroBatch(np.arange(5), np.ones(5, np.float32), 0, 5)]
+    stage.objective(batch)[0].mean().backward()
+    gradient = torch.cat([p.grad.flatten() for p in stage.objective.parameters()])
+    assert gradient.norm() > 0.01
+    if clip_norm:
+        gradient *= clip_norm / gradient.norm()
+    cut = {"batch_size": batch_size, "grad_acc": grad_acc, "clip_norm": clip_norm}
+    train(make_stage("rna", cells), tmp_path / "run", epochs=1, **cut)
+    state = last_weights(tmp_path / "run")
+    numbers = sorted((name for name in state if name.endswith("exp_avg")), key=lambda name: int(name.split(".")[1]))
+    moment = torch.cat([state[name].flatten() for name in numbers])
+    assert (moment - 0.1 * gradient).norm() < 1e-5 * moment.norm()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_is_near_float32_and_is_not_it(kind, cells, tmp_path):
     for precision in ("fp32", "bf16"):
@@ -141,7 +161,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(kind, cells, tmp_path):
     """Killed in the middle of a step of the second epoch, with the state saved after every step."""
     cells = take(cells, 37, 8)
     fresh = lambda: make_stage(kind, cells, dropout=DROPPED.get(kind, 0.0))  # noqa: E731
-    settings = {"epochs": 3, "save_minutes": 0}
+    settings = {"epochs": 3, "save_steps": 1}
     train(fresh(), tmp_path / "whole", **settings)
     stage = fresh()
     before_step = stage.objective.before_step

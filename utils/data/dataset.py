@@ -127,7 +127,9 @@ class CellDataset(Dataset):
     def keys(self, rows: np.ndarray, epoch: int) -> torch.Tensor:
         """[B] int64, a function of (seed, epoch, barcode) alone."""
         draw = epoch + 1 if self.resample else 0
-        return mix(self.barcode_hash[torch.from_numpy(rows)] ^ mix(torch.tensor(self.seed * 1_000_003 + draw)))
+        return mix(
+            self.barcode_hash[torch.from_numpy(rows)] ^ mix(torch.tensor((self.seed * 1_000_003 + draw) % 2**63))
+        )
 
     def __getitem__(self, plan: MicroBatch) -> Minibatch:
         rows = plan.rows

@@ -41,7 +41,7 @@ def find_counts(adata: ad.AnnData, path: str | Path) -> tuple[csr_matrix, pd.Ind
         if matrix is None:
             continue
         counts = csr_matrix(matrix).astype(np.float32)
-        if np.all(counts.data >= 0) and np.all(counts.data == np.floor(counts.data)):  # NaN fails both
+        if np.all(np.isfinite(counts.data) & (counts.data >= 0) & (counts.data == np.floor(counts.data))):
             counts.eliminate_zeros()
             counts.sum_duplicates()
             return counts, pd.Index(names.astype(str)), place
@@ -77,7 +77,7 @@ def choose_target_sum(target_sum: str, totals: np.ndarray) -> float:
         number = float(target_sum)
     except ValueError:
         number = 0.0
-    if not number > 0:
+    if not 0 < number < np.inf:
         raise UserError(f"--target_sum {target_sum!r} is neither 'median' nor a positive number; try --target_sum 1e4")
     return number
 

@@ -73,6 +73,8 @@ def read_query(path: str, saved: SavedModel, min_coverage: float = 0.3) -> Query
     barcodes = file.modalities[inputs[0]].obs_names
     for name in inputs[1:]:
         barcodes = barcodes[barcodes.isin(file.modalities[name].obs_names)]
+    if not len(barcodes):
+        raise UserError(f"{path}: holds no cell measured in {' and '.join(inputs)}; there is nothing to label")
     values, report, empty = {}, [], np.zeros(len(barcodes), dtype=bool)
     for name in inputs:
         adata = file.modalities[name][barcodes]

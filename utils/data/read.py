@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def read_raw(path: str | Path) -> RawFile:
         raise UserError(f"{path}: only .h5ad and .h5mu files are read; convert it with scanpy or muon first")
     try:
         file = ad.read_h5ad(path) if path.suffix == ".h5ad" else mudata.read_h5mu(path)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # whatever a reader trips over, the file is what is wrong
         raise UserError(f"{path}: not a readable {path.suffix} file ({_first_line(error)}); write it anew") from error
     if isinstance(file, ad.AnnData):
         modalities = {"atac" if looks_like_peaks(file.var_names) else "rna": file}
@@ -70,9 +71,20 @@ def read_raw(path: str | Path) -> RawFile:
     for name, adata in modalities.items():
         if not adata.obs_names.is_unique:
             raise UserError(f"{path}: barcodes of {name} are not unique; run obs_names_make_unique() first")
-        new_columns = adata.obs.columns.difference(obs.columns)
-        obs = obs.join(adata.obs[new_columns]) if len(new_columns) else obs
+        obs = _fill(obs, adata.obs)
     return RawFile(path, modalities, obs, json.loads(file.uns[STAMP]) if STAMP in file.uns else None, file)
+
+
+def _fill(obs: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
+    """Add columns, and values where there were none, from the annotation of some of the cells."""
+    obs = obs.copy()
+    for column in more:
+        values = more[column].astype(object).reindex(obs.index)
+        obs[column] = obs[column].astype(object).where(obs[column].notna(), values) if column in obs else values
+        obs[column] = obs[column].infer_objects()
+        if isinstance(more[column].dtype, pd.CategoricalDtype):
+            obs[column] = obs[column].astype("category")
+    return obs
 
 
 def _first_line(error: Exception) -> str:
@@ -173,4 +185,5 @@ def write_whole(file: ad.AnnData | mudata.MuData, path: str | Path) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({_first_line(error)}); choose another --out_path") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -139,7 +139,7 @@ def load_model(path: str | Path, *kinds: str) -> SavedModel:
     UserError
         If the folder is damaged or of another kind.
     """
-    folder, digest = check_folder(path)
+    folder, digest = check_folder(path, WEIGHTS, "config.json")
     saved = json.loads((folder / "config.json").read_text())
     if saved["kind"] not in kinds:
         wanted = " or ".join(KINDS[kind] for kind in kinds)

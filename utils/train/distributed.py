@@ -37,7 +37,7 @@ class Runtime:
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
         """Add up numbers over all processes; every process must give the same names."""
-        if self.world_size == 1:
+        if self.world_size == 1 or not values:
             return values
         total = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64, device=self.device)
         dist.all_reduce(total)

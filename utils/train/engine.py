@@ -53,15 +53,22 @@ class TrainConfig:
         default="auto", metadata={"help": "auto takes a GPU when there is one"}
     )
     num_workers: int = field(default=0, metadata={"help": "processes that make minibatches; 0 makes them in the loop"})
-    save_minutes: float = field(
-        default=10, metadata={"help": "minutes between saves of the training state in an epoch"}
-    )
+    save_steps: int = field(default=500, metadata={"help": "optimiser steps between saves of the training state"})
     resume: bool = field(default=False, metadata={"help": "go on from the training state left by an earlier run"})
     overwrite: bool = field(default=False, metadata={"help": "replace a model of the same name"})
 
+    def __post_init__(self):
+        least = dict.fromkeys(("epochs", "batch_size", "grad_acc", "save_steps"), 1)
+        least |= dict.fromkeys(("num_workers", "patience", "max_steps", "seed", "warmup_epochs", "weight_decay"), 0)
+        for name, smallest in (least | {"cycle_epochs": 1e-3, "learning_rate": 1e-12}).items():
+            if not getattr(self, name) >= smallest:
+                raise UserError(f"--{name} {getattr(self, name)} must be at least {smallest:g}")
+
+
+Sums = dict[str, list[float]]  # metric → [sum, count]
 
 # Settings that may differ between a run and its resumption.
-MAY_CHANGE = {"epochs", "patience", "max_steps", "device", "num_workers", "save_minutes", "resume", "overwrite"}
+MAY_CHANGE = {"epochs", "patience", "max_steps", "device", "num_workers", "save_steps", "resume", "overwrite"}
 
 
 @dataclass
@@ -73,6 +80,7 @@ class Progress:
     step: int = 0
     best: float = math.inf
     epochs_since_best: int = 0
+    sums: Sums = field(default_factory=dict)  # of the epoch's metrics so far, over all processes
 
 
 def fit(
@@ -137,7 +145,8 @@ def fit(
         f"{plan.n_steps} steps of {plan.step_size} cells per epoch, {runtime.world_size} × {runtime.device}"
     )
 
-    def save_state() -> None:
+    def save_state(sums: Sums) -> None:
+        progress.sums = total(sums, runtime)
         if runtime.is_main:
             write_folder(
                 state_folder,
@@ -148,36 +157,48 @@ def fit(
     patience_left = lambda: not config.patience or progress.epochs_since_best < config.patience  # noqa: E731
     while progress.epoch < config.epochs and patience_left() and not finished():
         plan.epoch, plan.first_step = progress.epoch, progress.step_in_epoch
-        metrics = train_epoch(module, optimizer, loaders["train"], plan, progress, config, runtime, save_state)
+        sums, speed = train_epoch(module, optimizer, loaders["train"], plan, progress, config, runtime, save_state)
+        metrics = means(sums, runtime)
         at_end = progress.step_in_epoch == plan.n_steps
         done = progress.epoch + progress.step_in_epoch / plan.n_steps
-        log.add("train", done, progress.step, metrics)
+        log.add("train", done, progress.step, metrics | speed)
         if len(val):
             metrics = evaluate(objective, loaders["val"], config, runtime)
             log.add("val", done, progress.step, metrics)
         runtime.say("  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-        progress.epochs_since_best += 1
-        if metrics["loss"] < progress.best:
-            progress.best, progress.epochs_since_best = metrics["loss"], 0
+        is_best = metrics["loss"] < progress.best
+        if is_best:
             best_metrics = {"epoch": done} | metrics
             if runtime.is_main:
                 write_folder(folder, write_model)
-        if at_end:
-            progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
-        save_state()
+        if at_end:  # a look in the middle of an epoch, where --max_steps ends a run, leaves no trace in its resumption
+            progress.epoch, progress.step_in_epoch, sums = progress.epoch + 1, 0, {}
+            progress.epochs_since_best = 0 if is_best else progress.epochs_since_best + 1
+            progress.best = min(progress.best, metrics["loss"])
+        save_state(sums)
     if runtime.is_main:
         log.close(folder.name)
         copy_log(folder)
-        runtime.say(f"saved {folder} (best epoch {best_metrics.get('epoch', 0):g}, loss {progress.best:.4g})")
+        runtime.say(f"saved {folder}" + "".join(f", best {name} {value:.4g}" for name, value in best_metrics.items()))
     runtime.barrier()
     return best_metrics
 
 
-def train_epoch(module, optimizer, loader, plan, progress, config, runtime, save_state) -> dict[str, float]:
-    """Optimiser steps from where `progress` stands to the end of the epoch (or to --max_steps); mean metrics."""
+def train_epoch(
+    module, optimizer, loader, plan, progress, config, runtime, save_state
+) -> tuple[Sums, dict[str, float]]:
+    """Optimiser steps from where `progress` stands to the end of the epoch (or to --max_steps).
+
+    Returns
+    -------
+    This process's sums of the metrics (the first process also keeps those from before a resumption), and the speed
+    """
     objective = module.module if isinstance(module, DistributedDataParallel) else module
     objective.train()
-    sums, started, saved = {}, time.monotonic(), time.monotonic()
+    sums, started = (
+        {name: list(pair) for name, pair in progress.sums.items()} if runtime.is_main else {},
+        time.monotonic(),
+    )
     bar = tqdm(
         total=len(plan.lengths),
         initial=plan.first_step * plan.step_size,
@@ -200,7 +221,7 @@ def train_epoch(module, optimizer, loader, plan, progress, config, runtime, save
             )
             step_loss = 0.0
         # Dropout depends on (seed, step, micro-batch, process), not on what was drawn before: resuming is exact.
-        torch.manual_seed(((config.seed * 1_000_003 + progress.step) * 4096 + micro) * 4096 + runtime.rank)
+        torch.manual_seed((((config.seed * 1_000_003 + progress.step) * 4096 + micro) * 4096 + runtime.rank) % 2**63)
         is_last = micro == config.grad_acc - 1
         waits = nullcontext() if is_last or runtime.world_size == 1 else module.no_sync()
         with waits:
@@ -223,16 +244,15 @@ def train_epoch(module, optimizer, loader, plan, progress, config, runtime, save
         optimizer.zero_grad(set_to_none=True)
         progress.step, progress.step_in_epoch = progress.step + 1, progress.step_in_epoch + 1
         cells_done += batch.step_cells
-        bar.set_postfix(loss=f"{sums['loss'][0] / sums['loss'][1]:.4f}", refresh=False)
+        bar.set_postfix(loss=f"{sums['loss'][0] / max(sums['loss'][1], 1):.4f}", refresh=False)
         bar.update(batch.step_cells)
         if config.max_steps and progress.step >= config.max_steps:
             break
-        if time.monotonic() - saved > 60 * config.save_minutes and progress.step_in_epoch < plan.n_steps:
-            save_state()
-            saved = time.monotonic()
+        if progress.step % config.save_steps == 0 and progress.step_in_epoch < plan.n_steps:
+            save_state(sums)
     bar.close()
     seconds = time.monotonic() - started
-    return means(sums, runtime) | {
+    return sums, {
         "learning_rate": rate,
         "seconds": round(seconds, 3),
         "cells_per_second": round(cells_done / seconds, 2),
@@ -258,20 +278,25 @@ def run(module: nn.Module, batch, config: TrainConfig, runtime: Runtime):
     return loss * batch.weight, metrics
 
 
-def add_up(sums: dict[str, list[float]], metrics: dict) -> None:
+def add_up(sums: Sums, metrics: dict) -> None:
     """Add a minibatch's (sum, count) pairs."""
-    for name, (total, count) in metrics.items():
+    for name, (value, count) in metrics.items():
         entry = sums.setdefault(name, [0.0, 0.0])
-        entry[0] += float(total)
+        entry[0] += float(value)
         entry[1] += float(count)
 
 
-def means(sums: dict[str, list[float]], runtime: Runtime) -> dict[str, float]:
+def total(sums: Sums, runtime: Runtime) -> Sums:
+    """Sums over all processes."""
+    flat = runtime.sum({f"{name} {i}": value for name, pair in sums.items() for i, value in enumerate(pair)})
+    return {name: [flat[f"{name} 0"], flat[f"{name} 1"]] for name in sums}
+
+
+def means(sums: Sums, runtime: Runtime) -> dict[str, float]:
     """Means over all processes of what was added up; `loss` first."""
-    flat = {f"{name} {i}": value for name, pair in sums.items() for i, value in enumerate(pair)}
-    total = runtime.sum(flat)
+    everywhere = total(sums, runtime)
     names = sorted(sums, key=lambda name: (name != "loss", name))
-    return {name: total[f"{name} 0"] / max(total[f"{name} 1"], 1e-12) for name in names}
+    return {name: everywhere[name][0] / max(everywhere[name][1], 1e-12) for name in names}
 
 
 def write_state(path: Path, objective, optimizer, config: TrainConfig, progress: Progress, best_metrics: dict) -> None:
@@ -300,7 +325,7 @@ def load_state(path: Path, objective, optimizer, config: TrainConfig) -> tuple[P
     """
     if not path.exists() and not path.with_name(f".{path.name}.previous").exists():
         raise UserError(f"{path}: nothing to resume; run the same command without --resume")
-    path, _ = check_folder(path)
+    path, _ = check_folder(path, "state.json", "state.safetensors")
     saved = json.loads((path / "state.json").read_text())
     settings = asdict(config)
     for name, value in saved["config"].items():

@@ -33,8 +33,8 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> str:
         write(partial)
         files = {file.name: file_hash(file) for file in sorted(partial.iterdir())}
         (partial / MANIFEST).write_text(json.dumps(files, indent=1))
-        shutil.rmtree(previous, ignore_errors=True)
         if path.exists():
+            shutil.rmtree(previous, ignore_errors=True)
             os.rename(path, previous)
         os.rename(partial, path)
         shutil.rmtree(previous, ignore_errors=True)
@@ -43,8 +43,13 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> str:
     return file_hash(path / MANIFEST)
 
 
-def check_folder(path: str | Path) -> tuple[Path, str]:
+def check_folder(path: str | Path, *needed: str) -> tuple[Path, str]:
     """Find a folder made by `write_folder` and compare every file with its manifest.
+
+    Parameters
+    ----------
+    path : the folder
+    needed : files that the manifest must list
 
     Returns
     -------
@@ -62,9 +67,14 @@ def check_folder(path: str | Path) -> tuple[Path, str]:
     if not (path / MANIFEST).is_file():
         raise UserError(f"{path}: not a model folder (no {MANIFEST} in it); give the folder a training script wrote")
     try:
-        files = dict(json.loads((path / MANIFEST).read_text()))
+        files = json.loads((path / MANIFEST).read_text())
+        if not isinstance(files, dict):
+            raise ValueError("not a table of files")
     except ValueError as error:
         raise UserError(f"{path / MANIFEST}: damaged; train the model again or restore the folder") from error
+    for name in needed:
+        if name not in files:
+            raise UserError(f"{path / name}: not in the folder's {MANIFEST}; restore the folder, or train again")
     for name, expected in files.items():
         if Path(name).name != name or not (path / name).is_file():
             raise UserError(f"{path / name}: missing from the folder; restore it, or train the model again")

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from models.minibatch import Minibatch
 from models.scmomer import ScMomer
 from utils.data.dataset import CellDataset, Plan, make_loader
+from utils.errors import UserError
 from utils.train.checkpoint import SavedModel
 from utils.train.distributed import Runtime
 
@@ -28,6 +29,10 @@ class InferConfig:
     )
     precision: Literal["fp32", "bf16"] = field(default="fp32", metadata={"help": "bf16 computes under autocast"})
     num_workers: int = field(default=0, metadata={"help": "processes that make minibatches; 0 makes them in the loop"})
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.num_workers < 0:
+            raise UserError(f"--batch_size {self.batch_size} or --num_workers {self.num_workers} is too small")
 
 
 @torch.no_grad()
@@ -66,8 +71,8 @@ def infer(
         results.append([output.float().cpu()[real].numpy() for output in outputs])
         bar.update(int(real.sum()) * runtime.world_size)
     bar.close()
-    mine = np.concatenate(rows), [np.concatenate(parts) for parts in zip(*results, strict=True)]
-    shares = runtime.gather(mine)
+    mine = (np.concatenate(rows), [np.concatenate(parts) for parts in zip(*results, strict=True)]) if rows else None
+    shares = [share for share in runtime.gather(mine) if share is not None]  # a process may have had filling alone
     order = np.argsort(np.concatenate([rows for rows, _ in shares]), kind="stable")
     return tuple(np.concatenate(parts)[order] for parts in zip(*(arrays for _, arrays in shares), strict=True))
 
