@@ -110,7 +110,7 @@ def main() -> None:
 
 def summarise(out: Path, stages: dict, truth, ways: dict, flags: Flags) -> None:
     """Collect what the stages wrote into summary.json, a table and figures."""
-    results = lambda name: json.loads((out / "runs" / name / "evaluation" / "evaluation_test.json").read_text())  # noqa: E731
+    results = lambda name: json.loads((out / "runs" / name / "evaluation" / "evaluation_test.json").read_text())
     predictions = ad.read_h5ad(out / "predictions.h5ad")
     predicted = predictions.obs["predicted_cell_type"].astype(str).to_numpy()
     scored = {f"RNA only, {way}" if way != "paired" else "RNA + ATAC": mode for way, (_, mode) in ways.items()}

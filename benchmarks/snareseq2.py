@@ -59,7 +59,7 @@ def main() -> None:
         f"preprocess.py --data_path {data} --out_path {ready} --split_by batch --test_groups 09J,09K "
         f"--target_sum 1000 --seed {flags.seed}",
     )
-    for name, command in training_commands(common, runs).items():
+    for name, command in training_commands(common, ready, runs).items():
         stages.run(name, command)
     for way, (_, parent) in WAYS.items():
         stages.run(
@@ -72,7 +72,7 @@ def main() -> None:
     report(out, stages.used, flags.seed)
 
 
-def training_commands(common: str, runs: str) -> dict[str, str]:
+def training_commands(common: str, ready: str, runs: str) -> dict[str, str]:
     """Stage → command, from stage I to the student."""
     return {
         "pretrain RNA": f"pretrain_rna.py {common} --model_name rna {RNA_SHAPE} --mask_ratio 0.3 "
@@ -81,8 +81,7 @@ def training_commands(common: str, runs: str) -> dict[str, str]:
         "--epochs 6 --cycle_epochs 5 --batch_size 32 --learning_rate 1e-3",
         "join": f"pretrain_multimodal.py {common} --model_name multimodal --rna_model_path {runs}/rna "
         f"--atac_model_path {runs}/atac --epochs 5 --cycle_epochs 4 --batch_size 16 --grad_acc 2 --learning_rate 1e-3",
-        "latents": f"get_latent_emb.py --data_path {common.split()[1]} --model_path {runs}/multimodal "
-        f"--ckpt_dir {runs}/latents",
+        "latents": f"get_latent_emb.py --data_path {ready} --model_path {runs}/multimodal --ckpt_dir {runs}/latents",
         "student": f"pretrain_missing_mod.py {common} --model_name student --model_path {runs}/multimodal "
         f"--dir_train {runs}/latents --dir_val {runs}/latents --epochs 15 --cycle_epochs 14 --batch_size 32 "
         "--learning_rate 1e-3",
@@ -91,7 +90,7 @@ def training_commands(common: str, runs: str) -> dict[str, str]:
 
 def report(out: Path, stages: dict, seed: int) -> None:
     """Write results.json and results.md."""
-    load = lambda model: json.loads((out / model / "evaluation" / "evaluation_test.json").read_text())  # noqa: E731
+    load = lambda model: json.loads((out / model / "evaluation" / "evaluation_test.json").read_text())
     types = {title: load(f"celltype_{way}")["scmomer"] for way, (title, _) in WAYS.items()}
     for name in ("logistic regression", "PCA + logistic regression"):
         types[f"RNA only, {name}"] = load("celltype_student")[name]

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # on models this small, threads mostly wait for each other
 
 
 @pytest.fixture(scope="session")

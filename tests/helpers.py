@@ -29,8 +29,6 @@ from utils.train.distributed import Runtime
 from utils.train.engine import TrainConfig, fit
 from utils.train.log import METRICS, workshop
 
-torch.set_num_threads(1)  # the models are tiny: more threads only get in each other's way
-
 ROOT = Path(__file__).resolve().parents[1]
 CPU = Runtime(torch.device("cpu"))
 
@@ -154,7 +152,7 @@ class Stage:
 def take(cells: Cells, n_train: int, n_val: int) -> Cells:
     """The first training and validation cells of a file, taken from the types in turn."""
     turn = cells.obs.groupby("cell_type", observed=True).cumcount().to_numpy()
-    first = lambda rows, n: rows[np.argsort(turn[rows], kind="stable")][:n]  # noqa: E731
+    first = lambda rows, n: rows[np.argsort(turn[rows], kind="stable")][:n]
     rows = np.sort(np.concatenate([first(cells.rows("train"), n_train), first(cells.rows("val"), n_val)]))
     return replace(
         cells, obs=cells.obs.iloc[rows], values={name: matrix[rows] for name, matrix in cells.values.items()}
@@ -189,7 +187,7 @@ def make_stage(kind: str, cells: Cells, seed: int = 0, dropout: float = 0.0) -> 
 def train(stage: Stage, folder: Path, runtime: Runtime = CPU, **config) -> dict[str, float]:
     """`fit` with settings for tiny runs; the folder holds nothing but the objective's weights."""
     settings = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "warmup_epochs": 1, "patience": 0, "device": "cpu"}
-    write = lambda path: save_file(  # noqa: E731
+    write = lambda path: save_file(
         {name: tensor.contiguous() for name, tensor in stage.objective.state_dict().items()}, path / "model.safetensors"
     )
     return fit(stage.objective, stage.train, stage.val, TrainConfig(**settings | config), runtime, folder, write)

@@ -57,7 +57,7 @@ def test_a_step_holds_the_same_cells_however_it_is_cut(batch_size, micro, world)
 
 
 def test_order_changes_with_epoch_and_seed_and_is_repeatable():
-    draw = lambda seed, epoch: steps(shares(50, 4, 1, 1, epoch, seed=seed, shuffle=True), 1)  # noqa: E731
+    draw = lambda seed, epoch: steps(shares(50, 4, 1, 1, epoch, seed=seed, shuffle=True), 1)
     assert draw(0, 0) == draw(0, 0)
     assert draw(0, 0) != draw(0, 1)
     assert draw(0, 0) != draw(1, 0)

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
 from scipy import sparse
 from torch import Tensor, nn
@@ -24,15 +23,6 @@ STUDENT = StudentConfig(student_hidden=10, student_dropout=0.0)
 CLASSIFIER = ClassifierConfig(classifier_hidden=6, classifier_dropout=0.0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """For every test of a file that imports it: on matrices this small, threads mostly wait for each other."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
-
-
 def rna_config(tokens: str = "all") -> RNAEncoderConfig:
     return RNAEncoderConfig(dim=16, depth=3, heads=2, dim_head=8, ff_mult=2, tokens=tokens)
 
@@ -40,7 +30,7 @@ def rna_config(tokens: str = "all") -> RNAEncoderConfig:
 def ragged(dense: np.ndarray | Tensor) -> Ragged:
     """The non-zero entries of dense cells [B, width]."""
     csr = sparse.csr_matrix(np.asarray(dense, dtype=np.float32))
-    as_int = lambda values: torch.from_numpy(values.astype(np.int64))  # noqa: E731
+    as_int = lambda values: torch.from_numpy(values.astype(np.int64))
     return Ragged(as_int(csr.indices), torch.from_numpy(csr.data), as_int(csr.indptr), csr.shape[1])
 
 

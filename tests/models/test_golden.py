@@ -17,7 +17,7 @@ from models.minibatch import Minibatch
 from models.rna_encoder import GeneTokens, RNAEncoder, RNAEncoderConfig
 from models.scmomer import ScMomer, ScMomerConfig
 from models.student import StudentConfig
-from tests.models.helpers import one_thread, ragged  # noqa: F401
+from tests.models.helpers import ragged
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
 N_GENES, N_PEAKS = 97, 300

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from models.masking import mask_genes, mask_patches, mix, uniform
 from models.rna_encoder import MASK_TOKEN
-from tests.models.helpers import N_GENES, expression, one_thread, ragged, rna_encoder  # noqa: F401
+from tests.models.helpers import N_GENES, expression, ragged, rna_encoder
 
 KEYS = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 1234567890123456789])
 

@@ -34,7 +34,6 @@ from tests.models.helpers import (
     gradients,
     jitter,
     minibatch,
-    one_thread,  # noqa: F401
     ragged,
     rna_encoder,
     scmomer,

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from models.performer import FavorAttention, PerformerBlock, n_features_for, orthogonal_features
-from tests.models.helpers import one_thread  # noqa: F401
 
 DIM, HEADS, DIM_HEAD = 32, 2, 16
 

@@ -116,7 +116,7 @@ def test_the_student_is_added_to_an_unchanged_teacher(runs, missing, tower):
 
 def test_parents_are_signed(runs):
     parents = {name: load_model(runs[name], KIND_OF.get(name, name)).parents for name in ("multimodal", *KIND_OF)}
-    digest = lambda name: load_model(runs[name], KIND_OF.get(name, name)).hash  # noqa: E731
+    digest = lambda name: load_model(runs[name], KIND_OF.get(name, name)).hash
     assert parents["multimodal"] == {"rna": digest("rna"), "atac": digest("atac")}
     for missing in MISSING:
         assert parents[f"student_{missing}"] == {"teacher": digest("multimodal")}

@@ -7,7 +7,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scanpy as sc
-from scipy.sparse import csr_matrix, issparse
+from scipy.sparse import csr_matrix
 
 from utils.data.genes import detect_species, sum_duplicates, update_symbols
 from utils.data.peaks import format_peaks, genome_order, parse_peaks
@@ -143,10 +143,3 @@ def binarise(counts: csr_matrix) -> csr_matrix:
     is_open.sort_indices()
     is_open.data = np.ones_like(is_open.data, dtype=np.float32)
     return is_open
-
-
-def to_csr(matrix) -> csr_matrix:
-    """Any matrix as float32 CSR with sorted indices."""
-    csr = csr_matrix(matrix, dtype=np.float32) if not issparse(matrix) else matrix.tocsr().astype(np.float32)
-    csr.sort_indices()
-    return csr

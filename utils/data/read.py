@@ -11,11 +11,10 @@ import mudata
 import numpy as np
 import pandas as pd
 import torch
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, issparse
 
 from models.minibatch import MODALITIES
 from utils.data.peaks import looks_like_peaks
-from utils.data.prepare import to_csr
 from utils.errors import UserError
 
 mudata.set_options(pull_on_update=False)
@@ -131,6 +130,13 @@ class Cells:
         """[cells] int64 number of each cell's type, -1 where unknown; None when the file has no labels."""
         labels = self.labels()
         return None if labels is None else pd.factorize(labels)[0].astype(np.int64)
+
+
+def to_csr(matrix) -> csr_matrix:
+    """Any matrix as float32 CSR with sorted indices."""
+    csr = csr_matrix(matrix, dtype=np.float32) if not issparse(matrix) else matrix.tocsr().astype(np.float32)
+    csr.sort_indices()
+    return csr
 
 
 def read_cells(path: str | Path, modalities: tuple[str, ...]) -> Cells:

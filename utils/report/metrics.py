@@ -5,7 +5,6 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from sklearn.metrics import precision_recall_fscore_support
 
 from utils.errors import UserError
 
@@ -110,6 +109,8 @@ def per_class_table(true, predicted) -> pd.DataFrame:
     DataFrame [classes, 4]
         Indexed by class; classes that are only predicted come last, with support 0.
     """
+    from sklearn.metrics import precision_recall_fscore_support  # slow to import; training runs can do without
+
     true, predicted = _labels(true, predicted)
     classes = np.union1d(true, predicted)
     columns = precision_recall_fscore_support(true, predicted, labels=classes, zero_division=0)

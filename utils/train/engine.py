@@ -23,6 +23,7 @@ from tqdm import tqdm
 from models.objectives import Objective
 from utils.data.dataset import CellDataset, Plan, make_loader
 from utils.errors import UserError
+from utils.train.checkpoint import load_strictly, part
 from utils.train.distributed import Runtime
 from utils.train.folders import check_folder, write_folder
 from utils.train.log import RunLog, copy_log, workshop
@@ -78,6 +79,7 @@ class Progress:
     epoch: int = 0
     step_in_epoch: int = 0
     step: int = 0
+    step_size: int = 0
     best: float = math.inf
     epochs_since_best: int = 0
     sums: Sums = field(default_factory=dict)  # of the epoch's metrics so far, over all processes
@@ -135,6 +137,12 @@ def fit(
         module = DistributedDataParallel(objective, device_ids=ids, broadcast_buffers=False)
     share = {"rank": runtime.rank, "world_size": runtime.world_size}
     plan = Plan(train.lengths, config.batch_size, config.grad_acc, seed=config.seed, shuffle=True, **share)
+    if progress.step_in_epoch and progress.step_size != plan.step_size:
+        raise UserError(
+            f"{state_folder}: was made with {progress.step_size} cells per step, not {plan.step_size}; choose "
+            "--batch_size × --grad_acc × processes to match, or start anew with --overwrite"
+        )
+    progress.step_size = plan.step_size
     loaders = {
         "train": make_loader(train, plan, config.num_workers, runtime.device.type == "cuda"),
         "val": make_loader(val, Plan(val.lengths, config.batch_size, config.grad_acc, **share)),
@@ -153,9 +161,12 @@ def fit(
                 lambda path: write_state(path, objective, optimizer, config, progress, best_metrics),
             )
 
-    finished = lambda: bool(config.max_steps) and progress.step >= config.max_steps  # noqa: E731
-    patience_left = lambda: not config.patience or progress.epochs_since_best < config.patience  # noqa: E731
-    while progress.epoch < config.epochs and patience_left() and not finished():
+    def goes_on() -> bool:
+        out_of_patience = config.patience and progress.epochs_since_best >= config.patience
+        out_of_steps = config.max_steps and progress.step >= config.max_steps
+        return progress.epoch < config.epochs and not out_of_patience and not out_of_steps
+
+    while goes_on():
         plan.epoch, plan.first_step = progress.epoch, progress.step_in_epoch
         sums, speed = train_epoch(module, optimizer, loaders["train"], plan, progress, config, runtime, save_state)
         metrics = means(sums, runtime)
@@ -332,13 +343,11 @@ def load_state(path: Path, objective, optimizer, config: TrainConfig) -> tuple[P
         if name not in MAY_CHANGE and settings.get(name) != value:
             raise UserError(f"{path}: was made with --{name} {value}, not {settings.get(name)}; resume with the same")
     tensors = load_file(path / "state.safetensors")
-    of = lambda prefix: {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}  # noqa: E731
-    missing, unexpected = objective.load_state_dict(of("objective."), strict=False)  # frozen weights are not in it
-    frozen = {name for name, p in objective.named_parameters() if not p.requires_grad}
-    if unexpected or set(missing) - frozen:
-        raise UserError(f"{path}: belongs to a model of another shape; resume with the same command")
+    # Frozen weights are not in it: they are those of the parents.
+    frozen = {name: p for name, p in objective.named_parameters() if not p.requires_grad}
+    load_strictly(objective, frozen | part(tensors, "objective."), path)
     moments = {}
-    for name, tensor in of("optimizer.").items():
+    for name, tensor in part(tensors, "optimizer.").items():
         index, key = name.split(".")
         moments.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
