@@ -23,7 +23,7 @@ from utils.data.simulate import SimulationConfig, simulate
 from utils.errors import UserError
 from utils.report.metrics import classification_scores
 from utils.report.plots import bars, confusion, umap_true_predicted
-from utils.report.stages import Stages
+from utils.report.stages import ROOT, Stages
 
 ENCODER = "--dim 64 --depth 2 --heads 2 --dim_head 32"
 SCHEDULE = "--warmup_epochs 1 --learning_rate 1e-3"
@@ -32,7 +32,7 @@ SCHEDULE = "--warmup_epochs 1 --learning_rate 1e-3"
 @dataclass
 class Flags:
     out_path: str = flag("folder for everything the demo writes; replaced when it is there", "demo_output")
-    n_cells: int = flag("simulated cells, all donors", 2500)
+    n_cells: int = flag("simulated cells, all donors", 2000)
     seed: int = flag("of the simulation and of the training", 0)
 
 
@@ -45,7 +45,8 @@ def main() -> None:
     out.mkdir(parents=True)
     (out / ".scmomer_demo").touch()
     names = ("cells.h5mu", "cells.ready.h5mu", "new_donor.h5ad", "predictions.h5ad", "runs")
-    raw, ready, new, labelled, runs = (shlex.quote(str(out / name)) for name in names)
+    shown = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out  # short enough to read and to type
+    raw, ready, new, labelled, runs = (shlex.quote(str(shown / name)) for name in names)
 
     print(f"simulating {flags.n_cells:,} paired cells of 5 donors", flush=True)
     simulation = simulate(SimulationConfig(n_cells=flags.n_cells, seed=flags.seed))
@@ -60,12 +61,13 @@ def main() -> None:
 
     stages, common = Stages(), f"--ckpt_dir {runs} --seed {flags.seed}"
     stages.run(
-        "preprocess", f"preprocess.py --data_path {raw} --out_path {ready} --split_by donor --test_groups {last}"
+        "preprocess",
+        f"preprocess.py --data_path {raw} --out_path {ready} --split_by donor --test_groups {last} --target_sum 2000",
     )
     stages.run(
         "pretrain RNA",
         f"pretrain_rna.py --data_path {ready} {common} --model_name rna --tokens expressed {ENCODER} {SCHEDULE} "
-        "--epochs 4 --cycle_epochs 3 --batch_size 16 --grad_acc 1",
+        "--epochs 3 --cycle_epochs 2 --batch_size 8 --grad_acc 2",
     )
     stages.run(
         "pretrain ATAC",
@@ -75,7 +77,7 @@ def main() -> None:
     stages.run(
         "join modalities",
         f"pretrain_multimodal.py --data_path {ready} {common} --model_name multimodal --rna_model_path {runs}/rna "
-        f"--atac_model_path {runs}/atac {SCHEDULE} --epochs 5 --cycle_epochs 4 --batch_size 16",
+        f"--atac_model_path {runs}/atac {SCHEDULE} --epochs 4 --cycle_epochs 3 --batch_size 8 --grad_acc 2",
     )
     stages.run(
         "teacher's latents",
@@ -84,7 +86,8 @@ def main() -> None:
     stages.run(
         "distil student",
         f"pretrain_missing_mod.py --data_path {ready} {common} --model_name student --model_path {runs}/multimodal "
-        f"--dir_train {runs}/latents --dir_val {runs}/latents {SCHEDULE} --epochs 20 --cycle_epochs 19 --batch_size 32",
+        f"--dir_train {runs}/latents --dir_val {runs}/latents --warmup_epochs 1 --learning_rate 5e-4 "
+        "--epochs 10 --cycle_epochs 9 --batch_size 32",
     )
     ways = {
         "with student": ("student", "student"),
@@ -96,7 +99,7 @@ def main() -> None:
             f"fine-tune {way}",
             f"train_missing_celltype_func.py --data_path {ready} {common} --model celltype_{mode} "
             f"--pretrained_model_path {runs}/{parent} --other_modality {mode} {SCHEDULE} "
-            "--epochs 4 --cycle_epochs 3 --batch_size 16 --grad_acc 1",
+            "--epochs 4 --cycle_epochs 3 --batch_size 8 --grad_acc 2 --trainable_blocks -1",
         )
     stages.run(
         "label the new donor",

@@ -60,6 +60,11 @@ def main() -> None:
     path.write_text(json.dumps({"model": str(saved.path), "hash": saved.hash, "split": flags.split} | table, indent=1))
     scores = pd.DataFrame({name: row for name, row in table.items() if isinstance(row, dict)}).T
     print(scores.map(_cell).to_string())
+    if len(scores) > 1:
+        measure = next(name for name in ("macro_f1", "peak_auroc", "rna_mse") if name in scores)
+        best = scores[measure].astype(float)
+        winner = best.idxmin() if measure == "rna_mse" else best.idxmax()
+        print(f"best {measure.replace('_', ' ')}: {winner}")
     print(f"wrote {path}")
 
 
@@ -67,7 +72,9 @@ def _cell(value) -> str:
     """A score with its interval, for the printed table."""
     if isinstance(value, list | tuple):
         return "[" + ", ".join(f"{v:.3f}" for v in value) + "]"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.3f}"
+    return str(value)
 
 
 def score_types(
@@ -91,9 +98,9 @@ def score_types(
     known = [row[labelled[row]] for row in (cells.rows("train"), cells.rows("val"))]
     (x_train, x_val), (y_train, y_val) = [data(row) for row in known], [labels.iloc[row].to_numpy() for row in known]
     baselines = {"logistic regression": logistic_regression, "PCA + logistic regression": pca_logistic_regression}
-    chosen = {}
+    penalty = {}
     for name, fit in baselines.items():
-        estimator, chosen[name] = fit(x_train, y_train, x_val, y_val, seed=0)
+        estimator, penalty[name] = fit(x_train, y_train, x_val, y_val, seed=0)
         predicted[name] = estimator.predict(data(rows))
     confusion(truth, prediction.types, out / f"confusion_{flags.split}.png")
     table = {}
@@ -101,11 +108,12 @@ def score_types(
         table[name] = classification_scores(truth, types)
         for score in ("accuracy", "macro_f1"):
             table[name][f"{score}_95%"] = bootstrap_interval(truth, types, score)
+        if name in penalty:
+            table[name]["C"] = penalty[name]  # inverse strength of the penalty, chosen on validation cells
     codes = pd.Index(saved.labels).get_indexer(truth)
     in_model = codes >= 0
     return table | {
         "calibration_error": expected_calibration_error(prediction.probability[in_model], codes[in_model]),
-        "regularisation_C": chosen,
     }
 
 
