@@ -60,8 +60,8 @@ class TrainConfig:
 
     def __post_init__(self):
         least = dict.fromkeys(("epochs", "batch_size", "grad_acc", "save_steps"), 1)
-        least |= dict.fromkeys(("num_workers", "patience", "max_steps", "seed", "warmup_epochs", "weight_decay"), 0)
-        for name, smallest in (least | {"cycle_epochs": 1e-3, "learning_rate": 1e-12}).items():
+        least |= dict.fromkeys(("num_workers", "patience", "max_steps", "seed", "learning_rate", "weight_decay"), 0)
+        for name, smallest in (least | {"warmup_epochs": 0, "cycle_epochs": 1e-3}).items():
             if not getattr(self, name) >= smallest:
                 raise UserError(f"--{name} {getattr(self, name)} must be at least {smallest:g}")
 
