@@ -7,10 +7,11 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from models.atac_encoder import ATACEncoderConfig
+from models.atac_encoder import ATACEncoder, ATACEncoderConfig
 from models.classifier import ClassifierConfig
 from models.fusion import FusionConfig
 from models.minibatch import Minibatch, Ragged
+from models.objectives import CellTypes, MaskedATAC, MaskedRNA
 from models.rna_encoder import RNAEncoder, RNAEncoderConfig
 from models.scmomer import ScMomer, ScMomerConfig
 from models.student import StudentConfig
@@ -119,3 +120,24 @@ def by_gene(states: Tensor, tokens) -> Tensor:
     cell, place = tokens.valid.nonzero(as_tuple=True)
     out[cell, tokens.genes[cell, place]] = states[cell, place]
     return out
+
+
+def masked_rna(tokens: str = "all", seed: int = 0) -> MaskedRNA:
+    return jitter(MaskedRNA(rna_encoder(tokens), seed))
+
+
+def masked_atac() -> MaskedATAC:
+    torch.manual_seed(6)
+    return jitter(MaskedATAC(ATACEncoder(ATAC, N_PEAKS)))
+
+
+def celltypes(
+    other_modality: str = "student",
+    missing: str = "atac",
+    trainable_blocks: int = 2,
+    train_student: bool = False,
+    tokens: str = "expressed",
+    class_weight: Tensor | None = None,
+) -> CellTypes:
+    model = scmomer(tokens, classes=True, other_modality=other_modality, missing=missing)
+    return CellTypes(model, trainable_blocks, train_student, class_weight)

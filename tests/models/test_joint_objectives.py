@@ -1,0 +1,265 @@
+"""Objectives of stages II, III and of fine-tuning: the losses by hand, and exactly which weights they train."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.objectives import (
+    CellTypes,
+    Distillation,
+    JointPairs,
+    MaskedRNA,
+    Objective,
+    peak_bce,
+    unfreeze_last_blocks,
+)
+from tests.models.helpers import (
+    LATENT_DIM,
+    N_CLASSES,
+    N_GENES,
+    N_PEAKS,
+    accessibility,
+    celltypes,
+    expression,
+    masked_atac,
+    minibatch,
+    ragged,
+    rna_encoder,
+    scmomer,
+)
+
+DEPTH = 3
+KINDS = ("all", "expressed")
+
+
+# ----------------------------------------------------------------------------------------------------- JointPairs
+
+
+def expected_trainable(model: nn.Module, n_blocks: int, prefix: str = "") -> set[str]:
+    """Names of what stage II and fine-tuning train in the towers and fusion, by the list in the documentation."""
+    parts = ["fusion.", "towers.rna.pooling.", "towers.rna.norm.", "towers.atac.projection.", "towers.atac.norm."]
+    parts += ["towers.rna.encoder.norm.", "towers.atac.encoder.norm.", "towers.atac.encoder.pooler."]
+    blocks = range(DEPTH - n_blocks, DEPTH) if n_blocks >= 0 else range(DEPTH)
+    parts += [f"towers.{name}.encoder.blocks.{i}." for name in ("rna", "atac") for i in blocks]
+    if n_blocks < 0:
+        parts += [f"towers.rna.encoder.{name}_embedding." for name in ("token", "gene")]
+        parts += [f"towers.atac.encoder.{name}" for name in ("peak_rows", "patch_bias", "cls_token", "positions")]
+    parts += ["decoders.", "pair_head.", "classifier."]
+    names = {name for name, _ in model.named_parameters()}
+    return {name for name in names if name.startswith(tuple(prefix + part for part in parts))}
+
+
+@pytest.mark.parametrize("n_blocks", [0, 1, 2, 3, -1])
+def test_joint_pairs_trains_exactly_this(n_blocks):
+    objective = JointPairs(scmomer(), n_blocks)
+    trainable = {name for name, p in objective.named_parameters() if p.requires_grad}
+    assert trainable == expected_trainable(objective, n_blocks)
+    n_blocks_trained = DEPTH if n_blocks < 0 else n_blocks
+    assert len({name.split(".")[4] for name in trainable if ".blocks." in name}) == n_blocks_trained
+    assert {name.split(".")[0] for name, _ in objective.named_children()} == {
+        "towers",
+        "fusion",
+        "decoders",
+        "pair_head",
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_joint_pairs_loss_by_hand(kind):
+    """Reconstruction counts for true pairs only, and twice, since half of the pairs are false."""
+    model, batch = scmomer(kind), minibatch()
+    loss, metrics = JointPairs(model)(batch)
+    embedding = model.embed(batch)
+    mse = (model.decoders["rna"](embedding) - batch.rna.dense()).square().mean(1)
+    bce = F.binary_cross_entropy_with_logits(
+        model.decoders["atac"](embedding), batch.atac.dense(), pos_weight=torch.tensor(5.0), reduction="none"
+    ).mean(1)
+    logits = model.pair_head(embedding)
+    is_true = batch.true_pair
+    ce = -logits.log_softmax(1)[torch.arange(5), is_true.long()]
+    torch.testing.assert_close(loss, torch.where(is_true, 2 * (mse + bce), 0) + ce, atol=1e-5, rtol=1e-5)
+    assert metrics["rna_mse"][0].item() == pytest.approx(mse[is_true].sum().item(), rel=1e-5)
+    assert metrics["atac_bce"][0].item() == pytest.approx(bce[is_true].sum().item(), rel=1e-5)
+    assert metrics["rna_mse"][1] == metrics["atac_bce"][1] == is_true.sum() == 3
+    assert metrics["pair_accuracy"][0] == (logits.argmax(1) == is_true).sum()
+    assert metrics["pair_accuracy"][1] == 5
+
+
+def test_false_pairs_teach_the_decoders_nothing():
+    objective = JointPairs(scmomer())
+    loss, _ = objective(minibatch(true_pair=torch.zeros(5, dtype=torch.bool)))
+    loss.sum().backward()
+    assert all((p.grad == 0).all() for p in objective.decoders.parameters())
+    assert all(p.grad.any() for p in objective.pair_head.parameters())
+
+    def decoder_gradient(true_pair: list[bool], cells: list[int]) -> Tensor:
+        objective.zero_grad()
+        objective(minibatch(cells=cells, true_pair=torch.tensor(true_pair)))[0].sum().backward()
+        return torch.cat([p.grad.flatten() for p in objective.decoders.parameters()])
+
+    mixed = decoder_gradient([True, False, True, False, False], [0, 1, 2, 3, 4])
+    torch.testing.assert_close(mixed, decoder_gradient([True] * 5, [0, 2]), atol=1e-5, rtol=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------- Distillation
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("missing", ["atac", "rna"])
+def test_distillation_loss_by_hand(missing):
+    model, batch = scmomer(missing=missing, other_modality="student"), minibatch()
+    present = "rna" if missing == "atac" else "atac"
+    loss, metrics = Distillation(model)(batch)
+    stand_in = model.student(batch[present])
+    latent = {present: batch.latent[present], missing: stand_in}
+    embedding = model.fusion.linear(torch.cat([latent["atac"], latent["rna"]], 1))
+    latent_mse = (stand_in - batch.latent[missing]).square().mean(1)
+    mse = (model.decoders["rna"](embedding) - batch.rna.dense()).square().mean(1)
+    bce = F.binary_cross_entropy_with_logits(
+        model.decoders["atac"](embedding), batch.atac.dense(), pos_weight=torch.tensor(5.0), reduction="none"
+    ).mean(1)
+    torch.testing.assert_close(loss, latent_mse + mse + bce, atol=1e-5, rtol=1e-5)
+    cosine = (F.normalize(stand_in, dim=1) * F.normalize(batch.latent[missing], dim=1)).sum()
+    expected = {"latent_mse": latent_mse.sum(), "latent_cosine": cosine, "rna_mse": mse.sum(), "atac_bce": bce.sum()}
+    assert {name: total.item() for name, (total, _) in metrics.items()} == pytest.approx(
+        {name: total.item() for name, total in expected.items()}, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("missing", ["atac", "rna"])
+def test_distillation_trains_student_fusion_and_decoders(missing):
+    objective = Distillation(scmomer(missing=missing, other_modality="student"))
+    assert {name for name, _ in objective.named_children()} == {"student", "fusion", "decoders"}
+    assert all(p.requires_grad for p in objective.parameters())
+    n_features = N_GENES if missing == "atac" else N_PEAKS
+    assert objective.student.embed.weight.shape[0] == n_features
+
+
+# ------------------------------------------------------------------------------------------------------ CellTypes
+
+PARTS = [
+    ("student", "atac", {"towers.rna", "student"}),
+    ("student", "rna", {"towers.atac", "student"}),
+    ("zeros", "atac", {"towers.rna"}),
+    ("zeros", "rna", {"towers.atac"}),
+    ("measured", "atac", {"towers.rna", "towers.atac"}),
+    ("measured", "rna", {"towers.rna", "towers.atac"}),
+]
+
+
+@pytest.mark.parametrize(("other_modality", "missing", "parts"), PARTS)
+def test_cell_types_own_the_way_to_the_label_and_no_more(other_modality, missing, parts):
+    objective = celltypes(other_modality, missing)
+    owned = {".".join(name.split(".")[1 : 3 if ".towers." in name else 2]) for name in objective.state_dict()}
+    assert owned == parts | {"fusion", "classifier"}
+    # and it needs none of what it does not own
+    batch = replace(minibatch(), latent=None, true_pair=None)
+    if other_modality != "measured":
+        batch = replace(batch, **{missing: None})
+    assert objective(batch)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("train_student", [False, True])
+@pytest.mark.parametrize("n_blocks", [0, 2, -1])
+@pytest.mark.parametrize(("other_modality", "missing", "parts"), PARTS)
+def test_cell_types_train_exactly_this(other_modality, missing, parts, n_blocks, train_student):
+    objective = celltypes(other_modality, missing, n_blocks, train_student)
+    expected = expected_trainable(objective, n_blocks, "model.")
+    if train_student:
+        expected |= {name for name, _ in objective.named_parameters() if name.startswith("model.student.")}
+    assert {name for name, p in objective.named_parameters() if p.requires_grad} == expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("class_weight", [None, torch.tensor([1.0, 0.5, 2.0, 4.0])])
+def test_cell_type_loss_by_hand(class_weight):
+    objective, batch = celltypes(class_weight=class_weight), minibatch()
+    logits = objective.model(batch)[1]
+    expected = -logits.log_softmax(1)[torch.arange(5), batch.label]
+    if class_weight is not None:
+        expected = expected * class_weight[batch.label]
+    loss, metrics = objective(batch)
+    assert logits.shape == (5, N_CLASSES)
+    torch.testing.assert_close(loss, expected)
+    assert metrics["accuracy"][0] == (logits.argmax(1) == batch.label).sum()
+    assert "class_weight" not in objective.state_dict()
+
+
+# ------------------------------------------------------------------------------- weights that come from elsewhere
+
+
+def with_given_genes(**options):
+    """A model whose gene embedding came from a file."""
+    return scmomer(freeze_gene_embedding=True, **options)
+
+
+@pytest.mark.parametrize("trainable_blocks", [0, 2, -1])
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(lambda k: MaskedRNA(rna_encoder(freeze_gene_embedding=True), 0), id="MaskedRNA"),
+        pytest.param(lambda k: JointPairs(with_given_genes(), k), id="JointPairs"),
+        pytest.param(
+            lambda k: CellTypes(with_given_genes(classes=True, other_modality="zeros"), k), id="CellTypes zeros"
+        ),
+        pytest.param(lambda k: CellTypes(with_given_genes(classes=True), k), id="CellTypes measured"),
+        pytest.param(
+            lambda k: CellTypes(with_given_genes(classes=True, other_modality="student"), k, True), id="CellTypes all"
+        ),
+    ],
+)
+def test_a_gene_embedding_from_a_file_stays_frozen(build, trainable_blocks):
+    objective: Objective = build(trainable_blocks)
+    (name,) = [name for name, _ in objective.named_parameters() if "gene_embedding" in name]
+    assert not objective.get_parameter(name).requires_grad
+    loss, _ = objective(minibatch())
+    loss.sum().backward()
+    assert objective.get_parameter(name).grad is None
+    other = {name for name, p in objective.named_parameters() if "token_embedding" in name and p.requires_grad}
+    assert bool(other) == (isinstance(objective, MaskedRNA) or trainable_blocks < 0)
+
+
+def test_unfreezing_twice_leaves_what_the_last_call_says():
+    model = scmomer()
+    JointPairs(model, -1)
+    objective = JointPairs(model, 1)
+    trainable = {name for name, p in objective.named_parameters() if p.requires_grad}
+    assert trainable == expected_trainable(objective, 1)
+
+
+def test_the_pooler_is_trained_on_wherever_it_is_read():
+    """Stage I gives it no gradient, and freezes it; left so, it would stay random for ever."""
+    encoder = masked_atac().encoder
+    assert not encoder.pooler.weight.requires_grad
+    unfreeze_last_blocks(encoder, 0)
+    assert encoder.pooler.weight.requires_grad
+    assert not encoder.mask_token.requires_grad
+
+
+# -------------------------------------------------------------------------------------------- decoders' first step
+
+
+@torch.no_grad()
+def test_decoders_start_at_the_best_constant():
+    """For a cell embedding that says nothing, no other constants have a lower loss on these cells."""
+    model = scmomer()
+    rna, atac = torch.from_numpy(expression()), torch.from_numpy(accessibility())
+    model.start_decoders_at_mean(rna.mean(0), atac.mean(0))
+    torch.testing.assert_close(model.decoders["rna"].bias, rna.mean(0))
+    bias = model.decoders["atac"].bias
+    assert bias.isfinite().all()
+
+    def loss(shift: Tensor | float) -> float:
+        return peak_bce((bias + shift).expand(5, -1), ragged(atac), 5.0).mean().item()
+
+    seldom = (atac.mean(0) > 0) & (atac.mean(0) < 1)  # the others have no finite best
+    assert seldom.sum() > 20
+    assert model.decoders["rna"](torch.zeros(1, LATENT_DIM))[0].tolist() == rna.mean(0).tolist()
+    for shift in (0.3, -0.3):
+        for peak in seldom.nonzero().flatten().tolist()[:10]:
+            assert loss(F.one_hot(torch.tensor(peak), N_PEAKS) * shift) > loss(0.0)
+        assert loss(seldom * shift) > loss(0.0)
