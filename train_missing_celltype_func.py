@@ -75,7 +75,7 @@ def main() -> None:
             config=parts,
             options=options,
             features=parent.features,
-            stamp=cells.stamp,
+            stamp=parent.stamp,
             labels=classes,
             training=asdict(flags) | asdict(config),
             parents={"pretrained": parent.hash},
