@@ -18,8 +18,8 @@ import anndata as ad
 import pandas as pd
 
 from utils.cli import flag, parse_flags, run_script
-from utils.data.read import write_whole
 from utils.data.simulate import SimulationConfig, simulate
+from utils.data.write import write_whole
 from utils.errors import UserError
 from utils.report.metrics import classification_scores
 from utils.report.plots import bars, confusion, umap_true_predicted

@@ -2,9 +2,10 @@
 
     python predict_cell_type.py --data_path new_cells.h5ad --model_path celltype --ckpt_dir runs
 
-Input: raw counts (.h5ad or .h5mu); genes are renamed, aligned and normalised as the model's own were. Output: the same
-file, in the same order, with obs["predicted_cell_type"], obs["confidence"] (calibrated probability of that type) and
-the multi-omics embedding in obsm["X_scmomer"].
+Input: raw cells in any format that preprocess.py reads; genes are named, peaks projected, and values normalised as the
+model's own were, and what was found and lost is told. Output: the same cells with all that the file holds of them, in
+the same order, with obs["predicted_cell_type"], obs["confidence"] (calibrated probability of that type) and the
+multi-omics embedding in obsm["X_scmomer"].
 """
 
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from utils.cli import flag, parse_flags, run_script
+from utils.data.intake import IntakeConfig
 from utils.data.query import read_query
-from utils.data.read import write_whole
-from utils.errors import UserError
+from utils.data.read import open_cells
+from utils.data.write import bare_name, check_target, write_whole
 from utils.train.checkpoint import load_model
 from utils.train.distributed import distributed_run
 from utils.train.infer import InferConfig, predict_types
@@ -23,23 +25,24 @@ from utils.train.infer import InferConfig, predict_types
 
 @dataclass
 class Flags:
-    data_path: str = flag("cells to label: raw counts, .h5ad or .h5mu")
     model_path: str = flag("model folder: its name in --ckpt_dir, or a path")
+    data_path: str | None = flag("cells to label: .h5ad, .h5mu, 10x .h5 or folder, .loom, .csv or .tsv", None)
+    rna_path: str | None = flag("instead of --data_path, RNA of paired cells in a file of its own", None)
+    atac_path: str | None = flag("and their ATAC; the two are joined by barcode", None)
     ckpt_dir: str = flag("folder that holds the model folder", ".")
     out_path: str | None = flag("file to write; by default <data>.predicted.<h5ad|h5mu> beside the input", None)
-    min_gene_coverage: float = flag("least share of the model's genes that the file must have", 0.3)
 
 
 def main() -> None:
-    flags, config = parse_flags(__doc__, Flags, InferConfig)
-    data = Path(flags.data_path)
-    out_path = Path(flags.out_path or data.with_name(f"{data.stem}.predicted{data.suffix}"))
-    if out_path.resolve() == data.resolve():
-        raise UserError(f"--out_path {out_path}: is the input; name another file")
+    flags, intake, config = parse_flags(__doc__, Flags, IntakeConfig, InferConfig)
+    inputs = (flags.data_path, flags.rna_path, flags.atac_path)
+    file = open_cells(*inputs)
+    out_path = flags.out_path or str(file.path.with_name(f"{bare_name(file.path)}.predicted{file.suffix}"))
+    check_target(out_path, file.suffix, inputs)
     inside = Path(flags.ckpt_dir) / flags.model_path
     saved = load_model(inside if inside.exists() else flags.model_path, "celltype")
     with distributed_run(config.device) as runtime:
-        query = read_query(flags.data_path, saved, flags.min_gene_coverage)
+        query = read_query(file, saved, intake, progress=runtime.is_main)
         for line in query.report:
             runtime.say(line)
         prediction = predict_types(saved, query.dataset, config, runtime)

@@ -1,117 +1,111 @@
-"""Raw cells → one model-ready file: symbols updated, normalised, peaks in genome order, split, stamped.
+"""Raw cells → one model-ready file: genes named, normalised, peaks in genome order, split, stamped.
 
+    python preprocess.py --data_path cells.h5ad --check
     python preprocess.py --data_path cells.h5mu --out_path cells.ready.h5mu \\
         --split_by donor --test_groups D5 --target_sum 1e4
+    python preprocess.py --rna_path rna.h5ad --atac_path atac.h5ad --out_path cells.ready.h5mu
 
-Reads an .h5ad (RNA or ATAC) or an .h5mu (modalities `rna` and `atac`) with raw counts. Writes the same kind of file:
-log2-normalised RNA and open peaks in X, the counts in layers["counts"], train/val/test in obs["split"], and the
-constants that were used in uns["scmomer"], so that no later stage normalises or splits again.
+Reads .h5ad, .h5mu, 10x .h5 and matrix folders, .loom and delimited text: RNA, ATAC or both. Finds the counts, names the
+genes by today's symbols, and tells what was found, done and lost; with --check it tells, and writes nothing. Writes
+.h5ad (one modality) or .h5mu (two): log2-normalised RNA and open peaks in X, the counts in layers["counts"],
+train/val/test in obs["split"], and the constants that were used in uns["scmomer"], so that no later stage normalises or
+splits again. Files of any size are read and written in blocks.
 """
 
-import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import anndata as ad
-import mudata
 import numpy as np
 import pandas as pd
 
 from utils.cli import flag, parse_flags, run_script
 from utils.data import prepare
-from utils.data.read import STAMP, STAMP_VERSION, read_raw, write_whole
+from utils.data.align import read_reference
+from utils.data.intake import IntakeConfig, not_carried, take_in
+from utils.data.labels import check_labels
+from utils.data.read import STAMP_VERSION, open_cells
 from utils.data.split import SPLITS, assign_split
+from utils.data.write import check_target, ready_file
 from utils.errors import UserError
+from utils.report.doctor import examine
 from utils.train.folders import file_hash
 
 
 @dataclass
 class Flags:
-    data_path: str = flag("raw counts, .h5ad or .h5mu")
-    out_path: str = flag("model-ready file to write, of the same kind")
+    data_path: str | None = flag("raw cells: .h5ad, .h5mu, 10x .h5 or folder, .loom, .csv or .tsv", None)
+    rna_path: str | None = flag("instead of --data_path, RNA of paired cells in a file of its own", None)
+    atac_path: str | None = flag("and their ATAC; the two are joined by barcode", None)
+    out_path: str | None = flag("model-ready file to write: .h5ad for one modality, .h5mu for two", None)
+    check: bool = flag("only examine the cells: print what is in them and what would be done, write nothing", False)
+    json: bool = flag("with --check, print JSON", False)
+    gene_reference: str | None = flag("genes to align to: a model folder, a text file or an .h5ad; else all", None)
     label_column: str = flag("column of obs with cell types, if the file has them", "cell_type")
     split_by: str | None = flag("column of obs (donor, batch …) whose groups are split", None)
     test_groups: str | None = flag("values of --split_by, joined by commas, whose cells are test cells", None)
     val_fraction: float = flag("share of each cell type's other cells that is kept for validation", 0.1)
     target_sum: str = flag("counts per cell after scaling: a number, or median (of the training cells)", "1e4")
-    species: str = flag("human (symbols are updated), mouse, or auto", "auto")
     seed: int = flag("of the validation cells' draw", 0)
 
 
 def main() -> None:
-    (flags,) = parse_flags(__doc__, Flags)
-    file = read_raw(flags.data_path)
+    flags, config = parse_flags(__doc__, Flags, IntakeConfig)
+    reference = read_reference(flags.gene_reference) if flags.gene_reference else {}
+    inputs = (flags.data_path, flags.rna_path, flags.atac_path)
+    if flags.check:
+        found = examine(inputs, flags.label_column, config, reference)
+        print(found.text(as_json=flags.json))
+        sys.exit(2 if found.problems else 0)
+
+    # What is there: modalities, counts, genes, peaks, labels.
+    file = open_cells(*inputs)
     if file.stamp is not None:
         raise UserError(f"{file.path}: is preprocessed already; give it to the training scripts as it is")
-    if Path(flags.out_path).suffix != file.path.suffix:
-        raise UserError(f"--out_path {flags.out_path}: must end in {file.path.suffix}, like the file that is read")
-    if Path(flags.out_path).resolve() == file.path.resolve():
-        raise UserError(f"--out_path {flags.out_path}: is the input; name another file")
+    check_target(flags.out_path, file.suffix, inputs)
+    for note in file.notes:
+        print(note)
+    intakes = {}
+    for name, source in file.modalities.items():
+        intakes[name] = take_in(source, config, reference.get(name), progress=True)
+        print("\n".join(intakes[name].report() + not_carried(source)))
 
-    counts, names, obs = {}, {}, file.obs.copy()
-    for modality, adata in file.modalities.items():
-        matrix, features, place = prepare.find_counts(adata, file.path)
-        print(f"{modality}: {matrix.shape[0]:,} cells × {matrix.shape[1]:,} features, counts in {place}")
-        if modality == "rna":
-            matrix, features, report = prepare.harmonise_genes(matrix, features, flags.species)
-            species = report["species"]
-            print("  " + ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in report.items()))
-        else:
-            matrix, features = prepare.sort_peaks(matrix, features, adata.var if place != "raw" else None)
-            print(f"  peaks in genome order: {features[0]} … {features[-1]}")
-        measured = np.asarray(matrix.sum(1)).ravel() > 0
-        if not measured.all():
-            print(f"  {(~measured).sum():,} cells without a single count are left out")
-        counts[modality] = pd.Series(np.arange(len(adata)), adata.obs_names)[measured], matrix
-        names[modality] = features
-
-    obs = obs.loc[obs.index.isin(np.concatenate([rows.index for rows, _ in counts.values()]))]
-    if flags.label_column not in obs and flags.label_column != "cell_type":
-        raise UserError(
-            f"--label_column {flags.label_column}: no such column; obs has {', '.join(map(str, obs.columns))}"
-        )
+    # Which cells: those with counts, each in one part of the split for ever.
+    barcodes = {name: intake.barcodes[intake.measured] for name, intake in intakes.items()}
+    obs = file.obs.loc[file.obs.index.isin(np.concatenate(list(barcodes.values())))].copy()
+    labels = check_labels(obs, flags.label_column, file.path)
     groups = [group.strip() for group in flags.test_groups.split(",")] if flags.test_groups else None
     obs["split"] = assign_split(obs, flags.val_fraction, flags.seed, flags.split_by, groups, flags.label_column)
     stamp = {
         "version": STAMP_VERSION,
         "log_base": prepare.LOG_BASE,
         "label_column": flags.label_column if flags.label_column in obs else None,
-        "source": {"name": file.path.name, "sha256": file_hash(file.path)},
+        "source": {path.name: file_hash(path) for path in map(Path, filter(None, inputs)) if path.is_file()},
         "split": {name: getattr(flags, name) for name in ("split_by", "test_groups", "val_fraction", "seed")},
     }
-    modalities = {}
-    for modality, (rows, matrix) in counts.items():
-        matrix = matrix[rows.to_numpy()]
-        if modality == "rna":
-            training = (obs["split"].loc[rows.index] != "test").to_numpy()
-            totals = np.asarray(matrix.sum(1)).ravel()[training]
-            stamp |= {"target_sum": prepare.choose_target_sum(flags.target_sum, totals), "species": species}
-            values = prepare.log_normalise(matrix, stamp["target_sum"])
-        else:
-            values = prepare.binarise(matrix)
-        modalities[modality] = ad.AnnData(
-            values, obs.loc[rows.index], pd.DataFrame(index=names[modality]), layers={"counts": matrix}
-        )
-    if file.path.suffix == ".h5ad":
-        (out,) = modalities.values()
-    else:
-        out = mudata.MuData(modalities)
-        out.obs = obs.loc[out.obs_names]
-    out.uns[STAMP] = json.dumps(stamp)
-    write_whole(out, flags.out_path)
+    if "rna" in intakes:
+        totals = intakes["rna"].totals[intakes["rna"].measured][
+            (obs.loc[barcodes["rna"], "split"] != "test").to_numpy()
+        ]
+        stamp["target_sum"] = prepare.choose_target_sum(flags.target_sum, totals)
+        stamp["species"] = intakes["rna"].alignment.genes.species
+    if "atac" in intakes:
+        stamp["genome"] = intakes["atac"].genome
+
+    # What the models read, a block of cells at a time.
+    parts = {
+        name: ad.AnnData(obs=obs.loc[barcodes[name]], var=pd.DataFrame(index=intake.alignment.features))
+        for name, intake in intakes.items()
+    }
+    with ready_file(flags.out_path, parts, obs, stamp) as out:
+        for name, intake in intakes.items():
+            for counts in intake.blocks(keep=intake.measured, progress=True):
+                is_rna = name == "rna"
+                values = prepare.log_normalise(counts, stamp["target_sum"]) if is_rna else prepare.binarise(counts)
+                out.append(name, X=values, **({"counts": counts} if intake.values.exact else {}))
     sizes = ", ".join(f"{(obs['split'] == split).sum():,} {split}" for split in SPLITS)
-    print(f"wrote {flags.out_path}: {len(obs):,} cells ({sizes})" + _labels(obs, stamp["label_column"]))
-
-
-def _short(value) -> str:
-    """A list by its length and first members, a number with separators."""
-    if isinstance(value, list):
-        return f"{len(value)}" + (f" ({', '.join(value[:5])}{', …' if len(value) > 5 else ''})" if value else "")
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _labels(obs: pd.DataFrame, column: str | None) -> str:
-    return f", {obs[column].nunique()} cell types in {column}" if column else ", no cell types"
+    print(f"wrote {flags.out_path}: {len(obs):,} cells ({sizes}), {labels}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def simulation():
 @pytest.fixture(scope="session")
 def raw_file(simulation, tmp_path_factory) -> Path:
     """The simulated counts as a user would have them."""
-    from utils.data.read import write_whole
+    from utils.data.write import write_whole
 
     path = tmp_path_factory.mktemp("raw") / "cells.h5mu"
     write_whole(simulation.mdata, path)

@@ -151,7 +151,7 @@ class Stage:
 
 def take(cells: Cells, n_train: int, n_val: int) -> Cells:
     """The first training and validation cells of a file, taken from the types in turn."""
-    turn = cells.obs.groupby("cell_type", observed=True).cumcount().to_numpy()
+    turn = cells.obs.groupby(["split", "cell_type"], observed=True).cumcount().to_numpy()
     first = lambda rows, n: rows[np.argsort(turn[rows], kind="stable")][:n]
     rows = np.sort(np.concatenate([first(cells.rows("train"), n_train), first(cells.rows("val"), n_val)]))
     return replace(

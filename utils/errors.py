@@ -1,8 +1,29 @@
 """The one error a user can mend."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class UserError(Exception):
     """A mistake in the input, told in one sentence: the file, what is wrong, and the command or change that mends it.
 
     Scripts print the sentence and exit with code 2; no traceback is shown.
     """
+
+
+@contextmanager
+def reading(path: str | Path, problem: str, remedy: str) -> Iterator[None]:
+    """Whatever a reader trips over, the file is what is wrong: `<path>: <problem> (<the reader's words>); <remedy>`."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: {problem} ({first_line(error)}); {remedy}") from error
+
+
+def first_line(error: Exception) -> str:
+    """An exception in some words."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__

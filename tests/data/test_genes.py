@@ -7,16 +7,8 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.sparse import csr_matrix, random_array
 
-from utils.data.genes import (
-    GENE_TABLE,
-    detect_species,
-    load_gene_table,
-    read_gene_embedding,
-    sum_duplicates,
-    update_symbols,
-)
+from utils.data.genes import GENE_TABLE, detect_species, load_gene_table, read_gene_embedding
 from utils.data.make_gene_table import make_gene_table
 from utils.errors import UserError
 
@@ -63,61 +55,6 @@ def test_committed_table_is_made_from_the_source(shared_data, tmp_path):
     assert gzip.decompress((tmp_path / "table.gz").read_bytes()) == gzip.decompress(GENE_TABLE.read_bytes())
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("FAM214A", "ATOSA"),
-        ("MARCH1", "MARCHF1"),
-        ("SEPT1", "SEPTIN1"),
-        ("H2AFX", "H2AX"),
-        ("HIST1H1B", "H1-5"),
-        ("C1ORF21", "C1orf21"),
-        ("C12ORF49", "SPRING1"),  # case restored, then renamed
-        ("C12orf49", "SPRING1"),
-        ("CHE1", "BCHE"),  # BCHE's previous symbol goes before AATF's alias
-        ("CD20", "MS4A1"),  # an alias of one gene
-    ],
-)
-def test_outdated_symbols_are_updated(old, new):
-    update = update_symbols(["CD3D", old])
-    assert update.symbols.tolist() == ["CD3D", new]
-    assert update.updated == {old: new}
-    assert not update.ambiguous
-    assert not update.unknown
-
-
-def test_every_kind_of_id_in_one_list():
-    ids = ["CD3D", "AMY1", "no gene", "A20", "MARCH1", "Gad1", "no gene", "PD1"]
-    update = update_symbols(ids)
-    assert update.symbols.tolist() == ["CD3D", "AMY1", "no gene", "A20", "MARCHF1", "Gad1", "no gene", "PD1"]
-    assert update.symbols.dtype.kind == "U"
-    assert update.updated == {"MARCH1": "MARCHF1"}
-    # AMY1 is a previous symbol of three genes; A20 and PD1 are only aliases.
-    assert update.ambiguous["AMY1"] == ["AMY1A", "AMY1B", "AMY1C"]
-    assert update.ambiguous["A20"] == ["IGKV1-27", "TNFAIP3"]
-    assert update.ambiguous["PD1"] == ["PDCD1", "SNCA", "SPATA2"]
-    assert update.unknown == ["no gene", "Gad1"]
-
-
-def test_approved_symbols_never_change():
-    symbols = load_gene_table()["symbol"]
-    update = update_symbols(symbols)
-    assert (update.symbols == symbols.to_numpy(dtype=str)).all()
-    assert not update.updated
-
-
-def test_updating_twice_changes_nothing(shared_data):
-    ids = anndata.read_h5ad(shared_data / "immune_rna.h5ad", backed="r").var_names
-    first = update_symbols(ids)
-    assert len(first.symbols) == len(ids) == 6397
-    assert len(first.updated) == 99
-    assert first.updated["FAM214A"] == "ATOSA"
-    assert len(first.unknown) == 217
-    second = update_symbols(first.symbols)
-    assert (second.symbols == first.symbols).all()
-    assert not second.updated
-
-
 def test_species_of_small_panels():
     assert detect_species(HUMAN * 5) == "human"
     assert detect_species(MOUSE * 5) == "mouse"
@@ -136,30 +73,6 @@ def test_species_of_real_genes(shared_data):
     assert (detect_species(human), detect_species(mouse)) == ("human", "mouse")
     panels = [(detect_species(rng.choice(human, 50)), detect_species(rng.choice(mouse, 50))) for _ in range(50)]
     assert set(panels) == {("human", "mouse")}
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.int64])
-def test_duplicates_are_summed_in_order_of_first_appearance(dtype):
-    dense = np.array([[1, 2, 0, 4], [0, 5, 6, 0]], dtype=dtype)
-    summed, symbols = sum_duplicates(csr_matrix(dense), ["B", "A", "B", "C"])
-    assert symbols.tolist() == ["B", "A", "C"]
-    assert summed.dtype == dtype
-    assert summed.toarray().tolist() == [[1, 2, 4], [6, 5, 0]]
-
-
-def test_summing_duplicates_keeps_totals():
-    rng = np.random.default_rng(0)
-    counts = csr_matrix(random_array((50, 200), density=0.1, rng=rng).multiply(20).floor()).astype(np.float32)
-    symbols = rng.choice([f"g{i}" for i in range(80)], 200)
-    summed, unique = sum_duplicates(counts, symbols)
-    assert isinstance(summed, csr_matrix)
-    assert summed.shape == (50, len(set(symbols)))
-    np.testing.assert_array_equal(np.asarray(summed.sum(1)), np.asarray(counts.sum(1)))
-    for i in (0, len(unique) - 1):
-        expected = counts.toarray()[:, symbols == unique[i]].sum(1)
-        np.testing.assert_array_equal(summed.toarray()[:, i], expected)
-    with pytest.raises(ValueError, match="199 symbols for 200 columns"):
-        sum_duplicates(counts, symbols[:-1])
 
 
 @pytest.mark.parametrize("header", ["", "3 4\n"])

@@ -111,5 +111,5 @@ def test_hg38_sizes():
     assert (sizes["chr1"], sizes["chrM"], sum(sizes.values())) == (248_956_422, 16_569, 3_088_286_401)
     sizes["chr1"] = 0  # a copy: the table itself cannot be spoilt
     assert CHROM_SIZES["hg38"]["chr1"] == 248_956_422
-    with pytest.raises(UserError, match="no chromosome sizes for genome 'mm10'; known: hg38"):
-        chrom_sizes("mm10")
+    with pytest.raises(UserError, match="no chromosome sizes for genome 'mm9'; known: hg19, hg38, mm10, mm39"):
+        chrom_sizes("mm9")

@@ -13,8 +13,9 @@ import pytest
 from scipy.sparse import csr_matrix, hstack
 
 from tests.helpers import ATAC, MULTIMODAL, TRAINING, records, run, weights
-from utils.data.genes import load_gene_table, update_symbols
-from utils.data.read import write_whole
+from utils.data.gene_ids import translate
+from utils.data.genes import load_gene_table
+from utils.data.write import write_whole
 from utils.train.checkpoint import load_model
 from utils.train.log import workshop
 
@@ -191,7 +192,7 @@ def test_outdated_symbols_change_nothing(runs, simulation, tmp_path):
     old = {}
     for gene in query.var_names:
         candidates = [name for name in table[gene].split("|") if name and name not in query.var_names]
-        placed = [name for name in candidates if update_symbols([name]).symbols[0] == gene]
+        placed = [name for name in candidates if translate([name], "human").symbols[0] == gene]
         old |= {gene: placed[0]} if placed else {}
     assert len(old) >= 20
     query.var_names = [old.get(gene, gene) for gene in query.var_names]

@@ -7,45 +7,21 @@ align after their symbols are brought up to date. The table is HGNC's complete s
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_matrix
 
 from utils.errors import UserError
 
 GENE_TABLE = Path(__file__).parent / "resources" / "hgnc_symbols.tsv.gz"
 
-_HUMAN_ENSEMBL = re.compile(r"ENSG\d{11}(\.\d+)?")
+_HUMAN_ENSEMBL = re.compile(r"ENSG\d{11}")
 # Gad1, H2-K1, mt-Nd1, Gm12345, 1700017B05Rik: mouse symbols have lower-case letters after the first.
-_MOUSE = re.compile(r"ENSMUSG\d{11}(\.\d+)?|\w+Rik|mt-[A-Z][a-z]\w*|[A-Z]\d*[a-z][\w.-]*|H2-\w+")
+_MOUSE = re.compile(r".*ENSMUSG\d{11}.*|\w+Rik|mt-[A-Z][a-z]\w*|[A-Z]\d*[a-z][\w.-]*|H2-\w+")
 # HGNC writes the open reading frames as C1orf21, many files as C1ORF21.
 _OPEN_READING_FRAME = re.compile(r"C([0-9]+|X|Y)ORF([0-9]+.*)")
-
-
-@dataclass(frozen=True)
-class SymbolUpdate:
-    """What ``update_symbols`` did.
-
-    Attributes
-    ----------
-    symbols
-        [n_ids] the symbols of today, in the order of the ids; ids that could not be placed stand unchanged.
-    updated
-        Old symbol → approved symbol, for every id that changed.
-    ambiguous
-        Id → its candidates in alphabetical order, for ids that several approved genes once had or go by.
-    unknown
-        Ids that no approved gene has as symbol, previous symbol or alias.
-    """
-
-    symbols: np.ndarray
-    updated: dict[str, str]
-    ambiguous: dict[str, list[str]]
-    unknown: list[str]
 
 
 @lru_cache(maxsize=1)
@@ -94,98 +70,38 @@ def detect_species(ids: Iterable[str]) -> str:
     ``"human"`` or ``"mouse"`` if at least half of the ids speak for it and more than for the other, else ``"unknown"``.
     """
     ids = [str(i) for i in ids]
-    approved, previous, alias = _symbol_lookup()
+    approved, previous, _ = _symbol_lookup()
     human = mouse = 0
     for gene in ids:
         # The mouse spelling goes before aliases, since many of HGNC's aliases are mouse symbols (Aiolos, Alix).
-        if gene in approved or _HUMAN_ENSEMBL.fullmatch(gene):
+        if gene in approved or _HUMAN_ENSEMBL.search(gene):
             human += 1
         elif _MOUSE.fullmatch(gene) and gene not in previous:
             mouse += 1
-        elif gene in previous or gene in alias or _restore_case(gene) in approved:
+        elif symbol_candidates(gene):
             human += 1
     if 2 * max(human, mouse) < len(ids) or human == mouse:
         return "unknown"
     return "human" if human > mouse else "mouse"
 
 
-def _restore_case(gene: str) -> str:
-    """``C1ORF21`` → ``C1orf21``; anything else as it is."""
-    match = _OPEN_READING_FRAME.fullmatch(gene)
-    return f"C{match[1]}orf{match[2]}" if match else gene
+def symbol_candidates(gene: str) -> list[str]:
+    """Approved human symbols that an id may mean, in alphabetical order: one, several, or none.
 
-
-def update_symbols(ids: Sequence[str]) -> SymbolUpdate:
-    """Bring human gene symbols up to date, and never guess.
-
-    An approved symbol stays. Else, if approved genes have had the id as a previous symbol, they are the candidates;
-    else those that have it as an alias. One candidate replaces the id; several leave it unchanged. Case matters
-    (``Gad1`` is not ``GAD1``), except in open reading frames (``C1ORF21`` is ``C1orf21``).
-
-    Two ids may end at the same symbol; ``sum_duplicates`` joins their columns.
-
-    Parameters
-    ----------
-    ids
-        Gene symbols, [n_ids].
-
-    Returns
-    -------
-    The new symbols and what became of those that are not approved.
+    An approved symbol means itself. Else the genes that had the id as a previous symbol are the candidates; else those
+    that have it as an alias. Case matters (``Gad1`` is not ``GAD1``), except in open reading frames (``C1ORF21`` is
+    ``C1orf21``). R writes ``HLA.A`` for ``HLA-A``, which is tried last.
     """
     approved, previous, alias = _symbol_lookup()
-    symbols: list[str] = []
-    updated: dict[str, str] = {}
-    ambiguous: dict[str, list[str]] = {}
-    unknown: dict[str, None] = {}  # a dict keeps the order and drops repeats
-    for gene in map(str, ids):
-        name = gene if gene in approved else _restore_case(gene)
-        candidates = [name] if name in approved else previous.get(name) or alias.get(name) or []
-        new = candidates[0] if len(candidates) == 1 else gene
-        symbols.append(new)
-        if new != gene:
-            updated[gene] = new
-        elif len(candidates) > 1:
-            ambiguous[gene] = list(candidates)
-        elif not candidates:
-            unknown[gene] = None
-    return SymbolUpdate(np.array(symbols, dtype=str), updated, ambiguous, list(unknown))
-
-
-def sum_duplicates(counts: csr_matrix, symbols: Sequence[str]) -> tuple[csr_matrix, np.ndarray]:
-    """Sum the columns that carry the same symbol.
-
-    Parameters
-    ----------
-    counts
-        [n_cells, n_genes] sparse counts.
-    symbols
-        [n_genes] the columns' symbols.
-
-    Returns
-    -------
-    counts
-        [n_cells, n_unique] in the dtype of the input; never dense on the way.
-    symbols
-        [n_unique] in the order of their first appearance.
-
-    Raises
-    ------
-    ValueError
-        If there is not one symbol per column.
-    """
-    symbols = np.asarray(symbols, dtype=str)
-    if len(symbols) != counts.shape[1]:
-        raise ValueError(f"{len(symbols)} symbols for {counts.shape[1]} columns")
-    codes, unique = pd.factorize(symbols)
-    if len(unique) == len(symbols):
-        return csr_matrix(counts), symbols
-    indicator = csr_matrix(  # [n_genes, n_unique], a single 1 in each row
-        (np.ones(len(codes), dtype=counts.dtype), (np.arange(len(codes)), codes)), shape=(len(codes), len(unique))
-    )
-    summed = csr_matrix(counts @ indicator)
-    summed.sort_indices()
-    return summed, np.asarray(unique, dtype=str)
+    match = _OPEN_READING_FRAME.fullmatch(gene)
+    name = f"C{match[1]}orf{match[2]}" if match else gene
+    if name in approved:
+        return [name]
+    found = previous.get(name) or alias.get(name)
+    if not found and "." in name:
+        hyphened = name.replace(".", "-")
+        found = [hyphened] if hyphened in approved else []
+    return list(found or [])
 
 
 def read_gene_embedding(path: str | Path, genes: Sequence[str], dim: int) -> tuple[np.ndarray, np.ndarray]:

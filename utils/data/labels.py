@@ -1,14 +1,81 @@
 """Cell types as class numbers."""
 
+import re
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import torch
 
-from utils.data.read import Cells
 from utils.errors import UserError
 
 
-def encode_labels(cells: Cells, column: str) -> tuple[np.ndarray, list[str]]:
+def check_labels(obs: pd.DataFrame, column: str, path: str | Path) -> str:
+    """What the cell types of a raw file are like, in words.
+
+    Parameters
+    ----------
+    column : of `obs`; only `cell_type`, the default, may be missing
+
+    Raises
+    ------
+    UserError
+        If the column is missing, or is there and says nothing.
+    """
+    if column not in obs:
+        if column != "cell_type":
+            raise UserError(f"--label_column {column}: no such column; obs has {', '.join(map(str, obs.columns))}")
+        return "no cell types"
+    labels = clean_labels(obs[column])
+    sizes = labels.value_counts()
+    if not len(sizes):
+        raise UserError(
+            f"{path}: all {len(labels):,} values of obs[{column!r}] are missing; drop the column or name another by "
+            "--label_column"
+        )
+    words = f"{len(sizes):,} cell types in {column}"
+    if labels.isna().any():
+        words += f", {labels.isna().sum():,} cells without"
+    if len(sizes) == 1:
+        words += "; one class cannot be learned, pretraining can do without"
+    alone = sizes.index[sizes == 1]
+    if len(alone):
+        words += f"; of a single cell, never validated: {', '.join(alone[:5])}{', …' if len(alone) > 5 else ''}"
+    return words
+
+
+def clean_labels(labels: pd.Series) -> pd.Series:
+    """Labels as strings; missing and empty ones as NaN."""
+    text = labels.astype(str)
+    return text.where(labels.notna() & (text != ""))
+
+
+def label_candidates(obs: pd.DataFrame, most: int = 6) -> dict[str, dict[str, int]]:
+    """Columns that may hold cell types: text with 2 to 200 values, most of them for several cells; likely names first.
+
+    Returns
+    -------
+    column → class → number of cells, largest class first
+    """
+    found = {}
+    for column in obs:
+        values = obs[column]
+        if values.dtype == object or isinstance(values.dtype, pd.CategoricalDtype | pd.StringDtype):
+            sizes = clean_labels(values).value_counts()
+            if 2 <= len(sizes) <= min(200, len(obs) / 2):
+                found[str(column)] = {str(name): int(size) for name, size in sizes.items()}
+    likely = [re.search("cell.?type|annot|label|class|lineage|cluster|leiden|louvain", name.lower()) for name in found]
+    order = sorted(zip(found, likely, strict=True), key=lambda item: item[1] is None)
+    return {name: found[name] for name, _ in order[:most]}
+
+
+def encode_labels(cells, column: str) -> tuple[np.ndarray, list[str]]:
     """Class numbers of all cells; the classes are those of the training cells, in alphabetical order.
+
+    Parameters
+    ----------
+    cells : utils.data.read.Cells
+    column : of their obs
 
     Returns
     -------

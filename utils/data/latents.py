@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from models.minibatch import MODALITIES
-from utils.data.read import Cells, read_raw, write_whole
+from utils.data.read import Cells, read_raw
+from utils.data.write import write_whole
 from utils.errors import UserError
 from utils.train.checkpoint import SavedModel
 
@@ -61,7 +62,8 @@ def read_latents(folders: dict[str, str], cells: Cells, teacher: SavedModel) -> 
         path = Path(folder) / f"{split}.h5ad" if Path(folder).is_dir() else Path(folder)
         if not path.is_file():
             raise UserError(f"{path}: no such file; run get_latent_emb.py --ckpt_dir {folder} first")
-        latents = read_raw(path).content
+        with read_raw(path) as file:
+            latents = file.content()
         if latents.uns.get("teacher") != teacher.hash:
             raise UserError(
                 f"{path}: comes from teacher {str(latents.uns.get('teacher'))[:12]}, not from {teacher.path} "

@@ -57,6 +57,50 @@ def chrom_sizes(genome: str = "hg38") -> dict[str, int]:
     return dict(CHROM_SIZES[genome])
 
 
+def check_genome(intervals: pd.DataFrame, genome: str | None, path: str | Path) -> None:
+    """Stop peaks that cannot be of the genome that is stated.
+
+    Parameters
+    ----------
+    intervals
+        [n_peaks] table with ``chrom``, ``start`` and ``end``.
+    genome
+        UCSC's name of the assembly, or None for no check.
+    path
+        The file, for the message.
+
+    Raises
+    ------
+    UserError
+        If the assembly is not known, or a peak ends beyond its chromosome or lies on one that the assembly lacks.
+    """
+    if genome is None:
+        return
+    outside = _outside(intervals, chrom_sizes(genome))
+    if outside.any():
+        first = format_peaks(intervals[outside].iloc[:3])
+        fitting = guess_genomes(intervals)
+        raise UserError(
+            f"{path}: {outside.sum():,} of {len(intervals):,} peaks lie outside {genome} ({', '.join(first)}); "
+            + (f"they fit {', '.join(fitting)}: state it by --genome" if fitting else "they fit no known genome build")
+            + ", or lift the peaks over"
+        )
+
+
+def guess_genomes(intervals: pd.DataFrame) -> list[str]:
+    """The assemblies in which all peaks lie within their chromosomes (several, where the peaks do not tell)."""
+    if not intervals["chrom"].isin({chrom for sizes in CHROM_SIZES.values() for chrom in sizes}).any():
+        return []
+    return [genome for genome, sizes in CHROM_SIZES.items() if not _outside(intervals, sizes).any()]
+
+
+def _outside(intervals: pd.DataFrame, sizes: dict[str, int]) -> np.ndarray:
+    """[n_peaks] bool: beyond the end of a chromosome, or on a numbered one that is not there; scaffolds may pass."""
+    length = intervals["chrom"].map(sizes)
+    absent = length.isna() & intervals["chrom"].str.fullmatch(r"chr(\d+|X|Y)")
+    return (intervals["end"] > length).to_numpy() | absent.to_numpy()
+
+
 def parse_peaks(names: Iterable[str], var: pd.DataFrame | None = None) -> pd.DataFrame:
     """Read peaks from their names, or from the columns of ``var`` where it has them.
 

@@ -1,21 +1,24 @@
 """Reading files: raw ones as a user has them, and stamped ones as `preprocess.py` leaves them."""
 
 import json
-import os
-from contextlib import suppress
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import mudata
 import numpy as np
 import pandas as pd
 import torch
-from scipy.sparse import csr_matrix, issparse
+from anndata.io import read_elem
+from scipy.sparse import csr_matrix
 
-from models.minibatch import MODALITIES
-from utils.data.peaks import looks_like_peaks
-from utils.errors import UserError
+from utils.data.formats import open_file
+from utils.data.labels import clean_labels
+from utils.data.matrix import Matrix
+from utils.data.source import Source
+from utils.errors import UserError, reading
 
 mudata.set_options(pull_on_update=False)
 
@@ -25,53 +28,130 @@ STAMP_VERSION = 1
 
 @dataclass
 class RawFile:
-    """A file as it lies on disk.
+    """Cells as a user has them, in one file or, paired, in two.
 
     Attributes
     ----------
     path : where
-    modalities : modality → AnnData
+    format : of the file, in words
+    modalities : modality → source
     obs : annotation of all cells, the file's own and the modalities' columns
     stamp : what preprocessing left in it, or None
-    content : the file itself
+    notes : what was done to bring two files together, a line each
     """
 
     path: Path
-    modalities: dict[str, ad.AnnData]
+    format: str
+    modalities: dict[str, Source]
     obs: pd.DataFrame
-    stamp: dict | None
-    content: ad.AnnData | mudata.MuData
+    stamp: dict | None = None
+    notes: list[str] = field(default_factory=list)
+    hdf5: h5py.File | None = field(default=None, repr=False)
+
+    @property
+    def suffix(self) -> str:
+        """Of a file that is to hold the same modalities."""
+        return ".h5mu" if len(self.modalities) > 1 or self.format == ".h5mu" else ".h5ad"
+
+    def __enter__(self) -> "RawFile":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.hdf5 is not None:
+            self.hdf5.close()
+
+    def content(self) -> ad.AnnData | mudata.MuData:
+        """All of it in memory, with everything that the file holds beside counts and annotation."""
+        if self.hdf5 is not None:
+            with reading(self.path, "is damaged", "copy or download it again"):
+                return ad.read_h5ad(self.path) if self.format == ".h5ad" else mudata.read_h5mu(self.path)
+        parts = {name: source.whole() for name, source in self.modalities.items()}
+        if len(parts) == 1:
+            return next(iter(parts.values()))
+        both = mudata.MuData(parts)
+        both.obs = self.obs.loc[both.obs_names]
+        return both
 
 
 def read_raw(path: str | Path) -> RawFile:
-    """Read an .h5ad (one modality, told by its feature names) or an .h5mu (modalities `rna` and `atac`).
+    """Open a file or folder of cells, whatever it is; .h5ad and .h5mu stay on disk until their values are asked for.
 
     Raises
     ------
     UserError
-        If the file cannot be read, or holds neither modality.
+        If it cannot be read, or holds neither RNA nor ATAC.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.suffix not in (".h5ad", ".h5mu"):
-        raise UserError(f"{path}: only .h5ad and .h5mu files are read; convert it with scanpy or muon first")
-    try:
-        file = ad.read_h5ad(path) if path.suffix == ".h5ad" else mudata.read_h5mu(path)
-    except Exception as error:  # whatever a reader trips over, the file is what is wrong
-        raise UserError(f"{path}: not a readable {path.suffix} file ({_first_line(error)}); write it anew") from error
-    if isinstance(file, ad.AnnData):
-        modalities = {"atac" if looks_like_peaks(file.var_names) else "rna": file}
-    else:
-        modalities = {name: file.mod[name] for name in MODALITIES if name in file.mod}
-        if not modalities:
-            raise UserError(f"{path}: has no modality named rna or atac, only {', '.join(file.mod)}; rename them")
-    obs = file.obs
-    for name, adata in modalities.items():
-        if not adata.obs_names.is_unique:
-            raise UserError(f"{path}: barcodes of {name} are not unique; run obs_names_make_unique() first")
-        obs = _fill(obs, adata.obs)
-    return RawFile(path, modalities, obs, json.loads(file.uns[STAMP]) if STAMP in file.uns else None, file)
+    kind, modalities, obs, hdf5 = open_file(path)
+    if obs is None:
+        obs = next(iter(modalities.values())).obs
+    obs.index = obs.index.astype(str)
+    for source in modalities.values():
+        obs = _fill(obs, source.obs)
+    stamp = None
+    if hdf5 is not None and f"uns/{STAMP}" in hdf5:
+        with reading(path, "has a damaged stamp", "run preprocess.py on the raw file again"):
+            stamp = dict(json.loads(read_elem(hdf5[f"uns/{STAMP}"])))
+    return RawFile(path, kind, modalities, obs, stamp, hdf5=hdf5)
+
+
+def open_cells(data_path: str | None, rna_path: str | None, atac_path: str | None) -> RawFile:
+    """Open what the flags --data_path, or --rna_path and --atac_path, name.
+
+    Raises
+    ------
+    UserError
+        If neither or both are given, or a file cannot be read.
+    """
+    if bool(data_path) == bool(rna_path or atac_path) or bool(rna_path) != bool(atac_path):
+        raise UserError("give --data_path, or --rna_path and --atac_path together")
+    return read_raw(data_path) if data_path else read_pair(rna_path, atac_path)
+
+
+def read_pair(rna_path: str | Path, atac_path: str | Path) -> RawFile:
+    """Open RNA and ATAC of the same cells from two files; cells are joined by barcode, the others are left out.
+
+    Where barcodes of the two agree but for a suffix such as 10x's `-1`, the suffix is overlooked.
+
+    Raises
+    ------
+    UserError
+        If a file lacks its modality, or no barcode is in both.
+    """
+    files = {"rna": read_raw(rna_path), "atac": read_raw(atac_path)}
+    for name, file in files.items():
+        if name not in file.modalities:
+            raise UserError(f"--{name}_path {file.path}: holds {' and '.join(file.modalities)}, but no {name}")
+        if file.stamp is not None:
+            raise UserError(f"--{name}_path {file.path}: is preprocessed already; give the raw file")
+    sources = {name: file.modalities[name] for name, file in files.items()}
+    ours, theirs = (source.obs.index for source in sources.values())
+    suffix = ""
+    if len(ours.intersection(theirs)) < min(len(ours), len(theirs)):
+        bare = pd.Index(_stripped(ours)), pd.Index(_stripped(theirs))
+        more = len(bare[0].intersection(bare[1])) > len(ours.intersection(theirs))
+        if more and bare[0].is_unique and bare[1].is_unique:
+            (ours, theirs), suffix = bare, ", suffixes such as -1 overlooked"
+    position = theirs.get_indexer(ours)
+    rows = {"rna": np.flatnonzero(position >= 0), "atac": position[position >= 0]}
+    if not len(rows["rna"]):
+        raise UserError(
+            f"{rna_path} and {atac_path}: share no barcode (like {ours[0]} and {theirs[0]}); "
+            "give files of the same cells"
+        )
+    barcodes = sources["rna"].obs.index[rows["rna"]]
+    joined = {name: source.take(rows[name], barcodes) for name, source in sources.items()}
+    obs = _fill(joined["rna"].obs, joined["atac"].obs)
+    n = len(barcodes)
+    note = (
+        f"{n:,} cells joined by barcode{suffix}; left out: {len(ours) - n:,} of RNA alone, {len(theirs) - n:,} of ATAC"
+    )
+    return RawFile(Path(rna_path), "two files", joined, obs, notes=[note])
+
+
+def _stripped(barcodes: pd.Index) -> list[str]:
+    """Barcodes without the -1 that Cell Ranger appends."""
+    return [re.sub(r"-\d+$", "", barcode) for barcode in barcodes]
 
 
 def _fill(obs: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
@@ -84,10 +164,6 @@ def _fill(obs: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
         if isinstance(more[column].dtype, pd.CategoricalDtype):
             obs[column] = obs[column].astype("category")
     return obs
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
 
 
 @dataclass
@@ -118,8 +194,7 @@ class Cells:
         column = column or self.stamp.get("label_column")
         if column not in self.obs:
             return None
-        labels = self.obs[column]
-        return labels.astype(str).where(labels.notna() & (labels.astype(str) != ""))
+        return clean_labels(self.obs[column])
 
     def train_mean(self, modality: str) -> torch.Tensor:
         """[features] float32 mean of a modality's values over the training cells."""
@@ -132,13 +207,6 @@ class Cells:
         return None if labels is None else pd.factorize(labels)[0].astype(np.int64)
 
 
-def to_csr(matrix) -> csr_matrix:
-    """Any matrix as float32 CSR with sorted indices."""
-    csr = csr_matrix(matrix, dtype=np.float32) if not issparse(matrix) else matrix.tocsr().astype(np.float32)
-    csr.sort_indices()
-    return csr
-
-
 def read_cells(path: str | Path, modalities: tuple[str, ...]) -> Cells:
     """Read a stamped file, keeping the cells measured in all of `modalities`.
 
@@ -147,49 +215,41 @@ def read_cells(path: str | Path, modalities: tuple[str, ...]) -> Cells:
     UserError
         If the file is missing, not stamped, or lacks a modality; the message holds the command to run.
     """
-    file = read_raw(path)
-    path, raw = file.path, file.modalities
-    if file.stamp is None:
-        ready = path.with_name(f"{path.stem}.ready{path.suffix}")
-        raise UserError(
-            f"{path}: has not been preprocessed; run python preprocess.py --data_path {path} --out_path {ready}"
-        )
-    if file.stamp["version"] != STAMP_VERSION:
-        raise UserError(f"{path}: was preprocessed by another version; run preprocess.py on the raw file again")
-    absent = [name for name in modalities if name not in raw]
-    if absent:
-        raise UserError(f"{path}: holds {' and '.join(raw)} only, but this stage needs {' and '.join(modalities)}")
-    barcodes = raw[modalities[0]].obs_names
+    with read_raw(path) as file:
+        path, raw = file.path, file.modalities
+        if file.stamp is None:
+            ready = path.with_name(f"{path.stem}.ready{file.suffix}")
+            raise UserError(
+                f"{path}: has not been preprocessed; run python preprocess.py --data_path {path} --out_path {ready}"
+            )
+        if file.stamp["version"] != STAMP_VERSION:
+            raise UserError(f"{path}: was preprocessed by another version; run preprocess.py on the raw file again")
+        absent = [name for name in modalities if name not in raw]
+        if absent:
+            raise UserError(f"{path}: holds {' and '.join(raw)} only, but this stage needs {' and '.join(modalities)}")
+        barcodes = common_barcodes(raw, modalities)
+        if not len(barcodes):
+            raise UserError(f"{path}: no cell was measured in both {' and '.join(modalities)}")
+        values, features = {}, {}
+        for name in modalities:
+            matrix, var = raw[name].matrices["X"]
+            rows = raw[name].obs.index.get_indexer(barcodes)
+            whole = to_csr(matrix)
+            values[name] = whole if len(rows) == whole.shape[0] and (np.diff(rows) == 1).all() else whole[rows]
+            features[name] = var.index.to_numpy().astype(str)
+        return Cells(path, file.obs.loc[barcodes], values, features, file.stamp)
+
+
+def common_barcodes(sources: dict[str, Source], modalities: tuple[str, ...]) -> pd.Index:
+    """Cells measured in all of the modalities, in the order of the first."""
+    barcodes = sources[modalities[0]].obs.index
     for name in modalities[1:]:
-        barcodes = barcodes[barcodes.isin(raw[name].obs_names)]
-    if not len(barcodes):
-        raise UserError(f"{path}: no cell was measured in both {' and '.join(modalities)}")
-    chosen = {name: raw[name][barcodes] for name in modalities}
-    return Cells(
-        path=path,
-        obs=file.obs.loc[barcodes],
-        values={name: to_csr(adata.X) for name, adata in chosen.items()},
-        features={name: adata.var_names.to_numpy().astype(str) for name, adata in chosen.items()},
-        stamp=file.stamp,
-    )
+        barcodes = barcodes[barcodes.isin(sources[name].obs.index)]
+    return barcodes
 
 
-def write_whole(file: ad.AnnData | mudata.MuData, path: str | Path) -> None:
-    """Write beside the target and rename, so that a file is there whole or not at all.
-
-    Raises
-    ------
-    UserError
-        If the folder cannot be written to.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file.write(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({_first_line(error)}); choose another --out_path") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+def to_csr(matrix: Matrix) -> csr_matrix:
+    """All of a matrix as float32 CSR with sorted indices."""
+    csr = matrix.rows(0, matrix.shape[0]).astype(np.float32)
+    csr.sort_indices()
+    return csr

@@ -22,7 +22,7 @@ def assign_split(
     ----------
     obs : [cells] annotation
     val_fraction : share of the non-test cells of each type, 0 … 1
-    seed : of the draw
+    seed : of the draw, which depends on barcodes but not on their order
     split_by, test_groups : column of `obs` (donor, batch …) and its values that are set aside for testing
     label_column : cell types to balance the draw by, if there
 
@@ -50,10 +50,12 @@ def assign_split(
                 f"--test_groups {','.join(absent)}: not in {split_by}, which has {', '.join(sorted(set(group)))}"
             )
         split[group.isin(test_groups).to_numpy()] = "test"
-    rng = np.random.default_rng(seed)
+    # A cell's place in the draw follows from its barcode, so another order of cells is the same split.
+    key = pd.util.hash_array(np.asarray([f"{seed} {barcode}" for barcode in obs.index], dtype=object))
     labels = obs[label_column].astype(str).to_numpy() if label_column in obs else np.full(len(obs), "")
     for label in np.unique(labels):
-        cells = rng.permutation(np.flatnonzero((labels == label) & (split == "train")))
+        cells = np.flatnonzero((labels == label) & (split == "train"))
+        cells = cells[np.argsort(key[cells], kind="stable")]
         split[cells[: round(val_fraction * len(cells))]] = "val"
     if not (split == "train").any():
         raise UserError("the split leaves no training cell; name fewer --test_groups or a smaller --val_fraction")

@@ -1,0 +1,209 @@
+"""From a file's columns to a model's: which of them belong together, how much is found, how much is lost.
+
+For genes, columns of one symbol are summed; for peaks, columns that overlap one of the model's peaks. Both are a sparse
+matrix of 0 and 1 that a block of counts is multiplied with, so a file of any size is aligned block by block.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import bioframe
+import h5py
+import numpy as np
+import pandas as pd
+from anndata.io import read_elem
+from scipy.sparse import csr_matrix
+
+from utils.data.gene_ids import GeneNames, name_genes, translate
+from utils.data.peaks import check_genome, format_peaks, genome_order, guess_genomes, parse_peaks
+from utils.errors import UserError, reading
+
+
+@dataclass
+class Alignment:
+    """How the columns of a file become those of the output.
+
+    Attributes
+    ----------
+    features : [n_out] names, in the output's order
+    selector : [n_in, n_out] float32 of 0 and 1
+    ids : [n_in] the file's names, for messages
+    n_found : features of the output that the file has
+    by_reference : whether the output's features were given
+    genes : how the genes were named, or None for peaks
+    genomes : assemblies that the peaks fit
+    how : peaks: by name, or by overlap
+    """
+
+    features: np.ndarray
+    selector: csr_matrix
+    ids: np.ndarray
+    n_found: int
+    by_reference: bool
+    genes: GeneNames | None = None
+    genomes: list[str] = field(default_factory=list)
+    how: str = ""
+
+    @property
+    def coverage(self) -> float:
+        """Share of the output's features that the file has."""
+        return self.n_found / max(len(self.features), 1)
+
+    @property
+    def used(self) -> np.ndarray:
+        """[n_in] bool, columns that go anywhere."""
+        return np.diff(self.selector.indptr) > 0
+
+
+def align_genes(var: pd.DataFrame, species: str, reference: Sequence[str] | None, path: str | Path) -> Alignment:
+    """Genes by symbol; without a reference all the file's, in alphabetical order, whatever theirs was.
+
+    Raises
+    ------
+    UserError
+        If the file does not name its genes, or names none of them once.
+    """
+    genes = name_genes(var, species, reference)
+    symbols = genes.symbols
+    if genes.id_type == "row numbers":
+        raise UserError(
+            f"{path}: names its genes by numbers ({', '.join(symbols[:3])} …) that are no Entrez ids; put symbols or "
+            "Ensembl ids into var_names"
+        )
+    if len(symbols) > 1 and pd.Series(symbols).duplicated(keep=False).all():
+        raise UserError(
+            f"{path}: every one of its {len(symbols):,} genes shares its symbol with another ({', '.join(symbols[:3])} "
+            "…), as if tables had been joined side by side; keep one of them"
+        )
+    features = np.unique(symbols) if reference is None else np.asarray(reference, dtype=str)
+    position = pd.Index(features).get_indexer(pd.Index(symbols))
+    selector = _selector(np.flatnonzero(position >= 0), position[position >= 0], len(symbols), len(features))
+    found = len(np.unique(position[position >= 0]))
+    return Alignment(features, selector, np.asarray(var.index), found, reference is not None, genes)
+
+
+def align_peaks(var: pd.DataFrame, genome: str | None, reference: Sequence[str] | None, path: str | Path) -> Alignment:
+    """Peaks in genome order; with a reference, by name where one set is part of the other, else by overlap.
+
+    Raises
+    ------
+    UserError
+        If names are no intervals, or an interval lies outside the genome.
+    """
+    try:
+        intervals = parse_peaks(var.index, var)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    check_genome(intervals, genome, path)
+    names = format_peaks(intervals)
+    ids, genomes = np.asarray(var.index), guess_genomes(intervals)
+    if reference is None:
+        features, column = np.unique(names, return_inverse=True)
+        order = genome_order(intervals.iloc[pd.Index(names).get_indexer(features)])
+        place = np.empty(len(order), dtype=np.int64)
+        place[order] = np.arange(len(order))
+        selector = _selector(np.arange(len(names)), place[column], len(names), len(features))
+        return Alignment(features[order], selector, ids, len(features), False, genomes=genomes)
+    features = np.asarray(reference, dtype=str)
+    position = pd.Index(features).get_indexer(pd.Index(names))
+    n_named = len(np.unique(position[position >= 0]))
+    if n_named in (len(features), len(set(names))):
+        rows, columns, how = np.flatnonzero(position >= 0), position[position >= 0], "by name"
+    else:
+        rows, columns = _overlap(intervals, parse_peaks(features))
+        how = "by overlap"
+    selector = _selector(rows, columns, len(names), len(features))
+    return Alignment(features, selector, ids, len(np.unique(columns)), True, genomes=genomes, how=how)
+
+
+def _overlap(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of rows whose half-open intervals share a base, by bioframe."""
+    if not set(ours["chrom"]) & set(theirs["chrom"]):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    pairs = bioframe.overlap(ours, theirs, how="inner", return_input=False, return_index=True)
+    return pairs["index"].to_numpy(np.int64), pairs["index_"].to_numpy(np.int64)
+
+
+def _selector(rows: np.ndarray, columns: np.ndarray, n_in: int, n_out: int) -> csr_matrix:
+    return csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(n_in, n_out))
+
+
+# References and coverage ---------------------------------------------------------------------------------------------
+
+
+def read_reference(path: str | Path) -> dict[str, np.ndarray]:
+    """What to align to: the vocabularies of a model folder, or the genes of a text file (one per line) or an .h5ad.
+
+    Returns
+    -------
+    modality → names; those of a model folder to the letter, else human symbols of today
+
+    Raises
+    ------
+    UserError
+        If there is no such file, or nothing in it.
+    """
+    path = Path(path)
+    flag = f"--gene_reference {path}"
+    vocabularies = {"rna": path / "genes.txt", "atac": path / "peaks.txt"}
+    found = {name: file for name, file in vocabularies.items() if file.is_file()}
+    if not path.is_file() and not found:
+        raise UserError(f"{flag}: no such file; give a model folder, a text file (a gene per line) or an .h5ad")
+    with reading(flag, "cannot be read", "give a model folder, a text file (a gene per line) or an .h5ad"):
+        if found:
+            names = {name: file.read_text(encoding="utf-8").splitlines() for name, file in found.items()}
+        elif h5py.is_hdf5(path):
+            with h5py.File(path) as file:
+                names = {"rna": name_genes(read_elem(file["var" if "var" in file else "mod/rna/var"])).symbols}
+        else:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            names = {
+                "rna": translate([re.split(r"[\t,;]", line)[0].strip(' "') for line in lines if line.strip()]).symbols
+            }
+    if not all(len(listed) for listed in names.values()):
+        raise UserError(f"{flag}: holds no gene")
+    return {name: np.array(list(dict.fromkeys(map(str, listed)))) for name, listed in names.items()}
+
+
+def check_coverage(alignment: Alignment, sums: np.ndarray, least: float, path: str | Path) -> None:
+    """Stop a file that has too few of the features that are asked for, and guess at the reason.
+
+    Parameters
+    ----------
+    sums : [n_in] total of each of the file's columns
+    least : share of the reference's features, 0 … 1
+
+    Raises
+    ------
+    UserError
+        If fewer are there.
+    """
+    if not alignment.by_reference or (alignment.coverage >= least and alignment.n_found):
+        return
+    what = "genes" if alignment.genes else "peaks"
+    lost = np.flatnonzero(~alignment.used)
+    top = alignment.ids[lost[np.argsort(-sums[lost], kind="stable")[:10]]]
+    raise UserError(
+        f"{path}: has {alignment.n_found:,} of the {len(alignment.features):,} {what} asked for "
+        f"({alignment.coverage:.1%}; --min_gene_coverage is {least:g}); {_reason(alignment)}"
+        + (f"; most {'expressed' if alignment.genes else 'often open'} unmatched: {', '.join(top)}" if len(top) else "")
+    )
+
+
+def _reason(alignment: Alignment) -> str:
+    wanted = ", ".join(alignment.features[:3])
+    if alignment.genes is None:
+        return f"peaks like {wanted} are wanted: another build or species? Lift the peaks over, or call them anew"
+    genes, theirs = alignment.genes, translate(alignment.features)
+    if genes.species != theirs.species and "unknown" not in (genes.species, theirs.species):
+        return f"the file's genes are {genes.species}, those asked for {theirs.species}; use a model of that species"
+    if genes.id_type == "Ensembl ids" and theirs.id_type == "symbols":
+        return f"the file has Ensembl ids, but symbols like {wanted} are wanted; put symbols into var_names"
+    if alignment.used.mean() > 0.8:
+        return (
+            f"the file is a panel: it has only {len(alignment.ids):,} genes, and nearly all of them are known; lower "
+            "--min_gene_coverage if so few genes will do, or train a model on such a panel"
+        )
+    return f"the file's ids mean nothing here, symbols like {wanted} are wanted; put gene symbols into var_names"

@@ -1,0 +1,226 @@
+"""Opening what labs have: .h5ad, .h5mu, 10x files and folders, loom and text, each told by its content.
+
+.h5ad and .h5mu files stay on disk and are read in blocks. The others are read whole, by scanpy, anndata or pandas.
+"""
+
+import re
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import mudata
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from anndata.io import read_elem, read_mtx
+from scipy.sparse import csr_matrix
+from scipy.sparse import vstack as stack
+
+from utils.data.gene_ids import share_known
+from utils.data.matrix import Matrix
+from utils.data.peaks import looks_like_peaks
+from utils.data.source import MORE_COUNTS, Source
+from utils.errors import UserError, reading
+
+KNOWN = ".h5ad, .h5mu, 10x .h5, a 10x matrix folder, .loom, or delimited text (.csv, .tsv, .txt, also .gz)"
+MODALITY_NAMES = {
+    "rna": ("rna", "gex", "gene expression", "genes"),
+    "atac": ("atac", "peaks", "chromatin accessibility"),
+}
+
+
+def open_file(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None, h5py.File | None]:
+    """Open any file or folder of cells.
+
+    Returns
+    -------
+    the format in words; modality → source; annotation of all cells, where the file has one beside its modalities';
+    and the open HDF5 file, where matrices stay in it
+
+    Raises
+    ------
+    UserError
+        If there is nothing, or nothing that can be read.
+    """
+    if path.is_dir():
+        with reading(path, "cannot be read", f"known formats are {KNOWN}"):
+            return "10x matrix folder", _split(_read_mtx_folder(path), path), None, None
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: is empty; copy or download it again")
+    if h5py.is_hdf5(path):
+        with reading(path, f"not a readable {path.suffix} file", "copy or download it again"):
+            return _open_hdf5(path)
+    if path.suffix in (".h5", ".h5ad", ".h5mu", ".loom"):
+        raise UserError(f"{path}: not a readable {path.suffix} file (no HDF5 signature); copy or download it again")
+    if path.name.endswith((".mtx", ".mtx.gz")):
+        raise UserError(f"{path}: is the matrix of a 10x folder; give the folder, which also holds barcodes and genes")
+    with reading(path, "cannot be read as a table", f"known formats are {KNOWN}"):
+        return "delimited text", _split(_read_text(path), path), None, None
+
+
+def _open_hdf5(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None, h5py.File | None]:
+    file = h5py.File(path)
+    if "mod" in file:
+        return ".h5mu", _modalities(file, path), read_elem(file["obs"]), file
+    if "obs" in file and "var" in file:
+        if "encoding-type" not in file["obs"].attrs:
+            return "an .h5ad of anndata before 0.7", _split(ad.read_h5ad(path), path), None, None
+        source = _source(file, path, lambda: ad.read_h5ad(path))
+        return ".h5ad", {source.modality: source}, None, file
+    if "row_attrs" in file:
+        return ".loom", _split(_read_loom(path), path), None, None
+    if "matrix" in file or any("barcodes" in group for group in file.values() if isinstance(group, h5py.Group)):
+        return "10x .h5", _split(sc.read_10x_h5(path, gex_only=False), path), None, None
+    raise UserError(f"{path}: an HDF5 file that holds no cells; known formats are {KNOWN}")
+
+
+def _modalities(file: h5py.File, path: Path) -> dict[str, Source]:
+    found = {}
+    for modality, aliases in MODALITY_NAMES.items():
+        names = [name for name in file["mod"] if name.lower() in aliases]
+        if len(names) > 1:
+            raise UserError(f"{path}: {' and '.join(names)} are both {modality}; keep one of them")
+        if names:
+            load = lambda name=names[0]: mudata.read_h5mu(path)[name]
+            found[modality] = _source(file["mod"][names[0]], path, load, modality)
+    if not found:
+        raise UserError(f"{path}: has no modality named rna or atac, only {', '.join(file['mod'])}; rename them")
+    return found
+
+
+def _source(group: h5py.Group, path: Path, load, modality: str | None = None) -> Source:
+    """One modality of an .h5ad or .h5mu, its matrices left on disk."""
+    var = read_elem(group["var"])
+    matrices = {}
+    for name, layer in group.get("layers", {}).items():
+        if name.lower() in MORE_COUNTS:
+            matrices[f"layers['{name}']"] = Matrix(layer, path), var
+    if "X" in group:
+        matrices["X"] = Matrix(group["X"], path), var
+    if "raw" in group and "X" in group["raw"]:
+        matrices["raw"] = Matrix(group["raw/X"], path), read_elem(group["raw/var"])
+    return Source.of(path, read_elem(group["obs"]), var, matrices, modality, load, _others(group))
+
+
+def _split(adata: ad.AnnData, path: Path) -> dict[str, Source]:
+    """A table in memory as one source, or as RNA and ATAC where its features say which is which (10x multiome)."""
+    kinds = adata.var.get("feature_types")
+    parts = {}
+    if kinds is not None:
+        names = {"Gene Expression": "rna", "Peaks": "atac"}
+        parts = {names[kind]: adata[:, (kinds == kind).to_numpy()] for kind in names if (kinds == kind).any()}
+        if not parts:
+            raise UserError(f"{path}: holds {', '.join(map(str, kinds.unique()))}, but neither genes nor peaks")
+    parts = parts or {None: adata}
+    found = {}
+    for modality, part in parts.items():
+        layers = {name: part.layers[name] for name in part.layers if name.lower() in MORE_COUNTS}
+        matrices = {f"layers['{name}']": (Matrix(layer, path), part.var) for name, layer in layers.items()}
+        if part.X is not None:
+            matrices["X"] = Matrix(part.X, path), part.var
+        if part.raw is not None:
+            matrices["raw"] = Matrix(part.raw.X, path), part.raw.var
+        source = Source.of(path, part.obs.copy(), part.var, matrices, modality, lambda part=part: part, _others(part))
+        found[source.modality] = source
+    return found
+
+
+def _others(content: ad.AnnData | h5py.Group) -> list[str]:
+    """Names of what lies beside counts and annotation."""
+    found = []
+    for kind in ("layers", "obsm", "varm", "obsp", "varp"):
+        names = content.get(kind, ()) if isinstance(content, h5py.Group) else getattr(content, kind)
+        found += [f"{kind}['{name}']" for name in names if kind != "layers" or name.lower() not in MORE_COUNTS]
+    return found
+
+
+# 10x folders ---------------------------------------------------------------------------------------------------------
+
+
+def _read_mtx_folder(folder: Path) -> ad.AnnData:
+    """matrix.mtx, barcodes.tsv, and features.tsv or (before v3) genes.tsv; gzipped or not, with or without prefix."""
+
+    def find(*ends: str) -> Path:
+        found = [p for end in ends for p in sorted(folder.glob(f"*{end}")) + sorted(folder.glob(f"*{end}.gz"))]
+        if len(found) != 1:
+            what = " or ".join(ends)
+            raise UserError(
+                f"{folder}: a folder with {len(found) or 'no'} {what} (or .gz); give a file, or the 10x folder of one "
+                "sample, with matrix.mtx, barcodes.tsv and features.tsv"
+            )
+        return found[0]
+
+    matrix, barcodes, features = find("matrix.mtx"), find("barcodes.tsv"), find("features.tsv", "genes.tsv")
+    table = pd.read_csv(features, sep="\t", header=None, dtype=str, keep_default_na=False)
+    adata = read_mtx(matrix).T  # written features × cells
+    adata.obs_names = pd.read_csv(barcodes, sep="\t", header=None, dtype=str, usecols=[0])[0].to_numpy()
+    adata.var_names = table[min(1, table.shape[1] - 1)].to_numpy()
+    for column, name in enumerate(("gene_ids", None, "feature_types", "chrom", "start", "end")):
+        if name and column < table.shape[1]:
+            adata.var[name] = table[column].to_numpy()
+    if "chrom" in adata.var and (adata.var["feature_types"] != "Peaks").all():
+        adata.var = adata.var.drop(columns=["chrom", "start", "end"], errors="ignore")
+    return adata
+
+
+# Loom ----------------------------------------------------------------------------------------------------------------
+
+
+def _read_loom(path: Path) -> ad.AnnData:
+    """Loom by anndata; cells and genes are named by the attributes that files of this kind use."""
+    with h5py.File(path) as file:
+        names = [
+            next((name for name in options if name in file[axis]), options[0])
+            for axis, options in (
+                ("col_attrs", ("CellID", "obs_names", "barcode", "cell_names", "Barcode")),
+                ("row_attrs", ("Gene", "var_names", "gene_names", "gene", "Accession")),
+            )
+        ]
+    return ad.io.read_loom(path, sparse=True, dtype="float32", obs_names=names[0], var_names=names[1])
+
+
+# Text ----------------------------------------------------------------------------------------------------------------
+
+
+def _read_text(path: Path, rows_at_once: int = 1000) -> ad.AnnData:
+    """A table with cells along one side and genes (or peaks) along the other, told by the names."""
+    with pd.io.common.get_handle(path, "r", compression="infer", errors="strict") as handle:
+        head = [line for line in (handle.handle.readline() for _ in range(2)) if line.strip()]
+    if len(head) < 2:
+        raise UserError(f"{path}: a text of {len(head)} line(s); a table has a line of names and a line for each cell")
+    separator = max("\t,; ", key=head[0].count)
+    if not head[0].count(separator):
+        raise UserError(f"{path}: no table: its first line holds no tab, comma, semicolon or space between names")
+    # R leaves out the corner: then pandas takes the first column for the names by itself.
+    has_corner = head[0].count(separator) == head[1].count(separator)
+    chunks, names = [], []
+    reader = pd.read_csv(
+        path, sep=separator, index_col=0 if has_corner else None, chunksize=rows_at_once, low_memory=False
+    )
+    for chunk in reader:
+        numbers = chunk.select_dtypes("number")
+        if numbers.shape[1] < chunk.shape[1]:
+            column = next(c for c in chunk if c not in numbers)
+            value = next(v for v in chunk[column] if not isinstance(v, int | float))
+            raise UserError(
+                f"{path}: column {column!r} holds {value!r}, which is no number; leave names and values only"
+            )
+        chunks.append(csr_matrix(numbers.to_numpy(dtype=np.float32)))
+        names.extend(chunk.index.astype(str))
+    across = pd.Index(chunk.columns.astype(str))
+    down = pd.Index(names)
+    matrix = stack(chunks, format="csr")
+    if _feature_likeness(down) > _feature_likeness(across):
+        return ad.AnnData(csr_matrix(matrix.T), pd.DataFrame(index=across), pd.DataFrame(index=down))
+    return ad.AnnData(matrix, pd.DataFrame(index=down), pd.DataFrame(index=across))
+
+
+def _feature_likeness(names: pd.Index) -> float:
+    """How much names look like genes or peaks rather than cells, 0 … 1."""
+    if looks_like_peaks(names):
+        return 1.0
+    is_numbered = len(names) > 2 and len({re.sub(r"\d+", "", name) for name in names}) == 1  # Cell1, Cell2 …
+    is_barcode = [re.search("[ACGT]{12}", name) is not None for name in names]
+    return 0.0 if is_numbered or np.mean(is_barcode) > 0.5 else share_known(names)

@@ -1,0 +1,146 @@
+"""One modality as it lies in a file: its cells, its features, and the matrices that may hold its counts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from utils.data.gene_ids import share_known
+from utils.data.matrix import Matrix
+from utils.data.peaks import looks_like_peaks
+from utils.data.values import Values, judge
+from utils.errors import UserError
+
+MORE_COUNTS = ("counts", "raw_counts", "count", "raw", "umi", "umis", "spliced")
+"""Layers that usually hold counts, best first; spliced ones (a part of all) only when nothing else will do."""
+SAMPLE = 2000
+
+
+@dataclass
+class Source:
+    """One modality of a file.
+
+    Attributes
+    ----------
+    path : the file
+    modality : rna or atac
+    obs : annotation of its cells, barcodes as index
+    matrices : place (X, layers['counts'], raw) → the matrix there, and the annotation of its features
+    load : reads all that the file holds of the modality
+    others : what else the file holds of these cells
+    rows : [cells] which of the file's cells these are, or None for all
+    """
+
+    path: Path
+    modality: str
+    obs: pd.DataFrame
+    matrices: dict[str, tuple[Matrix, pd.DataFrame]]
+    load: Callable[[], ad.AnnData] = field(repr=False)
+    others: list[str] = field(default_factory=list)
+    rows: np.ndarray | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        obs: pd.DataFrame,
+        var: pd.DataFrame,
+        matrices: dict,
+        modality: str | None,
+        load: Callable[[], ad.AnnData],
+        others: list[str],
+    ) -> "Source":
+        """A source that has been checked; without a modality, the names of its features tell which it is.
+
+        Raises
+        ------
+        UserError
+            If it has no cell, no feature, no values, or the same barcode twice.
+        """
+        obs.index, var.index = obs.index.astype(str), var.index.astype(str)
+        modality = modality or ("atac" if _is_peaks(var) else "rna")
+        for count, what in ((len(obs), "cells"), (len(var), "features")):
+            if not count:
+                raise UserError(f"{path}: has no {what} in {modality}; give the file from before they were filtered")
+        if not matrices:
+            raise UserError(f"{path}: has no values in {modality}; put the counts into X")
+        for place, (matrix, features) in matrices.items():
+            features.index = features.index.astype(str)
+            if matrix.shape != (len(obs), len(features)):
+                raise UserError(
+                    f"{path}: {place} of {modality} is {matrix.shape[0]} × {matrix.shape[1]}, but the file names "
+                    f"{len(obs)} cells and {len(features)} features; write it anew"
+                )
+        if not obs.index.is_unique:
+            twice = obs.index[obs.index.duplicated()].unique()
+            raise UserError(
+                f"{path}: {len(twice):,} barcodes of {modality} are not unique ({', '.join(twice[:3])}); tell the "
+                "samples apart first, for example by anndata.concat(..., index_unique='-')"
+            )
+        return cls(path, modality, obs, dict(sorted(matrices.items(), key=lambda item: _preference(item[0]))), load)
+
+    def take(self, rows: np.ndarray, barcodes: pd.Index) -> "Source":
+        """Some of the cells, under other barcodes."""
+        obs = self.obs.iloc[rows].set_axis(barcodes, axis=0)
+        matrices = {place: (matrix.take(rows), var) for place, (matrix, var) in self.matrices.items()}
+        return Source(self.path, self.modality, obs, matrices, self.load, self.others, rows)
+
+    def whole(self) -> ad.AnnData:
+        """These cells in memory, with all that the file holds of them."""
+        whole = self.load()
+        part = whole.copy() if self.rows is None else whole[self.rows].copy()
+        part.obs_names = self.obs.index
+        part.var_names_make_unique()
+        return part
+
+    def choose(self, values: str = "auto") -> tuple[str, Values]:
+        """Where the counts are, and as what: whole counts before recoverable ones before shares.
+
+        Parameters
+        ----------
+        values : counts, log1p or cpm to say what X holds, or auto
+
+        Raises
+        ------
+        UserError
+            If no matrix can be used; the message says what each holds and what to do.
+        """
+        places = {"X": self.matrices["X"]} if values != "auto" and "X" in self.matrices else self.matrices
+        found = {}
+        for place, (matrix, _) in places.items():
+            found[place] = judge(matrix.sample(SAMPLE), values, is_open=self.modality == "atac")
+            if found[place].rank == 0:
+                return place, found[place]
+        place = min(found, key=lambda place: found[place].rank)  # the first of equals
+        if found[place].usable:
+            return place, found[place]
+        raise UserError(f"{self.path}: {self.modality} has " + _refusal(found))
+
+
+def _preference(place: str) -> int:
+    """Position of a place in the order in which counts are looked for; spliced ones come last."""
+    order = [*(f"layers['{name}']" for name in MORE_COUNTS[:-1]), "x", "raw", f"layers['{MORE_COUNTS[-1]}']"]
+    return order.index(place.lower())
+
+
+def _is_peaks(var: pd.DataFrame) -> bool:
+    """Peaks by name, or by columns; genes may have such columns too, but then they have genes' names."""
+    has_intervals = {"chrom", "start", "end"} <= {str(column).lower() for column in var.columns}
+    return looks_like_peaks(var.index) or (has_intervals and share_known(var.index) < 0.2)
+
+
+def _refusal(found: dict[str, Values]) -> str:
+    """What each matrix holds, and the way out."""
+    held = "; ".join(f"{values} in {place}" for place, values in found.items())
+    kinds = {values.kind for values in found.values()}
+    if kinds == {"empty"}:
+        return f"{held}; there is nothing to learn from or to label"
+    ways = []
+    if "negative" in kinds or "infinite" in kinds:
+        ways.append("save the raw counts in layers['counts'] before scaling")
+    if "fractional" in kinds:
+        ways.append("save the raw counts in layers['counts'], or use the values as shares of a cell by --values cpm")
+    return f"{held}; {', or '.join(dict.fromkeys(ways))}"

@@ -1,0 +1,149 @@
+"""Writing files: whole or not at all, and model-ready ones a block of cells at a time."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import mudata
+import numpy as np
+import pandas as pd
+from anndata.io import sparse_dataset, write_elem
+from scipy.sparse import csr_matrix
+
+from utils.data.read import STAMP
+from utils.errors import UserError, first_line
+
+CHUNK = 2**16
+"""Values per piece of the file."""
+
+
+def bare_name(path: str | Path) -> str:
+    """A file's name without the suffix of its format: `cells` of cells.h5ad and cells.csv.gz; a folder's whole name."""
+    path = Path(path)
+    return path.name if path.is_dir() else re.sub(r"(\.\w{2,4})?\.gz$|\.\w{2,4}$", "", path.name)
+
+
+def check_target(path: str | None, suffix: str, inputs: Iterable[str | None]) -> None:
+    """Refuse an output before anything is computed.
+
+    Raises
+    ------
+    UserError
+        If no output is named, its suffix does not fit, it is an input, or its folder cannot be written to.
+    """
+    if path is None:
+        raise UserError(f"--out_path is missing: name the {suffix} file to write")
+    target = Path(path)
+    if target.suffix != suffix:
+        what = "one modality" if suffix == ".h5ad" else "two modalities"
+        raise UserError(f"--out_path {path}: must end in {suffix}, which holds {what}")
+    if any(target.resolve() == Path(name).resolve() for name in inputs if name):
+        raise UserError(f"--out_path {path}: is the input; name another file")
+    if target.is_dir():
+        raise UserError(f"--out_path {path}: is a folder; name a file in it")
+    with whole_file(path, rename=False) as trial:
+        trial.touch()
+
+
+@contextmanager
+def whole_file(path: str | Path, rename: bool = True) -> Iterator[Path]:
+    """A path beside the target to write to; it is renamed to the target only when all went well (and `rename` is True).
+
+    Raises
+    ------
+    UserError
+        If the folder cannot be written to, or the disk is full.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        if rename:
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # HDF5 tells of a full disk by either
+        raise UserError(
+            f"{path}: cannot be written ({_cause(error)}); free some space or choose another --out_path"
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _cause(error: Exception) -> str:
+    """The system's words, which HDF5 hides in the middle of its own."""
+    text = str(error)
+    for number in (28, 27, 13, 30, 122):  # disk full, file too large, no permission, read-only, quota
+        if f"errno = {number}," in text:
+            return os.strerror(number)
+    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+
+
+def write_whole(file: ad.AnnData | mudata.MuData, path: str | Path) -> None:
+    """Write what is in memory.
+
+    Raises
+    ------
+    UserError
+        If the folder cannot be written to, or the disk is full.
+    """
+    with whole_file(path) as partial:
+        file.write(partial)
+
+
+@contextmanager
+def ready_file(
+    path: str | Path, parts: dict[str, ad.AnnData], obs: pd.DataFrame, stamp: dict
+) -> Iterator["ReadyWriter"]:
+    """Write a model-ready file block by block.
+
+    Parameters
+    ----------
+    path : .h5ad for one modality, .h5mu for two
+    parts : modality → its annotation, without values
+    obs : annotation of all cells
+    stamp : constants of the preprocessing
+
+    Yields
+    ------
+    ReadyWriter, to append the blocks to
+    """
+    if Path(path).suffix == ".h5ad":
+        (frame,) = parts.values()
+        groups = dict.fromkeys(parts, "/")
+    else:
+        frame = mudata.MuData(parts)
+        frame.obs = obs.loc[frame.obs_names]
+        groups = {name: f"/mod/{name}" for name in parts}
+    frame.uns[STAMP] = json.dumps(stamp)
+    with whole_file(path) as partial:
+        frame.write(partial)
+        with h5py.File(partial, "r+") as file:
+            yield ReadyWriter({name: file[group] for name, group in groups.items()})
+
+
+class ReadyWriter:
+    """Appends cells to the modalities of an open file."""
+
+    def __init__(self, groups: dict[str, h5py.Group]):
+        self.groups, self.begun = groups, set()
+
+    def append(self, modality: str, **blocks: csr_matrix) -> None:
+        """Append cells; `X` goes to X, every other name to a layer."""
+        for name, block in blocks.items():
+            group = self.groups[modality] if name == "X" else self.groups[modality].require_group("layers")
+            if (modality, name) in self.begun:
+                sparse_dataset(group[name]).append(block)
+                continue
+            self.begun.add((modality, name))
+            if name in group:
+                del group[name]
+            # 64-bit row starts: there may be more than 2^31 values by the end.
+            write_elem(group, name, block, dataset_kwargs={"indptr_dtype": np.int64, "chunks": (CHUNK,)})
