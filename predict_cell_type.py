@@ -36,12 +36,11 @@ class Flags:
 def main() -> None:
     flags, intake, config = parse_flags(__doc__, Flags, IntakeConfig, InferConfig)
     inputs = (flags.data_path, flags.rna_path, flags.atac_path)
-    file = open_cells(*inputs)
-    out_path = flags.out_path or str(file.path.with_name(f"{bare_name(file.path)}.predicted{file.suffix}"))
-    check_target(out_path, file.suffix, inputs)
-    inside = Path(flags.ckpt_dir) / flags.model_path
-    saved = load_model(inside if inside.exists() else flags.model_path, "celltype")
-    with distributed_run(config.device) as runtime:
+    with open_cells(*inputs) as file, distributed_run(config.device) as runtime:
+        out_path = flags.out_path or str(file.path.with_name(f"{bare_name(file.path)}.predicted{file.suffix}"))
+        check_target(out_path, file.suffix, inputs)
+        inside = Path(flags.ckpt_dir) / flags.model_path
+        saved = load_model(inside if inside.exists() else flags.model_path, "celltype")
         query = read_query(file, saved, intake, progress=runtime.is_main)
         for line in query.report:
             runtime.say(line)

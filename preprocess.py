@@ -12,9 +12,9 @@ train/val/test in obs["split"], and the constants that were used in uns["scmomer
 splits again. Files of any size are read and written in blocks.
 """
 
+import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -25,9 +25,9 @@ from utils.data import prepare
 from utils.data.align import read_reference
 from utils.data.intake import IntakeConfig, not_carried, take_in
 from utils.data.labels import check_labels
-from utils.data.read import STAMP_VERSION, open_cells
+from utils.data.read import STAMP, STAMP_VERSION, RawFile, open_cells
 from utils.data.split import SPLITS, assign_split
-from utils.data.write import check_target, ready_file
+from utils.data.write import check_target, write_in_blocks
 from utils.errors import UserError
 from utils.report.doctor import examine
 from utils.train.folders import file_hash
@@ -59,11 +59,16 @@ def main() -> None:
         print(found.text(as_json=flags.json))
         sys.exit(2 if found.problems else 0)
 
+    with open_cells(*inputs) as file:
+        check_target(flags.out_path, file.suffix, inputs)
+        preprocess(file, flags, config, reference)
+
+
+def preprocess(file: RawFile, flags: Flags, config: IntakeConfig, reference: dict[str, np.ndarray]) -> None:
+    """Read `file`, write `flags.out_path`, and tell what is done."""
     # What is there: modalities, counts, genes, peaks, labels.
-    file = open_cells(*inputs)
     if file.stamp is not None:
         raise UserError(f"{file.path}: is preprocessed already; give it to the training scripts as it is")
-    check_target(flags.out_path, file.suffix, inputs)
     for note in file.notes:
         print(note)
     intakes = {}
@@ -81,7 +86,7 @@ def main() -> None:
         "version": STAMP_VERSION,
         "log_base": prepare.LOG_BASE,
         "label_column": flags.label_column if flags.label_column in obs else None,
-        "source": {path.name: file_hash(path) for path in map(Path, filter(None, inputs)) if path.is_file()},
+        "source": {path.name: file_hash(path) for path in file.paths},
         "split": {name: getattr(flags, name) for name in ("split_by", "test_groups", "val_fraction", "seed")},
     }
     if "rna" in intakes:
@@ -98,7 +103,7 @@ def main() -> None:
         name: ad.AnnData(obs=obs.loc[barcodes[name]], var=pd.DataFrame(index=intake.alignment.features))
         for name, intake in intakes.items()
     }
-    with ready_file(flags.out_path, parts, obs, stamp) as out:
+    with write_in_blocks(flags.out_path, parts, obs, {STAMP: json.dumps(stamp)}) as out:
         for name, intake in intakes.items():
             for counts in intake.blocks(keep=intake.measured, progress=True):
                 is_rna = name == "rna"

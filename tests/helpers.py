@@ -74,13 +74,20 @@ def error_of(capsys, script: str, **flags) -> str:
     return lines[0]
 
 
-def python(*words: str, timeout: int = 120, **environment: str) -> subprocess.CompletedProcess:
+def python(*words: str, timeout: int = 120, preexec_fn=None, **environment: str) -> subprocess.CompletedProcess:
     """A process of its own, one thread each, in the repository."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         env.pop(name, None)
     return subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        preexec_fn=preexec_fn,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from utils.errors import UserError
+from utils.errors import DiskFullError, UserError
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
@@ -65,6 +65,9 @@ def run_script(main: Callable[[], None]) -> None:
         rank = int(os.environ.get("RANK", "0"))
         who = f"[process {rank}] " if rank else ""
         print(f"{who}{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, DiskFullError):
+            sys.stdout.flush()
+            os._exit(2)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

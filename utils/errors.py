@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class DiskFullError(UserError):
+    """An HDF5 file could not be finished: the library may crash when its handles are closed, so the process must not."""
+
+
 @contextmanager
 def reading(path: str | Path, problem: str, remedy: str) -> Iterator[None]:
     """Whatever a reader trips over, the file is what is wrong: `<path>: <problem> (<the reader's words>); <remedy>`."""

@@ -100,8 +100,8 @@ def align_peaks(var: pd.DataFrame, genome: str | None, reference: Sequence[str] 
     names = format_peaks(intervals)
     ids, genomes = np.asarray(var.index), guess_genomes(intervals)
     if reference is None:
-        features, column = np.unique(names, return_inverse=True)
-        order = genome_order(intervals.iloc[pd.Index(names).get_indexer(features)])
+        features, first, column = np.unique(names, return_index=True, return_inverse=True)
+        order = genome_order(intervals.iloc[first])
         place = np.empty(len(order), dtype=np.int64)
         place[order] = np.arange(len(order))
         selector = _selector(np.arange(len(names)), place[column], len(names), len(features))

@@ -38,6 +38,7 @@ class RawFile:
     obs : annotation of all cells, the file's own and the modalities' columns
     stamp : what preprocessing left in it, or None
     notes : what was done to bring two files together, a line each
+    handles : open HDF5 files, closed at the end of a `with`
     """
 
     path: Path
@@ -46,7 +47,12 @@ class RawFile:
     obs: pd.DataFrame
     stamp: dict | None = None
     notes: list[str] = field(default_factory=list)
-    hdf5: h5py.File | None = field(default=None, repr=False)
+    handles: list[h5py.File] = field(default_factory=list, repr=False)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are read; none for a folder."""
+        return [path for path in dict.fromkeys(source.path for source in self.modalities.values()) if path.is_file()]
 
     @property
     def suffix(self) -> str:
@@ -57,12 +63,12 @@ class RawFile:
         return self
 
     def __exit__(self, *_) -> None:
-        if self.hdf5 is not None:
-            self.hdf5.close()
+        for handle in self.handles:
+            handle.close()
 
     def content(self) -> ad.AnnData | mudata.MuData:
         """All of it in memory, with everything that the file holds beside counts and annotation."""
-        if self.hdf5 is not None:
+        if self.format in (".h5ad", ".h5mu"):
             with reading(self.path, "is damaged", "copy or download it again"):
                 return ad.read_h5ad(self.path) if self.format == ".h5ad" else mudata.read_h5mu(self.path)
         parts = {name: source.whole() for name, source in self.modalities.items()}
@@ -92,7 +98,7 @@ def read_raw(path: str | Path) -> RawFile:
     if hdf5 is not None and f"uns/{STAMP}" in hdf5:
         with reading(path, "has a damaged stamp", "run preprocess.py on the raw file again"):
             stamp = dict(json.loads(read_elem(hdf5[f"uns/{STAMP}"])))
-    return RawFile(path, kind, modalities, obs, stamp, hdf5=hdf5)
+    return RawFile(path, kind, modalities, obs, stamp, handles=[hdf5] if hdf5 is not None else [])
 
 
 def open_cells(data_path: str | None, rna_path: str | None, atac_path: str | None) -> RawFile:
@@ -146,7 +152,8 @@ def read_pair(rna_path: str | Path, atac_path: str | Path) -> RawFile:
     note = (
         f"{n:,} cells joined by barcode{suffix}; left out: {len(ours) - n:,} of RNA alone, {len(theirs) - n:,} of ATAC"
     )
-    return RawFile(Path(rna_path), "two files", joined, obs, notes=[note])
+    handles = [handle for file in files.values() for handle in file.handles]
+    return RawFile(Path(rna_path), "two files", joined, obs, notes=[note], handles=handles)
 
 
 def _stripped(barcodes: pd.Index) -> list[str]:

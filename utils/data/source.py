@@ -77,10 +77,11 @@ class Source:
         if not obs.index.is_unique:
             twice = obs.index[obs.index.duplicated()].unique()
             raise UserError(
-                f"{path}: {len(twice):,} barcodes of {modality} are not unique ({', '.join(twice[:3])}); tell the "
-                "samples apart first, for example by anndata.concat(..., index_unique='-')"
+                f"{path}: barcodes of {modality} are not unique ({len(twice):,} occur more than once, like "
+                f"{twice[0]}); tell the samples apart first, for example by anndata.concat(..., index_unique='-')"
             )
-        return cls(path, modality, obs, dict(sorted(matrices.items(), key=lambda item: _preference(item[0]))), load)
+        ordered = dict(sorted(matrices.items(), key=lambda item: _preference(item[0])))
+        return cls(path, modality, obs, ordered, load, others)
 
     def take(self, rows: np.ndarray, barcodes: pd.Index) -> "Source":
         """Some of the cells, under other barcodes."""

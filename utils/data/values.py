@@ -21,7 +21,9 @@ ROUNDING = 0.02
 SMALL = 30
 """Counts that the factor is told by."""
 MAX_SMALLEST = 10
-"""Largest count that a cell's smallest value is tried as."""
+"""Largest count that a cell's smallest value is tried as …"""
+ENOUGH = 3
+"""… if so many values of the cell are larger: of few, some multiple is nearly whole by chance."""
 EVEN_SUMS = 1e-3
 """Coefficient of variation of the cells' sums below which they were scaled to one sum (text files round values)."""
 
@@ -154,6 +156,7 @@ def recovered(x: np.ndarray, indptr: np.ndarray) -> tuple[np.ndarray, np.ndarray
     starts, lengths = indptr[:-1][filled], lengths[filled]
     per_value = lambda per_cell: np.repeat(per_cell, lengths)
     ratio = x / per_value(np.minimum.reduceat(x, starts))
+    n_above = np.add.reduceat((ratio > 1 + TOLERANCE).astype(np.int64), starts)
     for count in range(1, MAX_SMALLEST + 1):
         scaled = ratio * count
         # All small counts together tell the factor better than the smallest alone, if values were rounded.
@@ -163,6 +166,8 @@ def recovered(x: np.ndarray, indptr: np.ndarray) -> tuple[np.ndarray, np.ndarray
         nearest = np.round(scaled)
         off = np.maximum.reduceat(np.abs(scaled - nearest) / (1 + np.minimum(nearest * ROUNDING, 5)), starts)
         found = np.isfinite(off) & (off < TOLERANCE) & ~exact[filled]
+        if count > 1:
+            found &= n_above >= ENOUGH
         mine = per_value(found)
         out[mine] = nearest[mine]
         exact[filled[found]] = True

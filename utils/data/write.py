@@ -1,8 +1,9 @@
-"""Writing files: whole or not at all, and model-ready ones a block of cells at a time."""
+"""Writing files: whole or not at all, and large ones a block of cells at a time."""
 
-import json
+import errno
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,11 +16,11 @@ import pandas as pd
 from anndata.io import sparse_dataset, write_elem
 from scipy.sparse import csr_matrix
 
-from utils.data.read import STAMP
-from utils.errors import UserError, first_line
+from utils.errors import DiskFullError, UserError, first_line
 
 CHUNK = 2**16
 """Values per piece of the file."""
+FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)]
 
 
 def bare_name(path: str | Path) -> str:
@@ -61,6 +62,9 @@ def whole_file(path: str | Path, rename: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    # HDF5 repeats itself for every handle of a file that it could not finish, past all handlers, also after the block.
+    silent = lambda *_: None
+    hooks, (sys.excepthook, sys.unraisablehook) = (sys.excepthook, sys.unraisablehook), (silent, silent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -69,20 +73,22 @@ def whole_file(path: str | Path, rename: bool = True) -> Iterator[Path]:
                 os.fsync(file.fileno())
             os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # HDF5 tells of a full disk by either
-        raise UserError(
-            f"{path}: cannot be written ({_cause(error)}); free some space or choose another --out_path"
-        ) from error
+        cause = _cause(error)
+        if cause in FULL:
+            hooks = silent, silent
+            raise DiskFullError(f"{path}: cannot be written ({cause}); free some space") from error
+        raise UserError(f"{path}: cannot be written ({cause}); choose another --out_path") from error
     finally:
+        sys.excepthook, sys.unraisablehook = hooks
         with suppress(OSError):
             partial.unlink(missing_ok=True)
 
 
 def _cause(error: Exception) -> str:
     """The system's words, which HDF5 hides in the middle of its own."""
-    text = str(error)
-    for number in (28, 27, 13, 30, 122):  # disk full, file too large, no permission, read-only, quota
-        if f"errno = {number}," in text:
-            return os.strerror(number)
+    number = re.search(r"errno = (\d+)", str(error))
+    if number:
+        return os.strerror(int(number[1]))
     return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
 
 
@@ -99,21 +105,21 @@ def write_whole(file: ad.AnnData | mudata.MuData, path: str | Path) -> None:
 
 
 @contextmanager
-def ready_file(
-    path: str | Path, parts: dict[str, ad.AnnData], obs: pd.DataFrame, stamp: dict
-) -> Iterator["ReadyWriter"]:
-    """Write a model-ready file block by block.
+def write_in_blocks(
+    path: str | Path, parts: dict[str, ad.AnnData], obs: pd.DataFrame, uns: dict
+) -> Iterator["BlockWriter"]:
+    """Write a file whose values come block by block.
 
     Parameters
     ----------
     path : .h5ad for one modality, .h5mu for two
     parts : modality → its annotation, without values
     obs : annotation of all cells
-    stamp : constants of the preprocessing
+    uns : what else the file shall hold
 
     Yields
     ------
-    ReadyWriter, to append the blocks to
+    BlockWriter, to append the blocks to
     """
     if Path(path).suffix == ".h5ad":
         (frame,) = parts.values()
@@ -122,14 +128,14 @@ def ready_file(
         frame = mudata.MuData(parts)
         frame.obs = obs.loc[frame.obs_names]
         groups = {name: f"/mod/{name}" for name in parts}
-    frame.uns[STAMP] = json.dumps(stamp)
+    frame.uns.update(uns)
     with whole_file(path) as partial:
         frame.write(partial)
         with h5py.File(partial, "r+") as file:
-            yield ReadyWriter({name: file[group] for name, group in groups.items()})
+            yield BlockWriter({name: file[group] for name, group in groups.items()})
 
 
-class ReadyWriter:
+class BlockWriter:
     """Appends cells to the modalities of an open file."""
 
     def __init__(self, groups: dict[str, h5py.Group]):

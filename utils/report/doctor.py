@@ -90,7 +90,11 @@ def examine(
     UserError
         If the file cannot be opened at all.
     """
-    file = open_cells(*inputs)
+    with open_cells(*inputs) as file:
+        return _examine(file, label_column, config, reference)
+
+
+def _examine(file: RawFile, label_column: str, config: IntakeConfig, reference: dict[str, np.ndarray]) -> Examination:
     found = Examination({"file": {"path": str(file.path), "format": file.format}}, [], list(file.notes), [])
     if file.stamp is not None:
         found.happens.append("nothing: the file is preprocessed already; give it to the training scripts")

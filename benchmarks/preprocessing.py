@@ -1,0 +1,101 @@
+"""How fast preprocess.py is and how much memory it takes, at 20,000, 60,000 and 200,000 cells.
+
+    python benchmarks/preprocessing.py --out_path runs/preprocessing
+
+Simulates .h5ad files of 20,000 genes with about 1,500 expressed per cell (drawn without structure: only size matters
+here), preprocesses each in a process of its own, and prints cells per second and the peak resident memory, also as
+preprocessing.json. The 200,000 cells take about 2.5 GB of disk, and what is written about twice as much; both are
+deleted afterwards.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix, vstack
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.cli import flag, parse_flags, run_script
+from utils.data.genes import load_gene_table
+from utils.data.write import write_in_blocks
+from utils.report.stages import ROOT
+
+N_GENES, N_EXPRESSED, BLOCK = 20_000, 1_500, 5_000
+
+
+@dataclass
+class Flags:
+    out_path: str = flag("folder for the files and the result", "runs/preprocessing")
+    sizes: str = flag("numbers of cells, joined by commas", "20000,60000,200000")
+    layout: str = flag("how the counts lie on disk: csr, csc or dense", "csr")
+    seed: int = flag("of the simulated counts", 0)
+
+
+def main() -> None:
+    (flags,) = parse_flags(__doc__, Flags)
+    out = Path(flags.out_path)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for n_cells in map(int, flags.sizes.split(",")):
+        raw, ready = out / f"{n_cells}.h5ad", out / f"{n_cells}.ready.h5ad"
+        try:
+            simulate(raw, n_cells, flags.layout, flags.seed)
+            seconds, memory = preprocess(raw, ready)
+        finally:
+            raw.unlink(missing_ok=True)
+            ready.unlink(missing_ok=True)
+        rows.append({"cells": n_cells, "seconds": seconds, "cells_per_second": n_cells / seconds, "peak_mb": memory})
+        print(
+            f"{n_cells:>8,} cells  {seconds:6.1f} s  {n_cells / seconds:7,.0f} cells/s  {memory:6,.0f} MB", flush=True
+        )
+    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    result = {"genes": N_GENES, "expressed": N_EXPRESSED, "layout": flags.layout, "machine": machine, "runs": rows}
+    (out / "preprocessing.json").write_text(json.dumps(result, indent=1))
+
+
+def simulate(path: Path, n_cells: int, layout: str, seed: int) -> None:
+    """Counts of genes that are expressed independently, at rates spread over orders of magnitude."""
+    rng = np.random.default_rng(seed)
+    rate = rng.lognormal(0, 1, N_GENES)
+    rate = np.minimum(rate * N_EXPRESSED / rate.sum(), 0.95).astype(np.float32)
+    obs = pd.DataFrame(index=[f"cell{i}" for i in range(n_cells)])
+    frame = ad.AnnData(obs=obs, var=pd.DataFrame(index=load_gene_table()["symbol"].to_numpy()[:N_GENES]))
+
+    def draw(n: int) -> csr_matrix:
+        expressed = csr_matrix(rng.random((n, N_GENES), dtype=np.float32) < rate, dtype=np.float32)
+        expressed.data = rng.geometric(0.5, expressed.nnz).astype(np.float32)
+        return expressed
+
+    blocks = (draw(min(BLOCK, n_cells - start)) for start in range(0, n_cells, BLOCK))
+    if layout == "csr":
+        with write_in_blocks(path, {"rna": frame}, obs, {}) as file:
+            for block in blocks:
+                file.append("rna", X=block)
+    else:  # these are made in memory
+        counts = vstack(list(blocks), format="csr")
+        frame.X = counts.tocsc() if layout == "csc" else counts.toarray()
+        frame.write(path)
+
+
+def preprocess(raw: Path, ready: Path) -> tuple[float, float]:
+    """Seconds and peak resident memory in MB of the script, in a process of its own."""
+    command = [sys.executable, "preprocess.py", "--data_path", str(raw.resolve()), "--out_path", str(ready.resolve())]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"preprocess.py failed with status {status}")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    run_script(main)

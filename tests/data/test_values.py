@@ -1,0 +1,131 @@
+"""What the numbers of a matrix are: counts, logarithms to three bases, shares, or nothing of use."""
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from utils.data.values import BASES, Values, judge, recovered, to_counts
+
+
+def counts_of(n_cells: int = 40, n_genes: int = 60, deep: float = 3.0, seed: int = 0) -> csr_matrix:
+    """Cells that hold a count of 1 each, as nearly all real ones do."""
+    rng = np.random.default_rng(seed)
+    counts = rng.negative_binomial(1, 1 / (1 + deep), (n_cells, n_genes)) * (rng.random((n_cells, n_genes)) < 0.4)
+    counts[:, 0], counts[:, 1] = 1, 7
+    return csr_matrix(counts.astype(np.float64))
+
+
+def scaled(counts: csr_matrix, target: float) -> np.ndarray:
+    dense = counts.toarray()
+    return dense * target / dense.sum(1, keepdims=True)
+
+
+def log1p(values: np.ndarray, base: str) -> np.ndarray:
+    return np.log1p(values) / np.log(BASES[base])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("target", [1e4, 1e6, 137.0])
+@pytest.mark.parametrize("base", BASES)
+def test_counts_come_back_from_logarithms(base, target, dtype):
+    counts = counts_of()
+    matrix = csr_matrix(log1p(scaled(counts, target), base).astype(dtype))
+    values = judge(matrix)
+    assert values == Values("log1p", base)
+    found, whole = to_counts(matrix, values)
+    assert whole.all()
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found.toarray(), counts.toarray())
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_counts_come_back_from_unscaled_logarithms(base):
+    counts = counts_of()
+    found, _ = to_counts(csr_matrix(log1p(counts.toarray(), base)), Values("log1p", base))
+    np.testing.assert_array_equal(found.toarray(), counts.toarray())
+    assert judge(csr_matrix(log1p(counts.toarray(), base))) == Values("log1p", base)
+
+
+@pytest.mark.parametrize("decimals", [3, 4, 5])
+def test_counts_come_back_from_rounded_logarithms(decimals):
+    """Text files round; the cell's small counts together still tell its factor."""
+    counts = counts_of(200, 300)
+    matrix = csr_matrix(np.round(log1p(scaled(counts, 1e3), "e"), decimals))
+    values = judge(matrix)
+    assert values == Values("log1p", "e")
+    np.testing.assert_array_equal(to_counts(matrix, values)[0].toarray(), counts.toarray())
+
+
+def test_counts_come_back_from_counts_per_million():
+    counts = counts_of()
+    matrix = csr_matrix(scaled(counts, 1e6).astype(np.float32))
+    values = judge(matrix)
+    assert values == Values("cpm")
+    np.testing.assert_array_equal(to_counts(matrix, values)[0].toarray(), counts.toarray())
+
+
+def test_a_cell_whose_smallest_count_is_two():
+    x = np.array([2.0, 3.0, 8.0, 7.0, 1.0, 4.0, 2.0, 3.0]) * np.array([0.37] * 4 + [11.0] * 2 + [0.2] * 2)
+    counts, exact = recovered(x, np.array([0, 4, 4, 6, 8]))
+    assert counts[:6].tolist() == [2, 3, 8, 7, 1, 4]
+    assert exact.tolist() == [True, True, True, False]  # the last has too few values to be sure
+    assert counts[6:].tolist() == x[6:].tolist()
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_logarithms_of_no_counts_are_shares_and_the_base_is_told_by_the_sums(base):
+    rng = np.random.default_rng(1)
+    weights = np.exp(rng.normal(size=(30, 50)))
+    shares = 1e4 * weights / weights.sum(1, keepdims=True)
+    matrix = csr_matrix(log1p(shares, base))
+    values = judge(matrix)
+    assert values == Values("log1p", base, exact=False)
+    found, whole = to_counts(matrix, values)
+    assert not whole.all()
+    np.testing.assert_allclose(found.toarray(), shares, rtol=1e-5)
+    part = judge(csr_matrix(log1p(shares, base)[:, :20]))  # some of the genes: the sums tell nothing
+    assert part == Values("log1p", "e", exact=False, guessed=True)
+    assert "(assumed)" in str(part)
+
+
+def changed(value: float) -> csr_matrix:
+    counts = counts_of()
+    counts[3, 4] = value
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("matrix", "kind"),
+    [
+        (counts_of(), "counts"),
+        (csr_matrix(counts_of().astype(np.int64)), "counts"),
+        (csr_matrix(scaled(counts_of(), 1e6)), "cpm"),
+        (changed(0.5), "fractional"),
+        (changed(-1.0), "negative"),
+        (changed(np.nan), "infinite"),
+        (changed(np.inf), "infinite"),
+        (csr_matrix((3, 4)), "empty"),
+        (csr_matrix(np.random.default_rng(0).normal(size=(9, 9))), "negative"),
+        (csr_matrix(np.random.default_rng(0).gamma(1, 300, (9, 9))), "fractional"),
+    ],
+)
+def test_kinds(matrix, kind):
+    values = judge(matrix)
+    assert values.kind == kind
+    assert values.usable == (kind in ("counts", "cpm"))
+
+
+def test_the_users_word_goes_before_the_judgement():
+    fractional = csr_matrix(np.random.default_rng(0).gamma(1, 300, (9, 9)))
+    assert judge(fractional, "cpm") == Values("cpm", exact=False)
+    assert judge(fractional, "counts") == Values("counts", exact=False)
+    assert judge(fractional, "log1p").kind == "fractional"  # no logarithm is that large
+    whole = counts_of()
+    assert judge(whole, "log1p").kind == "log1p"
+    assert judge(changed(-1.0), "counts").kind == "negative"
+
+
+def test_anything_above_zero_is_an_open_peak():
+    values = judge(csr_matrix(np.array([[0.3, 0.0], [0.0, 2.7]])), is_open=True)
+    assert values.usable
+    assert to_counts(csr_matrix(np.array([[0.3, 0.0], [0.0, 2.7]])), values)[0].toarray().tolist() == [[1, 0], [0, 1]]
