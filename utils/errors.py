@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 class DiskFullError(UserError):
-    """An HDF5 file could not be finished: the library may crash when its handles are closed, so the process must not."""
+    """An HDF5 file could not be finished; HDF5 may crash when its handles are closed, so the process ends without."""
 
 
 @contextmanager
