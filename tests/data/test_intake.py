@@ -137,6 +137,21 @@ def test_multiome_is_split_into_modalities(adata, expected, tmp_path):
     np.testing.assert_array_equal(cells.values["atac"].toarray() > 0, peaks[:, cells.features["atac"]].X.toarray() > 0)
 
 
+def test_multiome_in_one_table_is_split_and_other_features_are_told(adata, expected, tmp_path, capsys):
+    """As scanpy reads 10x's file with gex_only=False, with antibodies beside."""
+    peaks = make_peaks(adata.obs_names)
+    antibodies = peaks[:, :3].copy()
+    antibodies.var_names = ["CD3", "CD4", "CD8"]
+    kinds = {"Gene Expression": adata, "Peaks": peaks, "Antibody Capture": antibodies}
+    both = ad.concat(kinds, axis=1)
+    both.var["feature_types"] = pd.Categorical([kind for kind, part in kinds.items() for _ in range(part.n_vars)])
+    both.raw = both.copy()
+    both.write(tmp_path / "both.h5ad")
+    pd.testing.assert_frame_equal(tokens(tmp_path / "both.h5ad", tmp_path / "ready.h5mu"), expected)
+    assert "stay in the input only: (3 features of type Antibody Capture)" in capsys.readouterr().out
+    assert read_cells(tmp_path / "ready.h5mu", ("rna", "atac")).values["atac"].shape == (12, 30)
+
+
 @pytest.mark.parametrize("suffix", ["", "-1"])
 def test_two_files_are_joined_by_barcode(adata, expected, suffix, tmp_path, capsys):
     barcodes = adata.obs_names.str.removesuffix("-1") + suffix
@@ -192,6 +207,16 @@ def test_whole_counts_go_before_recovered_ones(adata, tmp_path, capsys):
     other.X = np.log1p(other.X.toarray())
     tokens(FORMATS["h5ad dense"](other, tmp_path), tmp_path / "ready.h5ad")
     assert "counts in raw" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("state", ["counts", "log1p e"])
+def test_of_equals_the_one_with_more_genes_is_taken(state, adata, expected, tmp_path, capsys):
+    other = adata.copy()
+    other.X = STATES[state](adata.X.toarray()).astype(np.float32)
+    other.raw = other.copy()
+    found = tokens(FORMATS["h5ad dense"](other[:, :25].copy(), tmp_path), tmp_path / "ready.h5ad")
+    pd.testing.assert_frame_equal(found, expected)
+    assert " in raw" in capsys.readouterr().out
 
 
 def test_values_that_are_no_counts_are_scaled_to_the_models_sum(tmp_path, capsys):

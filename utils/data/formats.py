@@ -3,6 +3,7 @@
 .h5ad and .h5mu files stay on disk and are read in blocks. The others are read whole, by scanpy, anndata or pandas.
 """
 
+import gzip
 import re
 from pathlib import Path
 
@@ -27,6 +28,8 @@ MODALITY_NAMES = {
     "rna": ("rna", "gex", "gene expression", "genes"),
     "atac": ("atac", "peaks", "chromatin accessibility"),
 }
+FEATURE_TYPES = {"Gene Expression": "rna", "Peaks": "atac"}
+"""10x's names."""
 
 
 def open_file(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None, h5py.File | None]:
@@ -67,6 +70,8 @@ def _open_hdf5(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None,
     if "obs" in file and "var" in file:
         if "encoding-type" not in file["obs"].attrs:
             return "an .h5ad of anndata before 0.7", _split(ad.read_h5ad(path), path), None, None
+        if _has_several_types(file["var"]):
+            return ".h5ad of several feature types", _split(ad.read_h5ad(path), path), None, None
         source = _source(file, path, lambda: ad.read_h5ad(path))
         return ".h5ad", {source.modality: source}, None, file
     if "row_attrs" in file:
@@ -74,6 +79,11 @@ def _open_hdf5(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None,
     if "matrix" in file or any("barcodes" in group for group in file.values() if isinstance(group, h5py.Group)):
         return "10x .h5", _split(sc.read_10x_h5(path, gex_only=False), path), None, None
     raise UserError(f"{path}: an HDF5 file that holds no cells; known formats are {KNOWN}")
+
+
+def _has_several_types(var: h5py.Group) -> bool:
+    """Whether it is 10x's multiome, or genes beside antibodies, in one table."""
+    return "feature_types" in var and len(set(read_elem(var["feature_types"]))) > 1
 
 
 def _modalities(file: h5py.File, path: Path) -> dict[str, Source]:
@@ -106,24 +116,28 @@ def _source(group: h5py.Group, path: Path, load, modality: str | None = None) ->
 
 def _split(adata: ad.AnnData, path: Path) -> dict[str, Source]:
     """A table in memory as one source, or as RNA and ATAC where its features say which is which (10x multiome)."""
-    kinds = adata.var.get("feature_types")
-    parts = {}
-    if kinds is not None:
-        names = {"Gene Expression": "rna", "Peaks": "atac"}
-        parts = {names[kind]: adata[:, (kinds == kind).to_numpy()] for kind in names if (kinds == kind).any()}
+    parts, left = {None: adata}, []
+    if "feature_types" in adata.var:
+        kinds = adata.var["feature_types"].astype(str)
+        parts = {name: adata[:, (kinds == kind).to_numpy()].copy() for kind, name in FEATURE_TYPES.items()}
+        parts = {name: part for name, part in parts.items() if part.n_vars}
+        others = kinds[~kinds.isin(FEATURE_TYPES)].value_counts()
+        left = [f"{number:,} features of type {kind}" for kind, number in others.items()]
         if not parts:
-            raise UserError(f"{path}: holds {', '.join(map(str, kinds.unique()))}, but neither genes nor peaks")
-    parts = parts or {None: adata}
+            raise UserError(f"{path}: holds {', '.join(kinds.unique())}, but neither genes nor peaks")
     found = {}
     for modality, part in parts.items():
+        if len(parts) > 1 or left:
+            part.raw = None  # of all features
         layers = {name: part.layers[name] for name in part.layers if name.lower() in MORE_COUNTS}
         matrices = {f"layers['{name}']": (Matrix(layer, path), part.var) for name, layer in layers.items()}
         if part.X is not None:
             matrices["X"] = Matrix(part.X, path), part.var
         if part.raw is not None:
             matrices["raw"] = Matrix(part.raw.X, path), part.raw.var
-        source = Source.of(path, part.obs.copy(), part.var, matrices, modality, lambda part=part: part, _others(part))
-        found[source.modality] = source
+        load = lambda part=part: part
+        source = Source.of(path, part.obs.copy(), part.var, matrices, modality, load, _others(part) + left)
+        found[source.modality], left = source, []
     return found
 
 
@@ -186,8 +200,8 @@ def _read_loom(path: Path) -> ad.AnnData:
 
 def _read_text(path: Path, rows_at_once: int = 1000) -> ad.AnnData:
     """A table with cells along one side and genes (or peaks) along the other, told by the names."""
-    with pd.io.common.get_handle(path, "r", compression="infer", errors="strict") as handle:
-        head = [line for line in (handle.handle.readline() for _ in range(2)) if line.strip()]
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+        head = [line for line in (lines.readline() for _ in range(2)) if line.strip()]
     if len(head) < 2:
         raise UserError(f"{path}: a text of {len(head)} line(s); a table has a line of names and a line for each cell")
     separator = max("\t,; ", key=head[0].count)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,7 +89,9 @@ def read_raw(path: str | Path) -> RawFile:
         If it cannot be read, or holds neither RNA nor ATAC.
     """
     path = Path(path)
-    kind, modalities, obs, hdf5 = open_file(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of repeated gene names and old formats, which are taken care of
+        kind, modalities, obs, hdf5 = open_file(path)
     if obs is None:
         obs = next(iter(modalities.values())).obs
     obs.index = obs.index.astype(str)

@@ -110,12 +110,12 @@ class Source:
             If no matrix can be used; the message says what each holds and what to do.
         """
         places = {"X": self.matrices["X"]} if values != "auto" and "X" in self.matrices else self.matrices
-        found = {}
-        for place, (matrix, _) in places.items():
-            found[place] = judge(matrix.sample(SAMPLE), values, is_open=self.modality == "atac")
-            if found[place].rank == 0:
-                return place, found[place]
-        place = min(found, key=lambda place: found[place].rank)  # the first of equals
+        found = {
+            place: judge(matrix.sample(SAMPLE), values, is_open=self.modality == "atac")
+            for place, (matrix, _) in places.items()
+        }
+        # Of equals the one with more features (raw, when X was cut down to variable genes), then the usual one.
+        place = min(found, key=lambda place: (found[place].rank, -places[place][0].shape[1]))
         if found[place].usable:
             return place, found[place]
         raise UserError(f"{self.path}: {self.modality} has " + _refusal(found))
