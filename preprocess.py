@@ -40,7 +40,7 @@ class Flags:
     atac_path: str | None = flag("and their ATAC; the two are joined by barcode", None)
     out_path: str | None = flag("model-ready file to write: .h5ad for one modality, .h5mu for two", None)
     check: bool = flag("only examine the cells: print what is in them and what would be done, write nothing", False)
-    json: bool = flag("with --check, print JSON", False)
+    json: bool = flag("like --check, but print JSON", False)
     gene_reference: str | None = flag("genes to align to: a model folder, a text file or an .h5ad; else all", None)
     label_column: str = flag("column of obs with cell types, if the file has them", "cell_type")
     split_by: str | None = flag("column of obs (donor, batch …) whose groups are split", None)
@@ -54,14 +54,20 @@ def main() -> None:
     flags, config = parse_flags(__doc__, Flags, IntakeConfig)
     reference = read_reference(flags.gene_reference) if flags.gene_reference else {}
     inputs = (flags.data_path, flags.rna_path, flags.atac_path)
-    if flags.check:
-        found = examine(inputs, flags.label_column, config, reference)
+    if flags.check or flags.json:
+        found = examine(inputs, flags.label_column, config, reference, split=lambda obs: split_cells(obs, flags))
         print(found.text(as_json=flags.json))
         sys.exit(2 if found.problems else 0)
 
     with open_cells(*inputs) as file:
         check_target(flags.out_path, file.suffix, inputs)
         preprocess(file, flags, config, reference)
+
+
+def split_cells(obs: pd.DataFrame, flags: Flags) -> np.ndarray:
+    """[cells] train, val or test."""
+    groups = [group.strip() for group in flags.test_groups.split(",")] if flags.test_groups else None
+    return assign_split(obs, flags.val_fraction, flags.seed, flags.split_by, groups, flags.label_column)
 
 
 def preprocess(file: RawFile, flags: Flags, config: IntakeConfig, reference: dict[str, np.ndarray]) -> None:
@@ -71,6 +77,9 @@ def preprocess(file: RawFile, flags: Flags, config: IntakeConfig, reference: dic
         raise UserError(f"{file.path}: is preprocessed already; give it to the training scripts as it is")
     for note in file.notes:
         print(note)
+    check_labels(file.obs, flags.label_column, file.path)  # mistaken flags are told before the file is passed over
+    split_cells(file.obs, flags)
+    prepare.choose_target_sum(flags.target_sum, np.ones(1))
     intakes = {}
     for name, source in file.modalities.items():
         intakes[name] = take_in(source, config, reference.get(name), progress=True)
@@ -80,13 +89,15 @@ def preprocess(file: RawFile, flags: Flags, config: IntakeConfig, reference: dic
     barcodes = {name: intake.barcodes[intake.measured] for name, intake in intakes.items()}
     obs = file.obs.loc[file.obs.index.isin(np.concatenate(list(barcodes.values())))].copy()
     labels = check_labels(obs, flags.label_column, file.path)
-    groups = [group.strip() for group in flags.test_groups.split(",")] if flags.test_groups else None
-    obs["split"] = assign_split(obs, flags.val_fraction, flags.seed, flags.split_by, groups, flags.label_column)
+    if "split" in obs:
+        print("obs['split'] was there already: it is kept as obs['split_before']")
+        obs["split_before"] = obs["split"]
+    obs["split"] = split_cells(obs, flags)
     stamp = {
         "version": STAMP_VERSION,
         "log_base": prepare.LOG_BASE,
         "label_column": flags.label_column if flags.label_column in obs else None,
-        "source": {path.name: file_hash(path) for path in file.paths},
+        "source": [{"name": path.name, "sha256": file_hash(path)} for path in file.paths],
         "split": {name: getattr(flags, name) for name in ("split_by", "test_groups", "val_fraction", "seed")},
     }
     if "rna" in intakes:

@@ -91,7 +91,7 @@ def test_values_counts_and_stamp(mdata, tmp_path):
         "cell_type",
     )
     assert stamp["split"] == {"split_by": "donor", "test_groups": "D2", "val_fraction": 0.2, "seed": 3}
-    assert stamp["source"] == {"in.h5mu": file_hash(tmp_path / "in.h5mu")}
+    assert stamp["source"] == [{"name": "in.h5mu", "sha256": file_hash(tmp_path / "in.h5mu")}]
     assert (out.obs["cell_type"] == mdata.obs["cell_type"]).all()
 
 

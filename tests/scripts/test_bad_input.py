@@ -185,7 +185,7 @@ TABLE = {
     ),
     "output of another kind": (
         lambda path: cells()(path) or {"out_path": "{out}.h5mu"},
-        "--out_path {out}.h5mu: must end in .h5ad, which holds one modality",
+        "--out_path {out}.h5mu: must end in .h5ad, which is what these cells are written as",
     ),
     "output in a file": (
         lambda path: cells()(path) or {"out_path": path / "out.h5ad"},

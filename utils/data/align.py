@@ -13,12 +13,15 @@ import bioframe
 import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem
 from scipy.sparse import csr_matrix
 
-from utils.data.gene_ids import GeneNames, name_genes, translate
+from utils.data.formats import open_file
+from utils.data.gene_ids import GeneNames, name_genes, share_known, translate
 from utils.data.peaks import check_genome, format_peaks, genome_order, guess_genomes, parse_peaks
 from utils.errors import UserError, reading
+
+HEADERS = {"", "x", "gene", "genes", "symbol", "symbols", "name", "names", "id", "gene_name", "gene_symbol", "gene_id"}
+"""What the first line of a list of genes may say of the others."""
 
 
 @dataclass
@@ -149,22 +152,35 @@ def read_reference(path: str | Path) -> dict[str, np.ndarray]:
     flag = f"--gene_reference {path}"
     vocabularies = {"rna": path / "genes.txt", "atac": path / "peaks.txt"}
     found = {name: file for name, file in vocabularies.items() if file.is_file()}
+    remedy = "give a model folder, a text file (a gene per line) or an .h5ad"
+    if path.is_dir() and not found:
+        raise UserError(f"{flag}: a folder without genes.txt; {remedy}")
     if not path.is_file() and not found:
-        raise UserError(f"{flag}: no such file; give a model folder, a text file (a gene per line) or an .h5ad")
-    with reading(flag, "cannot be read", "give a model folder, a text file (a gene per line) or an .h5ad"):
+        raise UserError(f"{flag}: no such file; {remedy}")
+    with reading(flag, "cannot be read", remedy):
         if found:
             names = {name: file.read_text(encoding="utf-8").splitlines() for name, file in found.items()}
         elif h5py.is_hdf5(path):
-            with h5py.File(path) as file:
-                names = {"rna": name_genes(read_elem(file["var" if "var" in file else "mod/rna/var"])).symbols}
+            sources = open_file(path)[1]
+            matrix_vars = [var for _, var in sources["rna"].matrices.values()] if "rna" in sources else []
+            names = {"rna": name_genes(matrix_vars[0]).symbols if matrix_vars else []}
         else:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            names = {
-                "rna": translate([re.split(r"[\t,;]", line)[0].strip(' "') for line in lines if line.strip()]).symbols
-            }
+            names = {"rna": _listed_genes(path.read_text(encoding="utf-8"))}
     if not all(len(listed) for listed in names.values()):
-        raise UserError(f"{flag}: holds no gene")
+        raise UserError(f"{flag}: holds no gene; {remedy}")
     return {name: np.array(list(dict.fromkeys(map(str, listed)))) for name, listed in names.items()}
+
+
+def _listed_genes(text: str) -> list[str]:
+    """Symbols of a list: one per line, or the column of a table that holds the most known ids; without its header."""
+    rows = [[field.strip(' "') for field in re.split(r"[\t,;]", line)] for line in text.splitlines() if line.strip()]
+    if not rows:
+        return []
+    columns = [[row[i] for row in rows if len(row) > i] for i in range(len(rows[0]))]
+    ids = max(columns, key=share_known)
+    if ids[0].lower() in HEADERS and not share_known(ids[:1]):
+        ids = ids[1:]
+    return [symbol for symbol in translate(ids).symbols if symbol]
 
 
 def check_coverage(alignment: Alignment, sums: np.ndarray, least: float, path: str | Path) -> None:
@@ -201,9 +217,9 @@ def _reason(alignment: Alignment) -> str:
         return f"the file's genes are {genes.species}, those asked for {theirs.species}; use a model of that species"
     if genes.id_type == "Ensembl ids" and theirs.id_type == "symbols":
         return f"the file has Ensembl ids, but symbols like {wanted} are wanted; put symbols into var_names"
-    if alignment.used.mean() > 0.8:
+    if genes.known.mean() > 0.8:
         return (
-            f"the file is a panel: it has only {len(alignment.ids):,} genes, and nearly all of them are known; lower "
+            f"the file is a panel: it has only {len(alignment.ids):,} genes, nearly all of them known; lower "
             "--min_gene_coverage if so few genes will do, or train a model on such a panel"
         )
     return f"the file's ids mean nothing here, symbols like {wanted} are wanted; put gene symbols into var_names"

@@ -3,24 +3,18 @@
 .h5ad and .h5mu files stay on disk and are read in blocks. The others are read whole, by scanpy, anndata or pandas.
 """
 
-import gzip
-import re
 from pathlib import Path
 
 import anndata as ad
 import h5py
 import mudata
-import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata.io import read_elem, read_mtx
-from scipy.sparse import csr_matrix
-from scipy.sparse import vstack as stack
 
-from utils.data.gene_ids import share_known
 from utils.data.matrix import Matrix
-from utils.data.peaks import looks_like_peaks
 from utils.data.source import MORE_COUNTS, Source
+from utils.data.text import read_text
 from utils.errors import UserError, reading
 
 KNOWN = ".h5ad, .h5mu, 10x .h5, a 10x matrix folder, .loom, or delimited text (.csv, .tsv, .txt, also .gz)"
@@ -29,6 +23,9 @@ MODALITY_NAMES = {
     "atac": ("atac", "peaks", "chromatin accessibility"),
 }
 FEATURE_TYPES = {"Gene Expression": "rna", "Peaks": "atac"}
+OTHER_FEATURE_TYPES = {
+    *("Antibody Capture", "CRISPR Guide Capture", "Multiplexing Capture", "Antigen Capture", "Custom", "VDJ-T", "VDJ-B")
+}
 """10x's names."""
 
 
@@ -46,7 +43,7 @@ def open_file(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None, 
         If there is nothing, or nothing that can be read.
     """
     if path.is_dir():
-        with reading(path, "cannot be read", f"known formats are {KNOWN}"):
+        with reading(path, "is damaged", "copy or download the folder again"):
             return "10x matrix folder", _split(_read_mtx_folder(path), path), None, None
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -60,7 +57,7 @@ def open_file(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None, 
     if path.name.endswith((".mtx", ".mtx.gz")):
         raise UserError(f"{path}: is the matrix of a 10x folder; give the folder, which also holds barcodes and genes")
     with reading(path, "cannot be read as a table", f"known formats are {KNOWN}"):
-        return "delimited text", _split(_read_text(path), path), None, None
+        return "delimited text", _split(read_text(path), path), None, None
 
 
 def _open_hdf5(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None, h5py.File | None]:
@@ -70,7 +67,7 @@ def _open_hdf5(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None,
     if "obs" in file and "var" in file:
         if "encoding-type" not in file["obs"].attrs:
             return "an .h5ad of anndata before 0.7", _split(ad.read_h5ad(path), path), None, None
-        if _has_several_types(file["var"]):
+        if _is_mixed(file["var"]):
             return ".h5ad of several feature types", _split(ad.read_h5ad(path), path), None, None
         source = _source(file, path, lambda: ad.read_h5ad(path))
         return ".h5ad", {source.modality: source}, None, file
@@ -81,9 +78,14 @@ def _open_hdf5(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None,
     raise UserError(f"{path}: an HDF5 file that holds no cells; known formats are {KNOWN}")
 
 
-def _has_several_types(var: h5py.Group) -> bool:
-    """Whether it is 10x's multiome, or genes beside antibodies, in one table."""
-    return "feature_types" in var and len(set(read_elem(var["feature_types"]))) > 1
+def _is_mixed(var: h5py.Group) -> bool:
+    """Whether 10x's names of feature types say that there is more in the table than genes, or more than peaks."""
+    kinds = set(map(str, read_elem(var["feature_types"]))) if "feature_types" in var else set()
+    return (
+        bool(kinds)
+        and kinds <= {*FEATURE_TYPES, *OTHER_FEATURE_TYPES}
+        and not (len(kinds) == 1 and kinds <= {*FEATURE_TYPES})
+    )
 
 
 def _modalities(file: h5py.File, path: Path) -> dict[str, Source]:
@@ -110,7 +112,7 @@ def _source(group: h5py.Group, path: Path, load, modality: str | None = None) ->
     if "X" in group:
         matrices["X"] = Matrix(group["X"], path), var
     if "raw" in group and "X" in group["raw"]:
-        matrices["raw"] = Matrix(group["raw/X"], path), read_elem(group["raw/var"])
+        matrices["raw"] = Matrix(group["raw/X"], path), _with_columns(read_elem(group["raw/var"]), var)
     return Source.of(path, read_elem(group["obs"]), var, matrices, modality, load, _others(group))
 
 
@@ -134,11 +136,18 @@ def _split(adata: ad.AnnData, path: Path) -> dict[str, Source]:
         if part.X is not None:
             matrices["X"] = Matrix(part.X, path), part.var
         if part.raw is not None:
-            matrices["raw"] = Matrix(part.raw.X, path), part.raw.var
+            matrices["raw"] = Matrix(part.raw.X, path), _with_columns(part.raw.var, part.var)
         load = lambda part=part: part
         source = Source.of(path, part.obs.copy(), part.var, matrices, modality, load, _others(part) + left)
         found[source.modality], left = source, []
     return found
+
+
+def _with_columns(raw_var: pd.DataFrame, var: pd.DataFrame) -> pd.DataFrame:
+    """Annotation of raw's features, with what only the others' says of them (CELLxGENE keeps symbols there)."""
+    if not var.index.is_unique or not var.index.isin(raw_var.index).all():
+        return raw_var
+    return raw_var.join(var[[column for column in var if column not in raw_var]])
 
 
 def _others(content: ad.AnnData | h5py.Group) -> list[str]:
@@ -166,10 +175,23 @@ def _read_mtx_folder(folder: Path) -> ad.AnnData:
             )
         return found[0]
 
-    matrix, barcodes, features = find("matrix.mtx"), find("barcodes.tsv"), find("features.tsv", "genes.tsv")
+    matrix, barcodes, features = (
+        find("matrix.mtx"),
+        find("barcodes.tsv"),
+        find("features.tsv", "genes.tsv", "peaks.bed"),
+    )
     table = pd.read_csv(features, sep="\t", header=None, dtype=str, keep_default_na=False)
+    names = pd.read_csv(barcodes, sep="\t", header=None, dtype=str, usecols=[0])[0].to_numpy()
     adata = read_mtx(matrix).T  # written features × cells
-    adata.obs_names = pd.read_csv(barcodes, sep="\t", header=None, dtype=str, usecols=[0])[0].to_numpy()
+    if adata.shape != (len(names), len(table)):
+        raise UserError(
+            f"{folder}: {matrix.name} holds {adata.n_vars:,} features × {adata.n_obs:,} cells, but {features.name} "
+            f"names {len(table):,} and {barcodes.name} {len(names):,}; copy or download the folder again"
+        )
+    adata.obs_names = names
+    if "peaks.bed" in features.name:
+        adata.var_names = table[0] + ":" + table[1] + "-" + table[2]
+        return adata
     adata.var_names = table[min(1, table.shape[1] - 1)].to_numpy()
     for column, name in enumerate(("gene_ids", None, "feature_types", "chrom", "start", "end")):
         if name and column < table.shape[1]:
@@ -192,49 +214,4 @@ def _read_loom(path: Path) -> ad.AnnData:
                 ("row_attrs", ("Gene", "var_names", "gene_names", "gene", "Accession")),
             )
         ]
-    return ad.io.read_loom(path, sparse=True, dtype="float32", obs_names=names[0], var_names=names[1])
-
-
-# Text ----------------------------------------------------------------------------------------------------------------
-
-
-def _read_text(path: Path, rows_at_once: int = 1000) -> ad.AnnData:
-    """A table with cells along one side and genes (or peaks) along the other, told by the names."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
-        head = [line for line in (lines.readline() for _ in range(2)) if line.strip()]
-    if len(head) < 2:
-        raise UserError(f"{path}: a text of {len(head)} line(s); a table has a line of names and a line for each cell")
-    separator = max("\t,; ", key=head[0].count)
-    if not head[0].count(separator):
-        raise UserError(f"{path}: no table: its first line holds no tab, comma, semicolon or space between names")
-    # R leaves out the corner: then pandas takes the first column for the names by itself.
-    has_corner = head[0].count(separator) == head[1].count(separator)
-    chunks, names = [], []
-    reader = pd.read_csv(
-        path, sep=separator, index_col=0 if has_corner else None, chunksize=rows_at_once, low_memory=False
-    )
-    for chunk in reader:
-        numbers = chunk.select_dtypes("number")
-        if numbers.shape[1] < chunk.shape[1]:
-            column = next(c for c in chunk if c not in numbers)
-            value = next(v for v in chunk[column] if not isinstance(v, int | float))
-            raise UserError(
-                f"{path}: column {column!r} holds {value!r}, which is no number; leave names and values only"
-            )
-        chunks.append(csr_matrix(numbers.to_numpy(dtype=np.float32)))
-        names.extend(chunk.index.astype(str))
-    across = pd.Index(chunk.columns.astype(str))
-    down = pd.Index(names)
-    matrix = stack(chunks, format="csr")
-    if _feature_likeness(down) > _feature_likeness(across):
-        return ad.AnnData(csr_matrix(matrix.T), pd.DataFrame(index=across), pd.DataFrame(index=down))
-    return ad.AnnData(matrix, pd.DataFrame(index=down), pd.DataFrame(index=across))
-
-
-def _feature_likeness(names: pd.Index) -> float:
-    """How much names look like genes or peaks rather than cells, 0 … 1."""
-    if looks_like_peaks(names):
-        return 1.0
-    is_numbered = len(names) > 2 and len({re.sub(r"\d+", "", name) for name in names}) == 1  # Cell1, Cell2 …
-    is_barcode = [re.search("[ACGT]{12}", name) is not None for name in names]
-    return 0.0 if is_numbered or np.mean(is_barcode) > 0.5 else share_known(names)
+    return ad.io.read_loom(path, sparse=True, dtype="float32", X_name="", obs_names=names[0], var_names=names[1])

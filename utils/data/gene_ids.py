@@ -18,6 +18,7 @@ from utils.data.genes import detect_species, load_gene_table, symbol_candidates
 
 _ENSEMBL = re.compile(r"(ENS(?:MUS)?G\d{11})(?:\.\d+)?")
 _GENOME_PREFIX = re.compile(r"^(GRCh38|GRCh37|hg38|hg19|GRCm38|GRCm39|mm10|mm39)_+")
+_FLOAT = re.compile(r"^(\d+)\.0$")  # an Entrez id that was a number for a while
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH_GENES = {"mar": ("MARCH", "MARC"), "sep": ("SEPT",)}  # the others: DEC1, OCT4 …
 _DATE = re.compile(
@@ -43,6 +44,7 @@ class GeneNames:
     repaired : date → symbol
     ambiguous : id → the symbols it may mean
     unknown : ids that mean no known gene
+    ids : [n_ids] as the file has them
     """
 
     symbols: np.ndarray
@@ -54,6 +56,15 @@ class GeneNames:
     repaired: dict[str, str] = field(default_factory=dict)
     ambiguous: dict[str, list[str]] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+
+    @property
+    def merged(self) -> dict[str, list[str]]:
+        """Symbol → the ids that have become it, where there are several."""
+        of: dict[str, list[str]] = {}
+        for gene, symbol in zip(self.ids, self.symbols, strict=True):
+            of.setdefault(str(symbol), []).append(gene)
+        return {symbol: ids for symbol, ids in of.items() if len(ids) > 1}
 
     @property
     def n_duplicates(self) -> int:
@@ -74,7 +85,8 @@ def name_genes(var: pd.DataFrame, species: str = "auto", reference: Sequence[str
     for column in var.columns:
         values = var[column]
         if values.dtype == object or isinstance(values.dtype, pd.CategoricalDtype | pd.StringDtype):
-            ids = ["" if pd.isna(value) else str(value) for value in values]
+            filled = values.astype(object).where(values.notna() & (values.astype(str) != ""), var.index)
+            ids = list(map(str, filled))
             if 2 * len(set(ids)) > len(ids) and (reference is not None or share_known(ids) > 0):
                 candidates[str(column)] = ids
     found = {}
@@ -104,7 +116,8 @@ def translate(ids: Sequence[str], species: str = "auto") -> GeneNames:
     ids : gene ids as a file has them
     species : human, mouse (or unknown: ids stay, apart from Ensembl versions), or auto
     """
-    ids = [_GENOME_PREFIX.sub("", str(gene).strip()) for gene in ids]
+    given = list(map(str, ids))
+    ids = [_FLOAT.sub(r"\1", _GENOME_PREFIX.sub("", gene.strip())) for gene in given]
     if species == "auto":
         species = "human" if _are_entrez(ids) else detect_species(ids)
     kinds = [_kind(gene) for gene in ids]
@@ -114,8 +127,11 @@ def translate(ids: Sequence[str], species: str = "auto") -> GeneNames:
     if species != "human":
         symbols = [_without_ensembl(gene) if kind != "symbols" else gene for gene, kind in zip(ids, kinds, strict=True)]
         known = np.full(len(ids), species == "mouse") & np.array([kind != "numbers" for kind in kinds])
-        return GeneNames(np.array(symbols, dtype=str), id_type, "index", species, known)
-    return _translate_human(ids, kinds, id_type)
+        names = GeneNames(np.array(symbols, dtype=str), id_type, "index", species, known)
+    else:
+        names = _translate_human(ids, kinds, id_type)
+    names.ids = given
+    return names
 
 
 def _translate_human(ids: list[str], kinds: list[str], id_type: str) -> GeneNames:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from utils.cli import flag
 from utils.data.align import Alignment, align_genes, align_peaks, check_coverage
+from utils.data.peaks import CHROM_SIZES, chrom_sizes
 from utils.data.source import Source
 from utils.data.values import Values, to_counts
 from utils.errors import UserError
@@ -31,6 +32,12 @@ class IntakeConfig:
     species: Literal["auto", "human", "mouse"] = flag("whose genes: human symbols are updated, mouse's stay", "auto")
     genome: str | None = flag("build of the peaks: hg19, hg38, mm10 or mm39; they are checked against it", None)
     min_gene_coverage: float = flag("least share of the genes (or peaks) asked for that the file must have, 0 … 1", 0.3)
+
+    def __post_init__(self):
+        if not 0 <= self.min_gene_coverage <= 1:
+            raise UserError(f"--min_gene_coverage {self.min_gene_coverage} is a share: give a number from 0 to 1")
+        if self.genome is not None:
+            chrom_sizes(self.genome)
 
 
 @dataclass
@@ -110,6 +117,8 @@ class Intake:
             lines.append(_told_genes(self))
         elif alignment.genomes:
             lines.append(f"  peaks fit the genome build {' or '.join(alignment.genomes)}")
+        else:
+            lines.append(f"  peaks fit none of the genome builds {', '.join(CHROM_SIZES)}")
         if alignment.by_reference:
             how = f" {alignment.how}" if alignment.how else ""
             lines.append(
@@ -132,7 +141,10 @@ def _told_genes(intake: Intake) -> str:
     if genes.ambiguous:
         meanings = [f"{gene}: {' or '.join(symbols)}" for gene, symbols in genes.ambiguous.items()]
         told.append(f"{len(meanings):,} ambiguous and left{listed(meanings, 3)}")
-    told.append(f"{genes.n_duplicates:,} duplicates summed")
+    merged = [f"{symbol} from {' and '.join(ids)}" for symbol, ids in genes.merged.items()]
+    told.append(f"{genes.n_duplicates:,} duplicates summed{listed(merged, 2)}")
+    if genes.species == "unknown":
+        told.append("the species could not be told, no symbol is updated: state it by --species")
     return "  " + "; ".join(told)
 
 

@@ -51,7 +51,7 @@ def clean_labels(labels: pd.Series) -> pd.Series:
 
 
 def label_candidates(obs: pd.DataFrame, most: int = 6) -> dict[str, dict[str, int]]:
-    """Columns that may hold cell types: text with 2 to 200 values, most of them for several cells; likely names first.
+    """Columns that may hold cell types: text of 2 to 200 values, at most half as many as cells; likely names first.
 
     Returns
     -------

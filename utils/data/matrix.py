@@ -75,8 +75,10 @@ class Matrix:
                 block = self._ordered(self.order[start:stop])
             elif isinstance(self.content, CSCDataset):
                 block = self._rows_of_columns(start, stop)
+            elif isinstance(self.content, CSRDataset):
+                block = self._rows_on_disk(start, stop)
             else:
-                block = csr_matrix(self.content[start:stop])
+                block = csr_matrix(_wide(self.content[start:stop]))
             if block.dtype.kind not in "biuf":
                 raise ValueError(f"values of type {block.dtype} are no numbers")
             block.check_format(full_check=True)
@@ -111,6 +113,8 @@ class Matrix:
         """About `n_rows` cells from `n_parts` stretches spread evenly over the file; all of a small file."""
         if self.shape[0] <= n_rows:
             return self.rows(0, self.shape[0])
+        if isinstance(self.content, CSCDataset):  # every stretch would cost a scan of the file
+            return self.rows(0, n_rows)
         size = max(1, n_rows // n_parts)
         starts = np.linspace(0, self.shape[0] - size, n_parts).astype(int)
         parts = [self.rows(start, start + size) for start in starts]
@@ -123,6 +127,13 @@ class Matrix:
             shape=(size * n_parts, self.shape[1]),
         )
 
+    def _rows_on_disk(self, start: int, stop: int) -> csr_matrix:
+        group = self.content.group
+        indptr = group["indptr"][start : stop + 1].astype(np.int64)
+        entries = slice(indptr[0], indptr[-1])
+        parts = (_wide(group["data"][entries]), group["indices"][entries], indptr - indptr[0])
+        return csr_matrix(parts, shape=(stop - start, self.shape[1]))
+
     def _rows_of_columns(self, start: int, stop: int) -> csr_matrix:
         """Cells of a matrix that is stored by features: the file is scanned once for every slab of cells."""
         if self._slab is None or not (self._slab[0] <= start and stop <= self._slab[1]):
@@ -134,13 +145,22 @@ class Matrix:
 
     def _scan(self, start: int, stop: int) -> csr_matrix:
         group = self.content.group
-        indptr = group["indptr"][:]
+        indptr, n_values = group["indptr"][:], group["data"].shape[0]
+        if indptr[0] != 0 or indptr[-1] != n_values or (np.diff(indptr) < 0).any():
+            raise ValueError("the columns' beginnings are not in order")
         rows, columns, values = [], [], []
         for first in range(0, group["data"].shape[0], BLOCK):
             index = group["indices"][first : first + BLOCK]
+            if len(index) and (index.min() < 0 or index.max() >= self.content.shape[0]):
+                raise ValueError("an entry lies outside the matrix")
             mine = np.flatnonzero((index >= start) & (index < stop))
             rows.append(index[mine] - start)
             columns.append((np.searchsorted(indptr, mine + first, side="right") - 1).astype(np.int32))
-            values.append(group["data"][first : first + BLOCK][mine])
+            values.append(_wide(group["data"][first : first + BLOCK][mine]))
         parts = [np.concatenate(part) if part else np.empty(0) for part in (values, rows, columns)]
         return csr_matrix((parts[0], (parts[1], parts[2])), shape=(stop - start, self.shape[1]))
+
+
+def _wide(values):
+    """Half-precision numbers in single precision, which scipy needs; any others as they are."""
+    return values.astype(np.float32) if values.dtype == np.float16 else values

@@ -82,8 +82,8 @@ def check_genome(intervals: pd.DataFrame, genome: str | None, path: str | Path) 
         fitting = guess_genomes(intervals)
         raise UserError(
             f"{path}: {outside.sum():,} of {len(intervals):,} peaks lie outside {genome} ({', '.join(first)}); "
-            + (f"they fit {', '.join(fitting)}: state it by --genome" if fitting else "they fit no known genome build")
-            + ", or lift the peaks over"
+            + (f"they fit {', '.join(fitting)}: state it by --genome, or " if fitting else "they fit no known build: ")
+            + "lift the peaks over"
         )
 
 
@@ -122,7 +122,7 @@ def parse_peaks(names: Iterable[str], var: pd.DataFrame | None = None) -> pd.Dat
         If a peak cannot be read or is empty (end ≤ start); the first three are named.
     """
     names = [str(name) for name in names]
-    columns = None if var is None else _interval_columns(var)
+    columns = None if var is None else interval_columns(var)
     if columns is None:
         matches = map(_PEAK_NAME.fullmatch, names)  # twice as fast as pandas' str.extract on a million names
         fields = pd.DataFrame([m.groups() if m else (None,) * 3 for m in matches], columns=range(3))
@@ -148,7 +148,7 @@ def parse_peaks(names: Iterable[str], var: pd.DataFrame | None = None) -> pd.Dat
     )
 
 
-def _interval_columns(var: pd.DataFrame) -> list[str] | None:
+def interval_columns(var: pd.DataFrame) -> list[str] | None:
     """The names of var's chromosome, start and end columns, or None unless all three are there."""
     by_lower = {str(column).lower(): column for column in var.columns}
     found = [next((by_lower[a] for a in aliases if a in by_lower), None) for aliases in _ALIASES.values()]

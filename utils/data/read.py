@@ -94,9 +94,9 @@ def read_raw(path: str | Path) -> RawFile:
         kind, modalities, obs, hdf5 = open_file(path)
     if obs is None:
         obs = next(iter(modalities.values())).obs
-    obs.index = obs.index.astype(str)
+    obs.index = obs.index.astype(str).rename(None)
     for source in modalities.values():
-        obs = _fill(obs, source.obs)
+        obs = obs if obs is source.obs else _fill(obs, source.obs)
     stamp = None
     if hdf5 is not None and f"uns/{STAMP}" in hdf5:
         with reading(path, "has a damaged stamp", "run preprocess.py on the raw file again"):
@@ -165,15 +165,33 @@ def _stripped(barcodes: pd.Index) -> list[str]:
 
 
 def _fill(obs: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
-    """Add columns, and values where there were none, from the annotation of some of the cells."""
+    """Add columns, and values where there were none, from the annotation of some of the cells; nothing changes type.
+
+    Where cells have no value, whole numbers and truth values become pandas' nullable ones. A column that holds numbers
+    here and text there becomes text.
+    """
     obs = obs.copy()
     for column in more:
-        values = more[column].astype(object).reindex(obs.index)
-        obs[column] = obs[column].astype(object).where(obs[column].notna(), values) if column in obs else values
-        obs[column] = obs[column].infer_objects()
-        if isinstance(more[column].dtype, pd.CategoricalDtype):
-            obs[column] = obs[column].astype("category")
+        new = more[column]
+        if not obs.index.isin(new.index).all() and new.dtype.kind in "biu":
+            new = new.convert_dtypes()
+        new = new.reindex(obs.index)
+        old = obs.get(column)
+        if old is None:
+            obs[column] = new
+        elif old.isna().any() and new[old.isna()].notna().any():
+            both = old.astype(object).where(old.notna(), new.astype(object))
+            is_number = pd.api.types.is_numeric_dtype(old) and pd.api.types.is_numeric_dtype(new)
+            both = both.infer_objects().convert_dtypes() if is_number else both.where(both.isna(), both.astype(str))
+            obs[column] = both if is_number else _category(both, old, new)
     return obs
+
+
+def _category(values: pd.Series, *sources: pd.Series) -> pd.Series:
+    """Text as a category, classes in the order of the categories it comes from."""
+    known = [str(name) for s in sources if isinstance(s.dtype, pd.CategoricalDtype) for name in s.cat.categories]
+    names = list(dict.fromkeys([*known, *sorted(set(values.dropna()))]))
+    return values.astype(pd.CategoricalDtype([name for name in names if name in set(values.dropna())]))
 
 
 @dataclass

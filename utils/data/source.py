@@ -1,5 +1,6 @@
 """One modality as it lies in a file: its cells, its features, and the matrices that may hold its counts."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ import pandas as pd
 
 from utils.data.gene_ids import share_known
 from utils.data.matrix import Matrix
-from utils.data.peaks import looks_like_peaks
+from utils.data.peaks import interval_columns, looks_like_peaks
 from utils.data.values import Values, judge
 from utils.errors import UserError
 
@@ -60,7 +61,7 @@ class Source:
         UserError
             If it has no cell, no feature, no values, or the same barcode twice.
         """
-        obs.index, var.index = obs.index.astype(str), var.index.astype(str)
+        obs.index, var.index = obs.index.astype(str).rename(None), var.index.astype(str).rename(None)
         modality = modality or ("atac" if _is_peaks(var) else "rna")
         for count, what in ((len(obs), "cells"), (len(var), "features")):
             if not count:
@@ -68,7 +69,7 @@ class Source:
         if not matrices:
             raise UserError(f"{path}: has no values in {modality}; put the counts into X")
         for place, (matrix, features) in matrices.items():
-            features.index = features.index.astype(str)
+            features.index = features.index.astype(str).rename(None)
             if matrix.shape != (len(obs), len(features)):
                 raise UserError(
                     f"{path}: {place} of {modality} is {matrix.shape[0]} × {matrix.shape[1]}, but the file names "
@@ -118,7 +119,7 @@ class Source:
         place = min(found, key=lambda place: (found[place].rank, -places[place][0].shape[1]))
         if found[place].usable:
             return place, found[place]
-        raise UserError(f"{self.path}: {self.modality} has " + _refusal(found))
+        raise UserError(f"{self.path}: {self.modality} has " + _refusal(found, values))
 
 
 def _preference(place: str) -> int:
@@ -129,16 +130,20 @@ def _preference(place: str) -> int:
 
 def _is_peaks(var: pd.DataFrame) -> bool:
     """Peaks by name, or by columns; genes may have such columns too, but then they have genes' names."""
-    has_intervals = {"chrom", "start", "end"} <= {str(column).lower() for column in var.columns}
-    return looks_like_peaks(var.index) or (has_intervals and share_known(var.index) < 0.2)
+    if looks_like_peaks(var.index):
+        return True
+    are_numbered = len({re.sub(r"\d+", "", name) for name in var.index}) < max(2, 0.05 * len(var))  # peak_1, peak_2 …
+    return interval_columns(var) is not None and are_numbered and share_known(var.index) < 0.2
 
 
-def _refusal(found: dict[str, Values]) -> str:
+def _refusal(found: dict[str, Values], asked: str) -> str:
     """What each matrix holds, and the way out."""
     held = "; ".join(f"{values} in {place}" for place, values in found.items())
     kinds = {values.kind for values in found.values()}
     if kinds == {"empty"}:
         return f"{held}; there is nothing to learn from or to label"
+    if asked == "log1p":
+        return f"values in X that are too large for logarithms; leave out --values {asked}"
     ways = []
     if "negative" in kinds or "infinite" in kinds:
         ways.append("save the raw counts in layers['counts'] before scaling")

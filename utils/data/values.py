@@ -59,12 +59,10 @@ class Values:
     def __str__(self) -> str:
         if self.kind == "log1p":
             text = f"log1p values to base {self.base}" + (" (assumed)" if self.guessed else "")
-            return text + (
-                ", counts recovered exactly" if self.exact else ", counts not recoverable: used as shares of a cell"
-            )
+            return text + (", counts recovered" if self.exact else ", counts not recoverable: used as shares of a cell")
         if self.kind == "cpm":
             text = "scaled counts without logarithm (CPM, TPM …)"
-            return text + (", counts recovered exactly" if self.exact else ": used as shares of a cell")
+            return text + (", counts recovered" if self.exact else ": used as shares of a cell")
         return {
             "counts": "counts" if self.exact else "fractional counts: used as shares of a cell",
             "open": "values above zero, taken as open",

@@ -40,13 +40,12 @@ def check_target(path: str | None, suffix: str, inputs: Iterable[str | None]) ->
     if path is None:
         raise UserError(f"--out_path is missing: name the {suffix} file to write")
     target = Path(path)
-    if target.suffix != suffix:
-        what = "one modality" if suffix == ".h5ad" else "two modalities"
-        raise UserError(f"--out_path {path}: must end in {suffix}, which holds {what}")
-    if any(target.resolve() == Path(name).resolve() for name in inputs if name):
-        raise UserError(f"--out_path {path}: is the input; name another file")
     if target.is_dir():
         raise UserError(f"--out_path {path}: is a folder; name a file in it")
+    if target.suffix != suffix:
+        raise UserError(f"--out_path {path}: must end in {suffix}, which is what these cells are written as")
+    if any(target.resolve() == Path(name).resolve() for name in inputs if name):
+        raise UserError(f"--out_path {path}: is the input; name another file")
     with whole_file(path, rename=False) as trial:
         trial.touch()
 
@@ -73,6 +72,8 @@ def whole_file(path: str | Path, rename: bool = True) -> Iterator[Path]:
                 os.fsync(file.fileno())
             os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # HDF5 tells of a full disk by either
+        if isinstance(error, RuntimeError) and "errno" not in str(error):
+            raise
         cause = _cause(error)
         if cause in FULL:
             hooks = silent, silent

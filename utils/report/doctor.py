@@ -1,10 +1,12 @@
 """The doctor: what is in a file of cells, what preprocessing would do with it, and what to mend first."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from textwrap import wrap
 
 import numpy as np
+import pandas as pd
 
 from utils.data.intake import FEATURES, Intake, IntakeConfig, not_carried, take_in
 from utils.data.labels import check_labels, label_candidates
@@ -75,6 +77,7 @@ def examine(
     label_column: str,
     config: IntakeConfig,
     reference: dict[str, np.ndarray],
+    split: Callable[[pd.DataFrame], object],
 ) -> Examination:
     """Read all of a file, and write nothing.
 
@@ -84,20 +87,18 @@ def examine(
     label_column : column of obs with cell types
     config : the user's word, where the file is not to be believed
     reference : modality → names to align to, or empty
-
-    Raises
-    ------
-    UserError
-        If the file cannot be opened at all.
+    split : what will divide the cells; raises UserError if the flags for it do not fit
     """
-    with open_cells(*inputs) as file:
-        return _examine(file, label_column, config, reference)
+    try:
+        with open_cells(*inputs) as file:
+            return _examine(file, label_column, config, reference, split)
+    except UserError as error:
+        return Examination({}, [], [], [str(error)])
 
 
-def _examine(file: RawFile, label_column: str, config: IntakeConfig, reference: dict[str, np.ndarray]) -> Examination:
-    found = Examination({"file": {"path": str(file.path), "format": file.format}}, [], list(file.notes), [])
-    if file.stamp is not None:
-        found.happens.append("nothing: the file is preprocessed already; give it to the training scripts")
+def _examine(file: RawFile, label_column: str, config: IntakeConfig, reference: dict, split) -> Examination:
+    paths = ", ".join(dict.fromkeys(str(source.path) for source in file.modalities.values()))
+    found = Examination({"file": {"path": paths, "format": file.format}}, [], list(file.notes), [])
     for name, source in file.modalities.items():
         try:
             intake = take_in(source, config, reference.get(name), progress=True)
@@ -110,11 +111,15 @@ def _examine(file: RawFile, label_column: str, config: IntakeConfig, reference: 
         _tell(intake, found)
         found.happens += [f"{name}: {line.strip()}" for line in not_carried(source)]
     _labels(file, label_column, found)
+    try:
+        split(file.obs)
+    except UserError as error:
+        found.problems.append(str(error))
+    found.happens.append(f"an {file.suffix} file is written, with cells split into training, validation and test")
+    if file.stamp is not None:
+        found.happens = ["nothing: the file is preprocessed already; give it to the training scripts"]
     if found.problems:
         found.happens = []
-    elif file.stamp is None:
-        suffix = file.suffix
-        found.happens.append(f"an {suffix} file is written, with cells split into training and validation")
     return found
 
 
@@ -130,6 +135,7 @@ def _genes(intake: Intake) -> dict:
         "ambiguous": [f"{gene} ({' or '.join(symbols)})" for gene, symbols in genes.ambiguous.items()],
         "unknown": genes.unknown,
         "duplicates": genes.n_duplicates,
+        "summed": [f"{symbol} from {' and '.join(ids)}" for symbol, ids in genes.merged.items()],
     }
     return findings | (
         {"spreadsheet dates": [f"{a} → {b}" for a, b in genes.repaired.items()]} if genes.repaired else {}
