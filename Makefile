@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 14
@@ -29,6 +29,9 @@ bench: $(STAMP) ## run every script in benchmarks/, one per claim made in the RE
 		PYTHONPATH=. $(BIN)/python "$$script" || exit 1; \
 	done; \
 	[ $$found = yes ] || echo "benchmarks/ holds no scripts yet."
+
+soak: $(STAMP) ## kill and resume every training script, read thousands of broken files (an hour)
+	$(BIN)/python -m tests.soak
 
 clean: ## remove demo_output/ and caches (not .venv)
 	rm -rf demo_output .pytest_cache .ruff_cache .hypothesis

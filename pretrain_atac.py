@@ -43,7 +43,8 @@ def main() -> None:
             stamp=cells.stamp,
             training=asdict(flags) | asdict(config),
         )
-        fit(objective, train, val, config, runtime, Path(flags.ckpt_dir) / flags.model_name, saved.writer(objective))
+        folder = Path(flags.ckpt_dir) / flags.model_name
+        fit(objective, train, val, config, runtime, folder, saved.writer(objective), saved.identity)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,8 @@ def main() -> None:
             parents={"teacher": teacher.hash},
         )
         objective = Distillation(model)
-        fit(objective, train, val, config, runtime, Path(flags.ckpt_dir) / flags.model_name, saved.writer(model))
+        folder = Path(flags.ckpt_dir) / flags.model_name
+        fit(objective, train, val, config, runtime, folder, saved.writer(model), saved.identity)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ def main() -> None:
             parents={name: parent.hash for name, parent in parents.items()},
         )
         objective = JointPairs(model, flags.trainable_blocks)
-        fit(objective, train, val, config, runtime, Path(flags.ckpt_dir) / flags.model_name, saved.writer(model))
+        folder = Path(flags.ckpt_dir) / flags.model_name
+        fit(objective, train, val, config, runtime, folder, saved.writer(model), saved.identity)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def main() -> None:
         )
         objective = CellTypes(model, flags.trainable_blocks, flags.train_student, weights)
         folder = Path(flags.ckpt_dir) / flags.model
-        fit(objective, train, val, config, runtime, folder, saved.writer(model))
+        fit(objective, train, val, config, runtime, folder, saved.writer(model), saved.identity)
         calibrate(folder, val, config, runtime)
 
 

@@ -79,7 +79,15 @@ def unfreeze_last_blocks(encoder: nn.Module, n_blocks: int) -> None:
 
 
 class Objective(nn.Module):
-    """Base of all objectives: `loss [B], metrics = objective(batch)`."""
+    """Base of all objectives: `loss [B], metrics = objective(batch)`.
+
+    Attributes
+    ----------
+    embedding : [B, D] what the last minibatch's cells look like to the stage, where it makes such a thing, so that the
+        engine can see a collapse
+    """
+
+    embedding: Tensor | None = None
 
     def before_step(self, step: int) -> None:
         """Called by the engine before optimiser step `step`, which counts from 0 over all epochs."""
@@ -147,6 +155,7 @@ class JointPairs(Objective):
 
     def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         embedding = self.fusion({name: tower(batch[name]) for name, tower in self.towers.items()})
+        self.embedding = embedding.detach()
         rna_mse, atac_bce = reconstruction(self.decoders, embedding, batch)
         pair_logits = self.pair_head(embedding).float()
         is_true = batch.true_pair.long()
@@ -181,6 +190,7 @@ class Distillation(Objective):
     def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         present = other(self.missing)
         stand_in = self.student(batch[present]).float()
+        self.embedding = stand_in.detach()
         teacher = batch.latent[self.missing]
         latent_mse = (stand_in - teacher).square().mean(1)
         rna_mse, atac_bce = reconstruction(
@@ -221,8 +231,8 @@ class CellTypes(Objective):
         self.register_buffer("class_weight", class_weight, persistent=False)
 
     def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
-        _, logits = self.model(batch)
-        logits = logits.float()
+        embedding, logits = self.model(batch)
+        self.embedding, logits = embedding.detach(), logits.float()
         loss = F.cross_entropy(logits, batch.label, weight=self.class_weight, reduction="none")
         hits = (logits.argmax(1) == batch.label).float()
         return loss, {"accuracy": weighted(hits, batch.weight)}

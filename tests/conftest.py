@@ -67,9 +67,14 @@ class Runs:
 @pytest.fixture(scope="session")
 def runs(ready_file, tmp_path_factory) -> Runs:
     """All stages, by the scripts: rna, atac, multimodal, latents; student and celltype for each missing modality."""
+    return make_runs(ready_file, tmp_path_factory.mktemp("runs"))
+
+
+def make_runs(ready_file: Path, folder: Path) -> Runs:
+    """Train them."""
     from tests import helpers
 
-    runs = Runs(tmp_path_factory.mktemp("runs"))
+    runs = Runs(folder)
     paths = {"data_path": ready_file, "ckpt_dir": runs.folder}
     helpers.run("pretrain_rna", **paths, model_name="rna", **helpers.RNA)
     helpers.run("pretrain_atac", **paths, model_name="atac", **helpers.ATAC)

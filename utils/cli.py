@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import MISSING, field, fields, make_dataclass
 from pathlib import Path
 
+import torch
 from transformers import HfArgumentParser
 
-from utils.errors import DiskFullError, UserError
+from utils.errors import DiskFullError, UserError, first_line
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
@@ -58,16 +59,36 @@ def flag(help: str, default=MISSING):
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's main; a UserError is printed without traceback, and the exit code is 2."""
+    """Run a script's main; what a user can mend is printed as one sentence without traceback, and the exit code is 2.
+
+    When several processes run and one of them fails, the others only say so: what matters is the first one's message.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+
+    def leave(message: object, code: int) -> None:
+        who = f"[process {rank}] " if rank else ""
+        print(f"{who}{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr, flush=True)
+        sys.exit(code)
+
     try:
         main()
     except UserError as error:
-        rank = int(os.environ.get("RANK", "0"))
-        who = f"[process {rank}] " if rank else ""
-        print(f"{who}{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
-        if isinstance(error, DiskFullError):
+        if isinstance(error, DiskFullError):  # HDF5 may crash while it is closed
+            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
             sys.stdout.flush()
             os._exit(2)
-        sys.exit(2)
+        leave(error, 2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        leave(f"out of memory ({first_line(error)}); lower --batch_size, or use --tokens expressed", 2)
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):  # torch's words for a full memory of the machine
+            leave(f"out of memory ({first_line(error)}); lower --batch_size, or use --tokens expressed", 2)
+        if not any(words in str(error) for words in LOST_PEER):
+            raise
+        leave("another process has failed or was stopped; its message tells why", 1)
+
+
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL communicator was aborted")
+"""What processes say when one they wait for is gone."""

@@ -122,13 +122,15 @@ def test_an_existing_model_and_nothing_to_resume(script, ready_file, runs, tmp_p
     assert not list((tmp_path / "new").iterdir())
 
 
-@pytest.mark.parametrize("change", [{"learning_rate": 5e-4}, {"batch_size": 4}, {"seed": 3}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"learning_rate": 5e-4}, {"batch_size": 4}, {"seed": 3}, {"mask_ratio": 0.3}], ids=str
+)
 def test_resuming_with_other_settings(change, ready_file, runs, capsys):
     before = (workshop(runs["rna"]) / "state" / "manifest.json").read_bytes()
     paths = {"data_path": ready_file, "ckpt_dir": runs.folder, "model_name": "rna"}
     ((name, _),) = change.items()
     line = error_of(capsys, "pretrain_rna", **paths, **RNA | change, resume=True)
-    assert f"was made with --{name} {RNA.get(name, 0)}, not {change[name]}" in line
+    assert f"was made with --{name} {({'mask_ratio': 0.15} | RNA).get(name, 0)}, not {change[name]}" in line
     assert (workshop(runs["rna"]) / "state" / "manifest.json").read_bytes() == before
 
 

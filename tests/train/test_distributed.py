@@ -3,8 +3,11 @@
 Run by `torchrun -m tests.train.test_distributed <case> <ready file> <folder>`, this file is what the processes do.
 """
 
+import os
+import re
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.objectives import MaskedRNA
 from tests.helpers import (
     CPU,
     KINDS,
@@ -30,6 +34,7 @@ from tests.helpers import (
     train,
     weights,
 )
+from utils.cli import run_script
 from utils.data.dataset import CellDataset
 from utils.data.read import Cells, read_cells
 from utils.errors import UserError
@@ -55,7 +60,42 @@ def few_cells(cells: Cells, folder: Path, runtime: Runtime) -> None:
         train(make_stage(kind, take(cells, 1, 1)), folder / kind, runtime, batch_size=2 // runtime.world_size)
 
 
-CASES = {case.__name__: case for case in (every_kind, few_cells)}
+def lonely_rank(cells: Cells, folder: Path, runtime: Runtime) -> None:
+    """No validation cell at all, and one process without a training cell."""
+    train(make_stage("rna", take(cells, 1, 0)), folder / "rna", runtime, batch_size=2 // runtime.world_size)
+
+
+def other_cells(cells: Cells, folder: Path, runtime: Runtime) -> None:
+    """The processes do not read the same file."""
+    train(make_stage("rna", take(cells, 9 + runtime.rank, 2)), folder / "rna", runtime)
+
+
+class Failing(MaskedRNA):
+    """Fails in the second process, in the third step."""
+
+    how, steps = "", 0
+
+    def forward(self, batch):
+        self.steps += self.training
+        if self.steps == 3 and int(os.environ["RANK"]) == 1:
+            if self.how == "memory":
+                torch.empty(10**15)
+            raise {"mistake": UserError("cell X is odd; mend it"), "bug": ValueError("a bug")}[self.how]
+        return super().forward(batch)
+
+
+def failing(how: str):
+    def case(cells: Cells, folder: Path, runtime: Runtime) -> None:
+        stage = make_stage("rna", take(cells, 40, 4))
+        stage.objective.__class__, stage.objective.how = Failing, how
+        train(stage, folder / "rna", runtime, epochs=5)
+
+    case.__name__ = f"fails_by_{how}"
+    return case
+
+
+FAILURES = [failing(how) for how in ("mistake", "bug", "memory")]
+CASES = {case.__name__: case for case in (every_kind, few_cells, lonely_rank, other_cells, *FAILURES)}
 
 
 def main(case: str, ready_file: str, folder: str) -> None:
@@ -91,6 +131,11 @@ def test_fewer_cells_than_processes(ready_file, tmp_path):
     one, two = one_and_two("few_cells", ready_file, tmp_path)
     for kind in ("rna", "pairs"):
         assert_same_records(records(two / kind), records(one / kind), rel=1e-5)
+
+
+def test_a_process_without_a_cell_and_no_validation_cells(ready_file, tmp_path):
+    one, two = one_and_two("lonely_rank", ready_file, tmp_path)
+    assert_same_records(records(two / "rna"), records(one / "rna"), rel=1e-5)
 
 
 def test_pretrain_rna_by_two_processes(ready_file, tmp_path):
@@ -214,5 +259,26 @@ def test_only_the_main_process_speaks(capsys):
     assert capsys.readouterr().out == "process 0\n"
 
 
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("fails_by_mistake", "[process 1] test_distributed.py: error: cell X is odd; mend it"),
+        ("fails_by_bug", "ValueError: a bug"),
+        ("fails_by_memory", "[process 1] test_distributed.py: error: out of memory"),
+        ("other_cells", "has read other training cells than process"),  # both processes see it
+    ],
+)
+def test_one_process_that_fails_ends_all_and_is_heard_first(case, message, ready_file, tmp_path):
+    start = time.monotonic()
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    done = python(*launcher, "-m", "tests.train.test_distributed", case, str(ready_file), str(tmp_path))
+    assert time.monotonic() - start < 90  # of which starting takes the most
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if re.search(r"error: |Error: ", line)]
+    assert message in lines[0], done.stderr
+    others = [line for line in lines[1:] if "test_distributed.py: error: " in line and case != "other_cells"]
+    assert all("another process has failed or was stopped" in line for line in others), done.stderr
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_script(lambda: main(*sys.argv[1:]))

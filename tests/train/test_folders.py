@@ -1,17 +1,24 @@
 """Folders are whole or absent, and nothing in them is trusted before its hash is checked."""
 
 import ast
+import io
 import json
 import os
+import pickle
 import shutil
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from tests.helpers import ROOT
+from tests.helpers import RNA, ROOT, assert_same_tensors, command_line, last_weights, python, run, weights
 from utils.errors import UserError
 from utils.train.checkpoint import load_model
 from utils.train.folders import MANIFEST, check_folder, file_hash, write_folder
+from utils.train.log import workshop
 
 
 def write_text(text: str):
@@ -176,3 +183,102 @@ def test_the_search_for_pickle_finds_it(line):
 def test_no_source_file_unpickles():
     assert len(SOURCES) > 30
     assert {str(path.relative_to(ROOT)): found for path in SOURCES if (found := unsafe(path.read_text()))} == {}
+
+
+class Bomb:
+    """Unpickling it leaves a trace."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+def bombs(trace: Path) -> dict[str, bytes]:
+    """The same as a bare pickle, and as torch and numpy wrap it."""
+    plain, wrapped, array = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    pickle.dump(Bomb(trace), plain)
+    torch.save(Bomb(trace), wrapped)
+    np.savez(array, data=np.array([Bomb(trace)], dtype=object), allow_pickle=True)
+    return {"pickle": plain.getvalue(), "torch": wrapped.getvalue(), "npz": array.getvalue()}
+
+
+def test_the_bombs_do_explode(tmp_path):
+    for name, content in bombs(tmp_path / "trace").items():
+        load = {
+            "pickle": pickle.loads,
+            "torch": lambda content: torch.load(io.BytesIO(content), weights_only=False),
+            "npz": lambda content: np.load(io.BytesIO(content), allow_pickle=True)["data"],
+        }[name]
+        load(content)
+        (tmp_path / "trace").rmdir()
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch", "npz"])
+def test_no_planted_pickle_runs(kind, runs, ready_file, tmp_path, capsys):
+    """In the place of each file of a model, a training state, latents and data, with a manifest that vouches for it."""
+    trace = tmp_path / "trace"
+    bomb = bombs(trace)[kind]
+    names = [path.name for path in runs["celltype_atac"].iterdir() if path.is_file() and path.name != MANIFEST]
+    for name in [*names, MANIFEST]:
+        model = Path(shutil.copytree(runs["celltype_atac"], tmp_path / f"model {name}"))
+        plant(model / name, bomb)
+        flags = {"data_path": ready_file, "model_path": model, "out_path": tmp_path / "out.h5mu", "device": "cpu"}
+        with suppress(SystemExit):
+            run("predict_cell_type", **flags)
+    for name in ("state.safetensors", "state.json"):
+        folder = tmp_path / f"rna {name}"
+        shutil.copytree(runs["rna"], folder)
+        shutil.copytree(workshop(runs["rna"]), workshop(folder))
+        plant(workshop(folder) / "state" / name, bomb)
+        flags = {"data_path": ready_file, "ckpt_dir": tmp_path, "model_name": folder.name} | RNA
+        with pytest.raises(SystemExit):
+            run("pretrain_rna", **flags | {"epochs": 3, "resume": True})
+    for name in ("cells.h5ad", "cells.h5mu", "cells.h5", "cells.loom", "cells.csv", "cells.txt.gz"):
+        (tmp_path / name).write_bytes(bomb)
+        with pytest.raises(SystemExit):
+            run("preprocess", data_path=tmp_path / name, out_path=tmp_path / "out.h5ad")
+        with pytest.raises(SystemExit):
+            run("preprocess", data_path=ready_file, out_path=tmp_path / "out.h5mu", gene_reference=tmp_path / name)
+        with pytest.raises(SystemExit):
+            run("pretrain_rna", data_path=tmp_path / name, ckpt_dir=tmp_path, model_name="new", **RNA)
+    assert not trace.exists()
+
+
+def plant(path: Path, content: bytes) -> None:
+    """Replace a file, and its hash in the manifest."""
+    path.write_bytes(content)
+    if path.name != MANIFEST:
+        files = json.loads((path.parent / MANIFEST).read_text())
+        (path.parent / MANIFEST).write_text(json.dumps(files | {path.name: file_hash(path)}))
+
+
+# Full disks ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_fills_up_keeps_the_last_state_and_model(ready_file, runs, tmp_path):
+    """A small disk is filled between two runs: the second says so, and goes on when there is space again."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs rights that this user has not")
+    try:
+        flags = {"data_path": ready_file, "model_name": "run"} | RNA | {"epochs": 3}
+        run("pretrain_rna", **flags | {"ckpt_dir": tmp_path})
+        run("pretrain_rna", **flags | {"ckpt_dir": disk, "max_steps": 15})
+        before = load_model(disk / "run", "rna").hash
+        free = shutil.disk_usage(disk).free
+        (disk / "filler").write_bytes(bytes(max(free - 8192, 0)))
+        done = python("pretrain_rna.py", *command_line(flags | {"ckpt_dir": disk, "resume": True}))
+        assert done.returncode == 2, done.stderr
+        assert "No space left on device" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert load_model(disk / "run", "rna").hash == before
+        (disk / "filler").unlink()
+        run("pretrain_rna", **flags | {"ckpt_dir": disk, "resume": True})
+        assert_same_tensors(weights(disk / "run"), weights(tmp_path / "run"))
+        assert_same_tensors(last_weights(disk / "run"), last_weights(tmp_path / "run"))
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)  # weights may still be mapped

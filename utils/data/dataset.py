@@ -5,6 +5,7 @@ expressed genes before they are dealt out to micro-batches and processes: the gr
 and little is spent on padding.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -107,7 +108,8 @@ class CellDataset(Dataset):
     ):
         self.values, self.labels, self.latents = values, labels, latents
         self.seed, self.false_pairs, self.resample = seed, false_pairs, resample
-        self.barcode_hash = torch.from_numpy(pd.util.hash_array(np.asarray(barcodes, dtype=object)).view(np.int64))
+        self.barcodes = np.asarray(barcodes, dtype=object)
+        self.barcode_hash = torch.from_numpy(pd.util.hash_array(self.barcodes).view(np.int64))
         if false_pairs:
             # Cells sorted by type: the cells of other types are then all but one stretch.
             types = np.arange(len(barcodes)) if labels is None or len(np.unique(labels)) < 2 else labels
@@ -123,6 +125,16 @@ class CellDataset(Dataset):
     def lengths(self) -> np.ndarray:
         """[cells] number of expressed genes (or of open peaks, where there is no RNA)."""
         return np.diff((self.values.get("rna", next(iter(self.values.values())))).indptr)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of barcodes and of what was measured, to tell these cells from others."""
+        digest = hashlib.sha256(self.barcode_hash.numpy().tobytes())
+        for name in sorted(self.values):
+            matrix = self.values[name]
+            for part in (matrix.indptr, matrix.indices, matrix.data):
+                digest.update(np.ascontiguousarray(part).view(np.uint8))
+        return digest.hexdigest()
 
     def keys(self, rows: np.ndarray, epoch: int) -> torch.Tensor:
         """[B] int64, a function of (seed, epoch, barcode) alone."""

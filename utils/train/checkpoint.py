@@ -18,7 +18,7 @@ from models.fusion import FusionConfig
 from models.rna_encoder import RNAEncoderConfig
 from models.scmomer import ScMomer, ScMomerConfig
 from models.student import StudentConfig
-from utils.errors import UserError
+from utils.errors import UserError, reading
 from utils.train.folders import check_folder
 
 KINDS = {
@@ -72,6 +72,11 @@ class SavedModel:
     def writer(self, module: nn.Module) -> Callable[[Path], None]:
         """A function that writes this folder with the module's weights as they are when it is called."""
         return lambda folder: replace(self, state=module.state_dict()).write(folder)
+
+    @property
+    def identity(self) -> dict:
+        """What makes this training run another than others: its settings and the models it starts from."""
+        return self.training | {"parents": self.parents}
 
     def write(self, folder: Path) -> None:
         """Write all files into an empty folder (see `utils.train.folders.write_folder`)."""
@@ -140,6 +145,11 @@ def load_model(path: str | Path, *kinds: str) -> SavedModel:
         If the folder is damaged or of another kind.
     """
     folder, digest = check_folder(path, WEIGHTS, "config.json")
+    with reading(folder, "holds what is no saved model", "restore the folder, or train again"):
+        return _load(folder, digest, kinds)
+
+
+def _load(folder: Path, digest: str, kinds: tuple[str, ...]) -> SavedModel:
     saved = json.loads((folder / "config.json").read_text())
     if saved["kind"] not in kinds:
         wanted = " or ".join(KINDS[kind] for kind in kinds)

@@ -43,6 +43,22 @@ class Runtime:
         dist.all_reduce(total)
         return dict(zip(sorted(values), total.tolist(), strict=True))
 
+    def sum_tensor(self, values: torch.Tensor) -> torch.Tensor:
+        """Add up a tensor over all processes."""
+        if self.world_size > 1:
+            values = values.to(self.device)
+            dist.all_reduce(values)
+        return values.cpu()
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is set in any process."""
+        return [count > 0 for count in self.sum({str(i): float(flag) for i, flag in enumerate(flags)}).values()]
+
+    @property
+    def restarted(self) -> bool:
+        """Whether the launcher has started these processes again after one of them died (torchrun --max_restarts)."""
+        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
     def gather(self, value) -> list:
         """The values of all processes, by rank (small or rarely sent ones: they travel pickled between our own)."""
         if self.world_size == 1:
@@ -81,7 +97,11 @@ def distributed_run(device: str) -> Iterator[Runtime]:
     if world_size == 1:
         yield Runtime(chosen)
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    # torchrun keeps its store when it starts workers again, and with it the addresses of those that died.
+    store, rank, _ = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
         yield Runtime(chosen, dist.get_rank(), world_size)
     finally:

@@ -4,18 +4,16 @@
 stopping, saving and resuming. A stage is an objective; it has no loop of its own.
 """
 
-import json
 import math
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -23,11 +21,13 @@ from tqdm import tqdm
 from models.objectives import Objective
 from utils.data.dataset import CellDataset, Plan, make_loader
 from utils.errors import UserError
-from utils.train.checkpoint import load_strictly, part
 from utils.train.distributed import Runtime
-from utils.train.folders import check_folder, write_folder
+from utils.train.folders import write_folder
+from utils.train.guards import COLLAPSED, LEAST_SPREAD, STOPPED, FiniteGuard, Spread, Stopped, StopSignal
 from utils.train.log import RunLog, copy_log, workshop
 from utils.train.schedule import learning_rate
+from utils.train.state import Progress, has_state, load_state, write_state
+from utils.train.sums import Sums, add_up, means, total
 
 
 @dataclass
@@ -66,25 +66,6 @@ class TrainConfig:
                 raise UserError(f"--{name} {getattr(self, name)} must be at least {smallest:g}")
 
 
-Sums = dict[str, list[float]]  # metric → [sum, count]
-
-# Settings that may differ between a run and its resumption.
-MAY_CHANGE = {"epochs", "patience", "max_steps", "device", "num_workers", "save_steps", "resume", "overwrite"}
-
-
-@dataclass
-class Progress:
-    """Where a run stands: all that is not a tensor."""
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    step: int = 0
-    step_size: int = 0
-    best: float = math.inf
-    epochs_since_best: int = 0
-    sums: Sums = field(default_factory=dict)  # of the epoch's metrics so far, over all processes
-
-
 def fit(
     objective: Objective,
     train: CellDataset,
@@ -93,6 +74,7 @@ def fit(
     runtime: Runtime,
     folder: Path,
     write_model: Callable[[Path], None],
+    identity: dict | None = None,
 ) -> dict[str, float]:
     """Train an objective and keep the model with the lowest validation loss.
 
@@ -104,6 +86,7 @@ def fit(
     runtime : this process
     folder : of the model; the training state lies beside it, in `<folder>.training`
     write_model : writes the model's files into an empty folder
+    identity : what makes this run another than others beside `config`: the script's flags, the parents' hashes
 
     Returns
     -------
@@ -112,7 +95,9 @@ def fit(
     Raises
     ------
     UserError
-        If a model of that name exists, if resuming does not fit, or if the loss is not a number.
+        If a model of that name exists, if resuming does not fit, or if the loss stays no number.
+    Stopped
+        If SIGTERM or SIGUSR1 asked for it; the state is saved first.
     """
     state_folder = workshop(folder) / "state"
     objective.to(runtime.device)
@@ -121,13 +106,19 @@ def fit(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True, betas=(0.9, 0.999)
     )
     progress, best_metrics = Progress(), {}
-    if config.resume:
-        progress, best_metrics = load_state(state_folder, objective, optimizer, config)
+    identity = (identity or {}) | asdict(config) | {"cells": train.fingerprint}
+    for rank, cells in enumerate(runtime.gather(train.fingerprint)):
+        if cells != train.fingerprint:
+            raise UserError(f"process {rank} has read other training cells than process {runtime.rank}; use one file")
+    resume = config.resume or (runtime.restarted and has_state(state_folder))
+    if resume:
+        progress, best_metrics = load_state(state_folder, objective, optimizer, identity)
+        config = keep_step_size(config, progress.step_size, runtime)
         runtime.say(f"resuming {folder.name} at epoch {progress.epoch + 1}, optimiser step {progress.step}")
-    elif folder.exists() and not config.overwrite:
+    elif folder.exists() and not config.overwrite and not runtime.restarted:
         raise UserError(f"{folder}: exists already; add --resume, --overwrite, or choose another --model_name")
     runtime.barrier()  # nobody writes before everybody has looked
-    if runtime.is_main and not config.resume:
+    if runtime.is_main and not resume:
         shutil.rmtree(workshop(folder), ignore_errors=True)
     log = RunLog(workshop(folder), runtime.is_main, progress.step)
 
@@ -137,11 +128,6 @@ def fit(
         module = DistributedDataParallel(objective, device_ids=ids, broadcast_buffers=False)
     share = {"rank": runtime.rank, "world_size": runtime.world_size}
     plan = Plan(train.lengths, config.batch_size, config.grad_acc, seed=config.seed, shuffle=True, **share)
-    if progress.step_in_epoch and progress.step_size != plan.step_size:
-        raise UserError(
-            f"{state_folder}: was made with {progress.step_size} cells per step, not {plan.step_size}; choose "
-            "--batch_size × --grad_acc × processes to match, or start anew with --overwrite"
-        )
     progress.step_size = plan.step_size
     loaders = {
         "train": make_loader(train, plan, config.num_workers, runtime.device.type == "cuda"),
@@ -158,7 +144,7 @@ def fit(
         if runtime.is_main:
             write_folder(
                 state_folder,
-                lambda path: write_state(path, objective, optimizer, config, progress, best_metrics),
+                lambda path: write_state(path, objective, optimizer, identity, progress, best_metrics),
             )
 
     def goes_on() -> bool:
@@ -166,27 +152,41 @@ def fit(
         out_of_steps = config.max_steps and progress.step >= config.max_steps
         return progress.epoch < config.epochs and not out_of_patience and not out_of_steps
 
-    while goes_on():
-        plan.epoch, plan.first_step = progress.epoch, progress.step_in_epoch
-        sums, speed = train_epoch(module, optimizer, loaders["train"], plan, progress, config, runtime, save_state)
-        metrics = means(sums, runtime)
-        at_end = progress.step_in_epoch == plan.n_steps
-        done = progress.epoch + progress.step_in_epoch / plan.n_steps
-        log.add("train", done, progress.step, metrics | speed)
-        if len(val):
-            metrics = evaluate(objective, loaders["val"], config, runtime)
-            log.add("val", done, progress.step, metrics)
-        runtime.say("  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-        is_best = metrics["loss"] < progress.best
-        if is_best:
-            best_metrics = {"epoch": done} | metrics
-            if runtime.is_main:
-                write_folder(folder, write_model)
-        if at_end:  # a look in the middle of an epoch, where --max_steps ends a run, leaves no trace in its resumption
-            progress.epoch, progress.step_in_epoch, sums = progress.epoch + 1, 0, {}
-            progress.epochs_since_best = 0 if is_best else progress.epochs_since_best + 1
-            progress.best = min(progress.best, metrics["loss"])
-        save_state(sums)
+    if not resume:
+        save_state({})  # so that there is something to resume from the first moment on
+    guard = FiniteGuard(train.barcodes)
+    with StopSignal() as stop:
+        while goes_on():
+            plan.epoch, plan.first_step = progress.epoch, progress.step_in_epoch
+            sums, speed = train_epoch(
+                module, optimizer, loaders["train"], plan, progress, config, runtime, save_state, guard, stop
+            )
+            metrics = {"loss": math.inf} | means(sums, runtime)  # no loss at all if every step was left out
+            metrics |= {"skipped": progress.skipped} if progress.skipped else {}
+            at_end = progress.step_in_epoch == plan.n_steps
+            done = progress.epoch + progress.step_in_epoch / plan.n_steps
+            log.add("train", done, progress.step, metrics | speed)
+            if len(val):
+                metrics = evaluate(objective, loaders["val"], config, runtime)
+                log.add("val", done, progress.step, metrics)
+                if metrics.get("spread", 1.0) < LEAST_SPREAD:
+                    runtime.say(COLLAPSED.format(metrics["spread"]))
+            runtime.say("  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+            is_best = metrics["loss"] < progress.best
+            if is_best:
+                best_metrics = {"epoch": done} | metrics
+                if runtime.is_main:
+                    write_folder(folder, write_model)
+            # A look in the middle of an epoch, where --max_steps ends a run, leaves no trace in its resumption.
+            if at_end:
+                progress.epoch, progress.step_in_epoch, sums = progress.epoch + 1, 0, {}
+                progress.epochs_since_best = 0 if is_best else progress.epochs_since_best + 1
+                progress.best = min(progress.best, metrics["loss"])
+            save_state(sums)
+            if goes_on() and runtime.any(bool(stop.name))[0]:
+                stop_here(progress, stop, runtime)
+    if not best_metrics:
+        raise UserError(f"{folder}: no epoch ended with a finite loss; lower --learning_rate or use --precision fp32")
     if runtime.is_main:
         log.close(folder.name)
         copy_log(folder)
@@ -195,8 +195,31 @@ def fit(
     return best_metrics
 
 
+def keep_step_size(config: TrainConfig, step_size: int, runtime: Runtime) -> TrainConfig:
+    """The same cells per optimiser step from another number of processes, in micro-batches of at most the same size."""
+    if step_size == config.batch_size * config.grad_acc * runtime.world_size:
+        return config
+    share, rest = divmod(step_size, runtime.world_size)
+    if rest:
+        raise UserError(
+            f"--resume: the run has {step_size} cells per step, which {runtime.world_size} processes cannot share "
+            "evenly; start a number of processes that divides it"
+        )
+    batch_size = max(size for size in range(1, min(share, config.batch_size) + 1) if share % size == 0)
+    runtime.say(
+        f"{runtime.world_size} processes take micro-batches of {batch_size}: {step_size} cells per step, as before"
+    )
+    return replace(config, batch_size=batch_size, grad_acc=share // batch_size)
+
+
+def stop_here(progress: Progress, stop: StopSignal, runtime: Runtime) -> None:
+    """End the run, whose state is saved, with an exit code of its own."""
+    runtime.say(f"stopped by {stop.name or 'a signal'} after step {progress.step}; go on with --resume")
+    raise Stopped(STOPPED)
+
+
 def train_epoch(
-    module, optimizer, loader, plan, progress, config, runtime, save_state
+    module, optimizer, loader, plan, progress, config, runtime, save_state, guard, stop
 ) -> tuple[Sums, dict[str, float]]:
     """Optimiser steps from where `progress` stands to the end of the epoch (or to --max_steps).
 
@@ -219,7 +242,7 @@ def train_epoch(
         dynamic_ncols=True,
         mininterval=0.5,
     )
-    rate, cells_done = 0.0, 0
+    rate, cells_done, step_sums = 0.0, 0, {}
     for i, batch in enumerate(loader):
         micro = i % config.grad_acc
         if micro == 0:
@@ -230,7 +253,7 @@ def train_epoch(
                 config.warmup_epochs,
                 config.cycle_epochs,
             )
-            step_loss = 0.0
+            step_sums = {}
         # Dropout depends on (seed, step, micro-batch, process), not on what was drawn before: resuming is exact.
         torch.manual_seed((((config.seed * 1_000_003 + progress.step) * 4096 + micro) * 4096 + runtime.rank) % 2**63)
         is_last = micro == config.grad_acc - 1
@@ -239,28 +262,36 @@ def train_epoch(
             loss, metrics = run(module, batch, config, runtime)
             # Processes' gradients are averaged, but cells are to be: hence × world_size.
             (loss.sum() / batch.step_cells * runtime.world_size).backward()
-        step_loss += loss.detach().sum().item() / batch.step_cells
-        add_up(sums, metrics | {"loss": (loss.detach().sum(), batch.weight.sum())})
+        guard.note(batch.row, loss)
+        add_up(step_sums, metrics | {"loss": (loss.detach().sum(), batch.weight.sum())})
         if not is_last:
             continue
-        if not math.isfinite(step_loss):
-            raise UserError(
-                f"the loss is {step_loss} at step {progress.step}; lower --learning_rate or use --precision fp32"
-            )
-        if config.clip_norm > 0:
-            nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], config.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
+        norm = nn.utils.clip_grad_norm_(
+            [p for g in optimizer.param_groups for p in g["params"]], config.clip_norm or math.inf
+        )
+        is_finite = math.isfinite(norm) and math.isfinite(step_sums["loss"][0])
+        is_bad, stopping = runtime.any(not is_finite, bool(stop.name))
+        if guard.passes(not is_bad, progress.step, runtime):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            add_up(sums, step_sums)
+        else:
+            progress.skipped += 1
         optimizer.zero_grad(set_to_none=True)
         progress.step, progress.step_in_epoch = progress.step + 1, progress.step_in_epoch + 1
         cells_done += batch.step_cells
-        bar.set_postfix(loss=f"{sums['loss'][0] / max(sums['loss'][1], 1):.4f}", refresh=False)
+        if "loss" in sums:
+            bar.set_postfix(loss=f"{sums['loss'][0] / max(sums['loss'][1], 1):.4f}", refresh=False)
         bar.update(batch.step_cells)
         if config.max_steps and progress.step >= config.max_steps:
             break
-        if progress.step % config.save_steps == 0 and progress.step_in_epoch < plan.n_steps:
+        at_end = progress.step_in_epoch == plan.n_steps
+        if not at_end and (stopping or progress.step % config.save_steps == 0):
             save_state(sums)
+        if stopping and not at_end:
+            bar.close()
+            stop_here(progress, stop, runtime)
     bar.close()
     seconds = time.monotonic() - started
     return sums, {
@@ -274,11 +305,13 @@ def train_epoch(
 def evaluate(objective: Objective, loader, config: TrainConfig, runtime: Runtime) -> dict[str, float]:
     """Mean metrics over a loader's cells and all processes, without dropout."""
     objective.eval()
-    sums = {}
+    sums, spread = {}, Spread()
     for batch in loader:
         loss, metrics = run(objective, batch, config, runtime)
         add_up(sums, metrics | {"loss": (loss.sum(), batch.weight.sum())})
-    return means(sums, runtime)
+        spread.add(objective.embedding, batch.weight)
+    deviation = spread.deviation(runtime)
+    return means(sums, runtime) | ({} if deviation is None else {"spread": deviation})
 
 
 def run(module: nn.Module, batch, config: TrainConfig, runtime: Runtime):
@@ -287,68 +320,3 @@ def run(module: nn.Module, batch, config: TrainConfig, runtime: Runtime):
     with torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         loss, metrics = module(batch)
     return loss * batch.weight, metrics
-
-
-def add_up(sums: Sums, metrics: dict) -> None:
-    """Add a minibatch's (sum, count) pairs."""
-    for name, (value, count) in metrics.items():
-        entry = sums.setdefault(name, [0.0, 0.0])
-        entry[0] += float(value)
-        entry[1] += float(count)
-
-
-def total(sums: Sums, runtime: Runtime) -> Sums:
-    """Sums over all processes."""
-    flat = runtime.sum({f"{name} {i}": value for name, pair in sums.items() for i, value in enumerate(pair)})
-    return {name: [flat[f"{name} 0"], flat[f"{name} 1"]] for name in sums}
-
-
-def means(sums: Sums, runtime: Runtime) -> dict[str, float]:
-    """Means over all processes of what was added up; `loss` first."""
-    everywhere = total(sums, runtime)
-    names = sorted(sums, key=lambda name: (name != "loss", name))
-    return {name: everywhere[name][0] / max(everywhere[name][1], 1e-12) for name in names}
-
-
-def write_state(path: Path, objective, optimizer, config: TrainConfig, progress: Progress, best_metrics: dict) -> None:
-    """All that resuming needs: trained weights, buffers, Adam's moments (safetensors) and the position (JSON)."""
-    trained = {name for name, p in objective.named_parameters() if p.requires_grad}
-    trained |= {name for name, _ in objective.named_buffers()}
-    state = objective.state_dict()
-    tensors = {f"objective.{name}": state[name] for name in trained & state.keys()}
-    for i, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{name}": value for name, value in moments.items()}
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path / "state.safetensors"
-    )
-    (path / "state.json").write_text(
-        json.dumps({"progress": asdict(progress), "best_metrics": best_metrics, "config": asdict(config)}, indent=1)
-    )
-
-
-def load_state(path: Path, objective, optimizer, config: TrainConfig) -> tuple[Progress, dict]:
-    """Put objective and optimizer back to where `write_state` left them.
-
-    Raises
-    ------
-    UserError
-        If there is no such state, it is damaged, or it belongs to other settings.
-    """
-    if not path.exists() and not path.with_name(f".{path.name}.previous").exists():
-        raise UserError(f"{path}: nothing to resume; run the same command without --resume")
-    path, _ = check_folder(path, "state.json", "state.safetensors")
-    saved = json.loads((path / "state.json").read_text())
-    settings = asdict(config)
-    for name, value in saved["config"].items():
-        if name not in MAY_CHANGE and settings.get(name) != value:
-            raise UserError(f"{path}: was made with --{name} {value}, not {settings.get(name)}; resume with the same")
-    tensors = load_file(path / "state.safetensors")
-    # Frozen weights are not in it: they are those of the parents.
-    frozen = {name: p for name, p in objective.named_parameters() if not p.requires_grad}
-    load_strictly(objective, frozen | part(tensors, "objective."), path)
-    moments = {}
-    for name, tensor in part(tensors, "optimizer.").items():
-        index, key = name.split(".")
-        moments.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return Progress(**saved["progress"]), saved["best_metrics"]

@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.errors import UserError
+from safetensors import SafetensorError
+
+from utils.errors import UserError, first_line
 
 MANIFEST = "manifest.json"
 
@@ -38,8 +40,9 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> str:
             os.rename(path, previous)
         os.rename(partial, path)
         shutil.rmtree(previous, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from error
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        cause = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{path}: cannot be written ({cause}); free space or choose another folder") from error
     return file_hash(path / MANIFEST)
 
 
