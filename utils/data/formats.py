@@ -8,9 +8,11 @@ from pathlib import Path
 import anndata as ad
 import h5py
 import mudata
+import numpy as np
 import pandas as pd
 import scanpy as sc
-from anndata.io import read_elem, read_mtx
+from anndata.io import read_elem
+from scipy.sparse import csr_matrix
 
 from utils.data.matrix import Matrix
 from utils.data.source import MORE_COUNTS, Source
@@ -74,8 +76,21 @@ def _open_hdf5(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None,
     if "row_attrs" in file:
         return ".loom", _split(_read_loom(path), path), None, None
     if "matrix" in file or any("barcodes" in group for group in file.values() if isinstance(group, h5py.Group)):
+        _check_tenx(file)
         return "10x .h5", _split(sc.read_10x_h5(path, gex_only=False), path), None, None
     raise UserError(f"{path}: an HDF5 file that holds no cells; known formats are {KNOWN}")
+
+
+def _check_tenx(file: h5py.File) -> None:
+    """Stop at entries that lie outside the matrix: the compiled code of the reader would follow them."""
+    for group in file.values():
+        if not isinstance(group, h5py.Group) or "indptr" not in group:
+            continue
+        (n_features, n_cells), indptr, indices = map(int, group["shape"][:]), group["indptr"][:], group["indices"][:]
+        in_order = len(indptr) == n_cells + 1 and indptr[0] == 0 and (np.diff(indptr) >= 0).all()
+        complete = in_order and indptr[-1] == len(indices) == group["data"].shape[0]
+        if not complete or (len(indices) and not 0 <= indices.min() <= indices.max() < n_features):
+            raise ValueError("entries lie outside the matrix")
 
 
 def _is_mixed(var: h5py.Group) -> bool:
@@ -182,7 +197,7 @@ def _read_mtx_folder(folder: Path) -> ad.AnnData:
     )
     table = pd.read_csv(features, sep="\t", header=None, dtype=str, keep_default_na=False)
     names = pd.read_csv(barcodes, sep="\t", header=None, dtype=str, usecols=[0])[0].to_numpy()
-    adata = read_mtx(matrix).T  # written features × cells
+    adata = ad.AnnData(_read_mtx(matrix))
     if adata.shape != (len(names), len(table)):
         raise UserError(
             f"{folder}: {matrix.name} holds {adata.n_vars:,} features × {adata.n_obs:,} cells, but {features.name} "
@@ -199,6 +214,19 @@ def _read_mtx_folder(folder: Path) -> ad.AnnData:
     if "chrom" in adata.var and (adata.var["feature_types"] != "Peaks").all():
         adata.var = adata.var.drop(columns=["chrom", "start", "end"], errors="ignore")
     return adata
+
+
+def _read_mtx(path: Path) -> csr_matrix:
+    """[cells, features] of a matrix written features × cells; scipy's reader crashes on some damaged ones."""
+    table = pd.read_csv(path, sep=" ", comment="%", header=None, names=["feature", "cell", "value"])
+    n_features, n_cells, n_entries = table.iloc[0].astype(int)
+    feature, cell = (table[name].to_numpy()[1:].astype(np.int64) - 1 for name in ("feature", "cell"))
+    if len(feature) != n_entries:
+        raise ValueError(f"{path.name} has {len(feature)} of its {n_entries} entries")
+    if n_entries and not (0 <= feature.min() <= feature.max() < n_features and 0 <= cell.min() <= cell.max() < n_cells):
+        raise ValueError(f"an entry of {path.name} lies outside the matrix")
+    values = table["value"].to_numpy()[1:].astype(np.float32)
+    return csr_matrix((values, (cell, feature)), shape=(n_cells, n_features))
 
 
 # Loom ----------------------------------------------------------------------------------------------------------------

@@ -98,8 +98,8 @@ def read_raw(path: str | Path) -> RawFile:
     for source in modalities.values():
         obs = obs if obs is source.obs else _fill(obs, source.obs)
     stamp = None
-    if hdf5 is not None and f"uns/{STAMP}" in hdf5:
-        with reading(path, "has a damaged stamp", "run preprocess.py on the raw file again"):
+    with reading(path, "has a damaged stamp", "run preprocess.py on the raw file again"):
+        if hdf5 is not None and f"uns/{STAMP}" in hdf5:
             stamp = dict(json.loads(read_elem(hdf5[f"uns/{STAMP}"])))
     return RawFile(path, kind, modalities, obs, stamp, handles=[hdf5] if hdf5 is not None else [])
 

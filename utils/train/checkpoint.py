@@ -154,15 +154,19 @@ def _load(folder: Path, digest: str, kinds: tuple[str, ...]) -> SavedModel:
     if saved["kind"] not in kinds:
         wanted = " or ".join(KINDS[kind] for kind in kinds)
         raise UserError(f"{folder}: holds {KINDS.get(saved['kind'], saved['kind'])}; expected {wanted}")
+    features = {
+        name: np.array((folder / f"{file}.txt").read_text().splitlines())
+        for name, file in FEATURE_FILES.items()
+        if (folder / f"{file}.txt").is_file()
+    }
+    for name, names in features.items():
+        if len(set(names)) != len(names):
+            raise ValueError(f"{FEATURE_FILES[name]}.txt names one of them twice")
     return SavedModel(
         kind=saved["kind"],
         config={name: CONFIGS[name](**shape) for name, shape in saved["model"].items()},
         state=load_file(folder / WEIGHTS),
-        features={
-            name: np.array((folder / f"{file}.txt").read_text().splitlines())
-            for name, file in FEATURE_FILES.items()
-            if (folder / f"{file}.txt").is_file()
-        },
+        features=features,
         stamp=saved["preprocessing"],
         labels=saved["labels"],
         temperature=saved["temperature"],
