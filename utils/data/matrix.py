@@ -149,7 +149,7 @@ class Matrix:
         if indptr[0] != 0 or indptr[-1] != n_values or (np.diff(indptr) < 0).any():
             raise ValueError("the columns' beginnings are not in order")
         rows, columns, values = [], [], []
-        for first in range(0, group["data"].shape[0], BLOCK):
+        for first in range(0, n_values, BLOCK):
             index = group["indices"][first : first + BLOCK]
             if len(index) and (index.min() < 0 or index.max() >= self.content.shape[0]):
                 raise ValueError("an entry lies outside the matrix")

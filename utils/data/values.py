@@ -37,7 +37,7 @@ class Values:
     kind : counts, log1p, cpm (scaled, not logarithms), open (of peaks), or a reason to refuse it: infinite, negative,
         fractional, empty
     base : of the logarithm, a key of BASES, or "" where there is none
-    exact : counts, or values from which counts are recovered exactly
+    exact : counts, or values from which counts are recovered
     guessed : the base could not be told and is taken to be e
     """
 
@@ -101,15 +101,13 @@ def judge(sample: csr_matrix, values: str = "auto", is_open: bool = False) -> Va
                 return Values("log1p", base)
     if values == "cpm" or (values == "auto" and _even_sums(x, indptr)):
         return Values("cpm", exact=bool(recovered(x, indptr)[1].all()))
-    if values == "auto" and (x.max() > MAX_LOG or whole.mean() > 0.01):  # a logarithm is hardly ever whole
-        return Values("fractional")
-    if x.max() > MAX_LOG:
+    if x.max() > MAX_LOG or (values == "auto" and whole.mean() > 0.01):  # a logarithm is hardly ever whole
         return Values("fractional")
     even = [base for base in BASES if _even_sums(_unlog(x, base), indptr)]
     return Values("log1p", even[0] if even else "e", exact=False, guessed=not even)
 
 
-def to_counts(block: csr_matrix, values: Values) -> tuple[csr_matrix, np.ndarray]:
+def to_counts(block: csr_matrix, values: Values) -> tuple[csr_matrix, np.ndarray | None]:
     """Counts of some cells, or values in proportion to them where `values.exact` is False.
 
     Parameters
@@ -119,7 +117,7 @@ def to_counts(block: csr_matrix, values: Values) -> tuple[csr_matrix, np.ndarray
 
     Returns
     -------
-    [cells, features] float32; and [cells] bool, whether the cell's values are whole counts now
+    [cells, features] float32; and [cells] bool, whether the cell's values are whole counts now (None for open peaks)
     """
     x = np.asarray(block.data, dtype=np.float64)
     if values.kind == "open":

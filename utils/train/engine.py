@@ -107,8 +107,8 @@ def fit(
     )
     progress, best_metrics = Progress(), {}
     identity = (identity or {}) | asdict(config) | {"cells": train.fingerprint}
-    for rank, cells in enumerate(runtime.gather(train.fingerprint)):
-        if cells != train.fingerprint:
+    for rank, cells in enumerate(runtime.gather(identity["cells"])):
+        if cells != identity["cells"]:
             raise UserError(f"process {rank} has read other training cells than process {runtime.rank}; use one file")
     resume = config.resume or (runtime.restarted and has_state(state_folder))
     if resume:
