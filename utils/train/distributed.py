@@ -82,6 +82,11 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+_groups = []
+"""Process groups, kept to the end of the program. DistributedDataParallel refers to its group: if that is the last
+reference, it joins gloo's thread while it holds the interpreter's lock, which that thread may be waiting for."""
+
+
 @contextmanager
 def distributed_run(device: str) -> Iterator[Runtime]:
     """Join the processes a launcher (torchrun) started, or run alone; NCCL between GPUs, gloo between CPUs.
@@ -102,6 +107,7 @@ def distributed_run(device: str) -> Iterator[Runtime]:
     store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    _groups.append(dist.group.WORLD)
     try:
         yield Runtime(chosen, dist.get_rank(), world_size)
     finally:

@@ -117,45 +117,46 @@ def fit(
         runtime.say(f"resuming {folder.name} at epoch {progress.epoch + 1}, optimiser step {progress.step}")
     elif folder.exists() and not config.overwrite and not runtime.restarted:
         raise UserError(f"{folder}: exists already; add --resume, --overwrite, or choose another --model_name")
-    runtime.barrier()  # nobody writes before everybody has looked
-    if runtime.is_main and not resume:
-        shutil.rmtree(workshop(folder), ignore_errors=True)
-    log = RunLog(workshop(folder), runtime.is_main, progress.step)
-
-    module = objective
-    if runtime.world_size > 1:
-        ids = [runtime.device.index] if runtime.device.type == "cuda" else None
-        module = DistributedDataParallel(objective, device_ids=ids, broadcast_buffers=False)
-    share = {"rank": runtime.rank, "world_size": runtime.world_size}
-    plan = Plan(train.lengths, config.batch_size, config.grad_acc, seed=config.seed, shuffle=True, **share)
-    progress.step_size = plan.step_size
-    loaders = {
-        "train": make_loader(train, plan, config.num_workers, runtime.device.type == "cuda"),
-        "val": make_loader(val, Plan(val.lengths, config.batch_size, config.grad_acc, **share)),
-    }
-    n_trained = sum(p.numel() for p in parameters)
-    runtime.say(
-        f"{folder.name}: {len(train):,} training and {len(val):,} validation cells, {n_trained:,} trained parameters, "
-        f"{plan.n_steps} steps of {plan.step_size} cells per epoch, {runtime.world_size} × {runtime.device}"
-    )
-
-    def save_state(sums: Sums) -> None:
-        progress.sums = total(sums, runtime)
-        if runtime.is_main:
-            write_folder(
-                state_folder,
-                lambda path: write_state(path, objective, optimizer, identity, progress, best_metrics),
-            )
-
-    def goes_on() -> bool:
-        out_of_patience = config.patience and progress.epochs_since_best >= config.patience
-        out_of_steps = config.max_steps and progress.step >= config.max_steps
-        return progress.epoch < config.epochs and not out_of_patience and not out_of_steps
-
-    if not resume:
-        save_state({})  # so that there is something to resume from the first moment on
-    guard = FiniteGuard(train.barcodes)
     with StopSignal() as stop:
+        runtime.barrier()  # nobody writes before everybody has looked
+        if runtime.is_main and not resume:
+            shutil.rmtree(workshop(folder), ignore_errors=True)
+        log = RunLog(workshop(folder), runtime.is_main, progress.step)
+
+        module = objective
+        if runtime.world_size > 1:
+            ids = [runtime.device.index] if runtime.device.type == "cuda" else None
+            module = DistributedDataParallel(objective, device_ids=ids, broadcast_buffers=False)
+        share = {"rank": runtime.rank, "world_size": runtime.world_size}
+        plan = Plan(train.lengths, config.batch_size, config.grad_acc, seed=config.seed, shuffle=True, **share)
+        progress.step_size = plan.step_size
+        loaders = {
+            "train": make_loader(train, plan, config.num_workers, runtime.device.type == "cuda"),
+            "val": make_loader(val, Plan(val.lengths, config.batch_size, config.grad_acc, **share)),
+        }
+        n_trained = sum(p.numel() for p in parameters)
+        runtime.say(
+            f"{folder.name}: {len(train):,} training and {len(val):,} validation cells, "
+            f"{n_trained:,} trained parameters, {plan.n_steps} steps of {plan.step_size} cells per epoch, "
+            f"{runtime.world_size} × {runtime.device}"
+        )
+
+        def save_state(sums: Sums) -> None:
+            progress.sums = total(sums, runtime)
+            if runtime.is_main:
+                write_folder(
+                    state_folder,
+                    lambda path: write_state(path, objective, optimizer, identity, progress, best_metrics),
+                )
+
+        def goes_on() -> bool:
+            out_of_patience = config.patience and progress.epochs_since_best >= config.patience
+            out_of_steps = config.max_steps and progress.step >= config.max_steps
+            return progress.epoch < config.epochs and not out_of_patience and not out_of_steps
+
+        if not resume:
+            save_state({})  # so that there is something to resume from the first moment on
+        guard = FiniteGuard(train.barcodes)
         while goes_on():
             plan.epoch, plan.first_step = progress.epoch, progress.step_in_epoch
             sums, speed = train_epoch(
@@ -185,14 +186,18 @@ def fit(
             save_state(sums)
             if goes_on() and runtime.any(bool(stop.name))[0]:
                 stop_here(progress, stop, runtime)
-    if not best_metrics:
-        raise UserError(f"{folder}: no epoch ended with a finite loss; lower --learning_rate or use --precision fp32")
-    if runtime.is_main:
-        log.close(folder.name)
-        copy_log(folder)
-        runtime.say(f"saved {folder}" + "".join(f", best {name} {value:.4g}" for name, value in best_metrics.items()))
-    runtime.barrier()
-    return best_metrics
+        if not best_metrics:
+            raise UserError(
+                f"{folder}: no epoch ended with a finite loss; lower --learning_rate or use --precision fp32"
+            )
+        if runtime.is_main:
+            log.close(folder.name)
+            copy_log(folder)
+            runtime.say(
+                f"saved {folder}" + "".join(f", best {name} {value:.4g}" for name, value in best_metrics.items())
+            )
+        runtime.barrier()
+        return best_metrics
 
 
 def keep_step_size(config: TrainConfig, step_size: int, runtime: Runtime) -> TrainConfig:
