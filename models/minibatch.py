@@ -23,12 +23,14 @@ class Ragged:
     values : [nnz] float32, log-normalised expression, or 1.0 for an open peak
     offsets : [B + 1] int64, cell b owns entries offsets[b] … offsets[b + 1] - 1
     width : number of features
+    padded_length : to which `padded` fills up cells, at least the longest one's; 0 for the longest one's
     """
 
     indices: Tensor
     values: Tensor
     offsets: Tensor
     width: int
+    padded_length: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -48,7 +50,7 @@ class Ragged:
         """The same cells with only the entries where `entries` [nnz] bool is true."""
         counts = torch.zeros_like(self.offsets)
         counts[1:].index_add_(0, self.rows, entries.long())
-        return Ragged(self.indices[entries], self.values[entries], counts.cumsum(0), self.width)
+        return replace(self, indices=self.indices[entries], values=self.values[entries], offsets=counts.cumsum(0))
 
     def dense(self) -> Tensor:
         """[B, width] float32 with zeros where a cell has no entry."""
@@ -57,8 +59,8 @@ class Ragged:
         return out
 
     def padded(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Entries as rectangles: indices [B, L], values [B, L], valid [B, L]; L is the longest cell, at least 1."""
-        longest = max(int(self.lengths.max()) if len(self) else 0, 1)
+        """Entries as rectangles: indices [B, L], values [B, L], valid [B, L]; L is at least 1."""
+        longest = self.padded_length or max(int(self.lengths.max()) if len(self) else 0, 1)
         valid = torch.arange(longest, device=self.offsets.device) < self.lengths[:, None]
         indices = self.indices.new_zeros(valid.shape)
         values = self.values.new_zeros(valid.shape)

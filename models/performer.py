@@ -9,6 +9,7 @@ directions W, exp(q·k/√d) = E[φ(q)·φ(k)], so the sum over keys is taken on
 import math
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -55,7 +56,7 @@ def softmax_features(x: Tensor, features: Tensor, per_cell: bool, valid: Tensor 
     [B, H, L, m] float32, positive
     """
     scale = x.shape[-1] ** -0.25
-    projected = (x * scale) @ features.T  # [B, H, L, m]
+    projected = F.linear(x * scale, features)  # [B, H, L, m]
     half_norm = x.square().sum(-1, keepdim=True) * (scale**2 / 2)  # [B, H, L, 1]
     top = projected.detach().amax(-1, keepdim=True)  # [B, H, L, 1]
     if valid is not None:

@@ -1,6 +1,6 @@
 """RNA encoder: a Performer whose tokens are genes and whose words are bins of their expression (after scBERT)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -71,11 +71,11 @@ class RNAEncoder(nn.Module):
     def tokenize(self, rna: Ragged) -> GeneTokens:
         """Bins of the log-normalised values, for all genes or for the expressed ones alone."""
         bins = (rna.values.round() if self.config.binning == "round" else rna.values.floor()).clamp(0, N_BINS - 1)
+        binned = replace(rna, values=bins)
         if self.config.tokens == "all":
-            all_bins = Ragged(rna.indices, bins, rna.offsets, rna.width).dense().long()
+            all_bins = binned.dense().long()
             return GeneTokens(all_bins, torch.arange(self.n_genes, device=bins.device), None)
-        expressed = Ragged(rna.indices, bins, rna.offsets, rna.width).keep(bins > 0)
-        genes, padded_bins, valid = expressed.padded()
+        genes, padded_bins, valid = binned.keep(bins > 0).padded()
         return GeneTokens(padded_bins.long().masked_fill(~valid, MASK_TOKEN), genes, valid)
 
     def forward(self, tokens: GeneTokens) -> Tensor:

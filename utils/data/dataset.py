@@ -7,7 +7,7 @@ and little is spent on padding.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -22,12 +22,22 @@ from models.objectives import FALSE_PAIR_SHARE
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Cells of one forward pass: rows [B], weight [B] (0 for filling), the epoch, and the cells of the whole step."""
+    """Cells of one forward pass.
+
+    Attributes
+    ----------
+    rows : [B]
+    weight : [B] 0 for filling
+    epoch : of the cells' keys
+    step_cells : cells of the whole optimiser step
+    padded_length : to which the cells' tokens are filled up; 0 for the longest cell's number
+    """
 
     rows: np.ndarray
     weight: np.ndarray
     epoch: int
     step_cells: int
+    padded_length: int = 0
 
 
 class Plan:
@@ -79,6 +89,49 @@ class Plan:
             for start in range(0, self.step_size, self.batch_size * self.world_size):
                 mine = slice(start + self.rank, start + self.batch_size * self.world_size, self.world_size)
                 yield MicroBatch(filled[mine], weight[mine], self.epoch, len(cells))
+
+
+def padded_length(lengths: np.ndarray) -> np.ndarray:
+    """To what a cell is padded when the model is applied to it, a function of its own length.
+
+    The next of 8 steps between powers of two, at least 64.
+    """
+    step = 2 ** np.maximum(np.ceil(np.log2(np.maximum(lengths, 1))) - 4, 3).astype(np.int64)
+    return np.maximum(-(-np.asarray(lengths) // step) * step, 64)
+
+
+class LengthPlan:
+    """Every cell once, in minibatches of cells that are padded alike, and this process's share of them.
+
+    A cell's tensors then have the same shape in any minibatch, which is what bit-equal results need. One cell alone is
+    taken twice, because libraries multiply single matrices by other routes than several.
+
+    Parameters
+    ----------
+    lengths : [cells] int, tokens of each cell at most
+    batch_size : cells per minibatch
+    rank, world_size : this process and how many there are
+    """
+
+    def __init__(self, lengths, batch_size, rank=0, world_size=1):
+        padded = padded_length(lengths)
+        self.micro_batches = []
+        for length in np.unique(padded):
+            cells = np.flatnonzero(padded == length)
+            for start in range(0, len(cells), batch_size):
+                rows = cells[start : start + batch_size]
+                weight = np.ones(max(len(rows), 2), np.float32)
+                weight[len(rows) :] = 0.0
+                self.micro_batches.append(
+                    MicroBatch(np.resize(rows, len(weight)), weight, 0, len(rows), padded_length=int(length))
+                )
+        self.micro_batches = self.micro_batches[rank::world_size]
+
+    def __len__(self) -> int:
+        return len(self.micro_batches)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return iter(self.micro_batches)
 
 
 class CellDataset(Dataset):
@@ -152,7 +205,7 @@ class CellDataset(Dataset):
             step_cells=plan.step_cells,
         )
         if "rna" in self.values:
-            batch.rna = ragged(self.values["rna"], rows)
+            batch.rna = replace(ragged(self.values["rna"], rows), padded_length=plan.padded_length)
         if self.labels is not None:
             batch.label = torch.from_numpy(self.labels[rows])
         if self.latents is not None:
@@ -191,7 +244,9 @@ def _as_is(batch: Minibatch) -> Minibatch:
     return batch
 
 
-def make_loader(dataset: CellDataset, plan: Plan, num_workers: int = 0, pin_memory: bool = False) -> DataLoader:
+def make_loader(
+    dataset: CellDataset, plan: Plan | LengthPlan, num_workers: int = 0, pin_memory: bool = False
+) -> DataLoader:
     """The minibatches of `plan`, made by `num_workers` processes (0: in this one)."""
     return DataLoader(
         dataset,

@@ -6,17 +6,38 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from models.minibatch import Minibatch
 from models.scmomer import ScMomer
-from utils.data.dataset import CellDataset, Plan, make_loader
+from utils.data.dataset import CellDataset, LengthPlan, make_loader
 from utils.errors import UserError
 from utils.train.checkpoint import SavedModel
 from utils.train.distributed import Runtime
 
-SORTING_WINDOW = 32  # minibatches whose cells are sorted by length together, so that little padding is computed
+
+class CellByCell(TorchFunctionMode):
+    """Within the block, linear layers multiply each cell's matrix by itself, in one batched call.
+
+    Multiplied as one tall matrix, a cell's rows would be summed up in an order that depends on how many cells there are
+    and where it stands among them. The cost is the same.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is not F.linear:
+            return function(*args, **(kwargs or {}))
+        return self._linear(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[B, …, in] → [B, …, out]"""
+        cells = input.reshape(len(input), -1, input.shape[-1])
+        weights = weight.t().expand(len(input), -1, -1)
+        out = torch.bmm(cells, weights) if bias is None else torch.baddbmm(bias, cells, weights)
+        return out.reshape(*input.shape[:-1], len(weight))
 
 
 @dataclass
@@ -55,16 +76,16 @@ def infer(
 
     Returns
     -------
-    One float32 array [cells, …] per tensor, rows in the dataset's order
+    One float32 array [cells, …] per tensor, rows in the dataset's order. On the CPU a cell's row is the same to the bit
+    whatever the minibatch size, the other cells, and the number of processes.
     """
     model.to(runtime.device).eval()
-    plan = Plan(dataset.lengths, config.batch_size, SORTING_WINDOW, rank=runtime.rank, world_size=runtime.world_size)
+    plan = LengthPlan(dataset.lengths, config.batch_size, runtime.rank, runtime.world_size)
     bar = tqdm(total=len(dataset), desc=title, unit=" cells", disable=not runtime.is_main, dynamic_ncols=True)
     rows, results = [], []
     for batch in make_loader(dataset, plan, config.num_workers):
-        if not batch.weight.any():  # only filling is left
-            continue
-        with torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        autocast = torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+        with autocast, CellByCell():
             outputs = function(batch.to(runtime.device))
         real = batch.weight > 0
         rows.append(batch.row[real].numpy())
@@ -72,7 +93,7 @@ def infer(
         bar.update(int(real.sum()) * runtime.world_size)
     bar.close()
     mine = (np.concatenate(rows), [np.concatenate(parts) for parts in zip(*results, strict=True)]) if rows else None
-    shares = [share for share in runtime.gather(mine) if share is not None]  # a process may have had filling alone
+    shares = [share for share in runtime.gather(mine) if share is not None]  # a process may have had none
     order = np.argsort(np.concatenate([rows for rows, _ in shares]), kind="stable")
     return tuple(np.concatenate(parts)[order] for parts in zip(*(arrays for _, arrays in shares), strict=True))
 
