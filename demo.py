@@ -13,6 +13,7 @@ import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import anndata as ad
 import pandas as pd
@@ -34,6 +35,7 @@ class Flags:
     out_path: str = flag("folder for everything the demo writes; replaced when it is there", "demo_output")
     n_cells: int = flag("simulated cells, all donors", 2000)
     seed: int = flag("of the simulation and of the training", 0)
+    precision: Literal["fp32", "bf16"] = flag("of training, prediction and evaluation", "fp32")
 
 
 def main() -> None:
@@ -59,7 +61,8 @@ def main() -> None:
     new_donor.obs = new_donor.obs[[]]  # RNA alone, no labels: what a user has
     new_donor.write(out / "new_donor.h5ad")
 
-    stages, common = Stages(), f"--ckpt_dir {runs} --seed {flags.seed}"
+    stages, precise = Stages(), f"--precision {flags.precision}"
+    common = f"--ckpt_dir {runs} --seed {flags.seed} {precise}"
     stages.run(
         "preprocess",
         f"preprocess.py --data_path {raw} --out_path {ready} --split_by donor --test_groups {last} --target_sum 2000",
@@ -81,7 +84,7 @@ def main() -> None:
     )
     stages.run(
         "teacher's latents",
-        f"get_latent_emb.py --data_path {ready} --model_path {runs}/multimodal --ckpt_dir {runs}/latents",
+        f"get_latent_emb.py --data_path {ready} --model_path {runs}/multimodal --ckpt_dir {runs}/latents {precise}",
     )
     stages.run(
         "distil student",
@@ -103,11 +106,12 @@ def main() -> None:
         )
     stages.run(
         "label the new donor",
-        f"predict_cell_type.py --data_path {new} --model_path celltype_student --ckpt_dir {runs} --out_path {labelled}",
+        f"predict_cell_type.py --data_path {new} --model_path celltype_student --ckpt_dir {runs} --out_path {labelled} "
+        f"{precise}",
     )
     for mode in ("student", "zeros", "measured"):
-        stages.run(f"evaluate {mode}", f"evaluate.py --data_path {ready} --model_path {runs}/celltype_{mode}")
-    stages.run("evaluate translation", f"evaluate.py --data_path {ready} --model_path {runs}/student")
+        stages.run(f"evaluate {mode}", f"evaluate.py --data_path {ready} --model_path {runs}/celltype_{mode} {precise}")
+    stages.run("evaluate translation", f"evaluate.py --data_path {ready} --model_path {runs}/student {precise}")
     summarise(out, stages.used, truth, ways, flags)
 
 
