@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import flag, parse_flags, run_script
+from utils.report.stages import ROOT
 
 SCORES = {
     "accuracy, with student": ("cell_types", "RNA only, with student", "accuracy"),

@@ -162,6 +162,18 @@ KINDS = [
         "multimodal",
         "has no student; run pretrain_missing_mod.py",
     ),
+    (
+        "train_missing_celltype_func",
+        "pretrained_model_path",
+        "celltype_atac",
+        "holds a cell type model (train_missing_celltype_func.py); expected a model with a student",
+    ),
+    (
+        "pretrain_missing_mod",
+        "model_path",
+        "student_atac",
+        "holds a model with a student (pretrain_missing_mod.py); expected a multimodal model",
+    ),
     ("predict_cell_type", "model_path", "student_rna", "expected a cell type model (train_missing_celltype_func.py)"),
 ]
 

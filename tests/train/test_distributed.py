@@ -100,42 +100,43 @@ CASES = {case.__name__: case for case in (every_kind, few_cells, lonely_rank, ot
 
 def main(case: str, ready_file: str, folder: str) -> None:
     with distributed_run("cpu") as runtime:
-        numbers = {"a": 1.0 + runtime.rank, "b": 10.0}
-        assert runtime.sum(numbers) == {"a": 3.0, "b": 20.0}
-        assert runtime.gather([runtime.rank]) == [[0], [1]]
+        size = runtime.world_size
+        assert runtime.sum({"a": 1.0 + runtime.rank, "b": 10.0}) == {"a": size * (size + 1) / 2, "b": 10.0 * size}
+        assert runtime.gather([runtime.rank]) == [[rank] for rank in range(size)]
         CASES[case](read_cells(ready_file, ("rna", "atac")), Path(folder), runtime)
 
 
 # Tests -------------------------------------------------------------------------------------------------------------
 
 
-def one_and_two(case: str, ready_file: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """Folders of a case run by one process and by two."""
-    torchrun(2, "-m", "tests.train.test_distributed", case, str(ready_file), str(tmp_path / "two"))
+def one_and_several(case: str, ready_file: Path, tmp_path: Path, size: int = 2) -> tuple[Path, Path]:
+    """Folders of a case run by one process and by several."""
+    torchrun(size, "-m", "tests.train.test_distributed", case, str(ready_file), str(tmp_path / "several"))
     CASES[case](read_cells(ready_file, ("rna", "atac")), tmp_path / "one", CPU)
-    return tmp_path / "one", tmp_path / "two"
+    return tmp_path / "one", tmp_path / "several"
 
 
-def test_two_processes_give_the_losses_of_one(ready_file, tmp_path):
-    one, two = one_and_two("every_kind", ready_file, tmp_path)
+@pytest.mark.parametrize("size", [2, 4])
+def test_several_processes_give_the_losses_of_one(size, ready_file, tmp_path):
+    one, several = one_and_several("every_kind", ready_file, tmp_path, size)
     for kind in KINDS:
-        assert_same_records(records(two / kind), records(one / kind), rel=1e-5)
-        ours, theirs = last_weights(two / kind), last_weights(one / kind)
+        assert_same_records(records(several / kind), records(one / kind), rel=1e-5)
+        ours, theirs = last_weights(several / kind), last_weights(one / kind)
         for name in [name for name in ours if name.startswith("objective.") and "to_qkv.bias" not in name]:
             assert (ours[name] - theirs[name]).norm() <= 1e-4 * theirs[name].norm() + 1e-7, (kind, name)
-    assert_same_tensors(last_weights(two / "resumed"), last_weights(two / "rna"))
-    assert_same_tensors(weights(two / "resumed"), weights(two / "rna"))
+    assert_same_tensors(last_weights(several / "resumed"), last_weights(several / "rna"))
+    assert_same_tensors(weights(several / "resumed"), weights(several / "rna"))
 
 
 def test_fewer_cells_than_processes(ready_file, tmp_path):
-    one, two = one_and_two("few_cells", ready_file, tmp_path)
+    one, several = one_and_several("few_cells", ready_file, tmp_path)
     for kind in ("rna", "pairs"):
-        assert_same_records(records(two / kind), records(one / kind), rel=1e-5)
+        assert_same_records(records(several / kind), records(one / kind), rel=1e-5)
 
 
 def test_a_process_without_a_cell_and_no_validation_cells(ready_file, tmp_path):
-    one, two = one_and_two("lonely_rank", ready_file, tmp_path)
-    assert_same_records(records(two / "rna"), records(one / "rna"), rel=1e-5)
+    one, several = one_and_several("lonely_rank", ready_file, tmp_path)
+    assert_same_records(records(several / "rna"), records(one / "rna"), rel=1e-5)
 
 
 def test_pretrain_rna_by_two_processes(ready_file, tmp_path):

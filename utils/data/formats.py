@@ -14,6 +14,7 @@ import scanpy as sc
 from anndata.io import read_elem
 from scipy.sparse import csr_matrix
 
+from utils.data import probe
 from utils.data.matrix import Matrix
 from utils.data.source import MORE_COUNTS, Source
 from utils.data.text import read_text
@@ -52,6 +53,8 @@ def open_file(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None, 
     if path.stat().st_size == 0:
         raise UserError(f"{path}: is empty; copy or download it again")
     if h5py.is_hdf5(path):
+        if not probe.ends(path):
+            raise UserError(f"{path}: is damaged (HDF5 does not come to an end with it); copy or download it again")
         with reading(path, f"not a readable {path.suffix} file", "copy or download it again"):
             return _open_hdf5(path)
     if path.suffix in (".h5", ".h5ad", ".h5mu", ".loom"):
