@@ -24,6 +24,7 @@ from tests.models.helpers import (
     expression,
     gradients,
     jitter,
+    masked_rna,
     minibatch,
     ragged,
     rna_encoder,
@@ -79,6 +80,29 @@ def test_all_and_expressed_tokens_agree_where_all_genes_are_expressed():
     torch.testing.assert_close(
         scmomer("expressed").towers["rna"](cells), scmomer("all").towers["rna"](cells), atol=1e-5, rtol=0
     )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens_kind", ["all", "expressed"])
+def test_padding_changes_no_loss(tokens_kind, monkeypatch):
+    objective, batch = masked_rna(tokens_kind), minibatch()
+    expected = objective(batch)[0]
+    if tokens_kind == "expressed":
+        padded = replace(batch, rna=replace(batch.rna, padded_length=83))
+    else:
+        padded, tokenize = batch, objective.encoder.tokenize
+
+        def with_padding(rna: Ragged) -> GeneTokens:
+            bins, genes, _ = tokenize(rna)
+            return GeneTokens(
+                F.pad(bins, (0, 23), value=MASK_TOKEN),
+                F.pad(genes.expand(bins.shape), (0, 23)),
+                F.pad(torch.ones_like(bins, dtype=torch.bool), (0, 23)),
+            )
+
+        monkeypatch.setattr(objective.encoder, "tokenize", with_padding)
+    assert (expected > 0).sum() >= 4
+    torch.testing.assert_close(objective(padded)[0], expected, rtol=1e-5, atol=0)
 
 
 @torch.no_grad()

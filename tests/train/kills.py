@@ -23,6 +23,7 @@ from tests.helpers import (
     records,
     weights,
 )
+from utils.train.guards import STOPPED
 from utils.train.log import workshop
 from utils.train.state import has_state
 
@@ -89,9 +90,23 @@ class Processes:
         for pid in self.pids:
             os.kill(pid, number)
 
-    def join(self) -> list[int]:
-        """Exit codes; a signal's number is negative."""
-        return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.pids]
+    def join(self, seconds: float = 120) -> list[int]:
+        """Exit codes; a signal's number is negative. Processes that do not end are killed, and that is an error."""
+        codes, end = {}, time.monotonic() + seconds
+        while len(codes) < len(self.pids):
+            for pid in set(self.pids) - set(codes):
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    codes[pid] = os.waitstatus_to_exitcode(status)
+            if time.monotonic() > end:
+                for pid in set(self.pids) - set(codes):
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                raise AssertionError(
+                    f"{self.script}: did not end within {seconds} s\n{self.output.read_text()[-3000:]}"
+                )
+            time.sleep(0.002)
+        return [codes[pid] for pid in self.pids]
 
 
 def model_folder(flags: dict) -> Path:
@@ -132,6 +147,30 @@ def kill_and_resume(script: str, flags: dict, size: int, kills: int, seed: int, 
         hits += 1
     finish(script, resumed(), size, output)
     return hits
+
+
+def stop_and_resume(script: str, flags: dict, size: int, stops: int, seed: int, longest: float = 0.3) -> int:
+    """Ask a run to stop at random moments, as a scheduler does, resume it each time, and let it end.
+
+    Returns
+    -------
+    How many times it was stopped; fewer than asked for if it was done before
+    """
+    rng, done, output = random.Random(seed), 0, Path(flags["ckpt_dir"]) / "output.txt"
+    while done < stops:
+        resumed = {"resume": True} if has_state(workshop(model_folder(flags)) / "state") else {}
+        processes = Processes(script, flags | resumed, size, output).start()
+        processes.wait_until(processes.started)
+        time.sleep(rng.uniform(0, longest))
+        processes.send(rng.choice((signal.SIGTERM, signal.SIGUSR1)))
+        codes = processes.join()
+        if codes == [0] * size:
+            return done
+        if codes != [STOPPED] * size:
+            raise AssertionError(f"{script}: {codes}\n{output.read_text()[-3000:]}")
+        done += 1
+    finish(script, flags | {"resume": True}, size, output)
+    return done
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
