@@ -5,9 +5,12 @@ optimiser step into micro-batches and processes as it likes. A metric is a pair 
 Each objective owns exactly the parameters that its stage trains or reads.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.atac_encoder import ATACEncoder, PatchHead
 from models.masking import mask_genes, mask_patches
@@ -20,6 +23,8 @@ Metrics = dict[str, tuple[Tensor, Tensor]]
 ATAC_STAGE_1_OPEN_WEIGHT = 20.0
 FALSE_PAIR_SHARE = 0.5
 FEATURE_REDRAW_STEPS = 1000
+MAX_LOGITS = 2**22
+"""Of the peak decoder, held at a time: 16 MB in float32, and as much for each tensor that is derived from them."""
 
 
 def mean_per_cell(values: Tensor, cell: Tensor, n_cells: int) -> Tensor:
@@ -54,6 +59,38 @@ def peak_bce(logits: Tensor, atac: Ragged, open_weight: float) -> Tensor:
     at_open = logits[rows, atac.indices]
     correction = open_weight * F.softplus(-at_open) - F.softplus(at_open)
     return F.softplus(logits).sum(1).index_add(0, rows, correction) / logits.shape[1]
+
+
+def decoded_peak_bce(decoder: nn.Linear, embedding: Tensor, atac: Ragged, open_weight: float) -> Tensor:
+    """`peak_bce` of what a decoder reads off embeddings, with at most about `MAX_LOGITS` logits in memory at a time.
+
+    Where there are more, they are computed by stretches of peaks, and once again for the gradient.
+
+    Parameters
+    ----------
+    decoder : latent_dim → n_peaks
+    embedding : [B, latent_dim]
+    atac, open_weight : as in `peak_bce`
+
+    Returns
+    -------
+    [B] float32
+    """
+
+    def stretch(embedding: Tensor, weight: Tensor, bias: Tensor, start: int) -> Tensor:
+        stop = start + len(weight)
+        part = atac.keep((atac.indices >= start) & (atac.indices < stop))
+        part = replace(part, indices=part.indices - start, width=len(weight))
+        return peak_bce(F.linear(embedding, weight, bias), part, open_weight) * (len(weight) / atac.width)
+
+    size = max(MAX_LOGITS // max(len(embedding), 1), 1)
+    if size >= atac.width:
+        return peak_bce(decoder(embedding), atac, open_weight)
+    loss = embedding.new_zeros(len(embedding), dtype=torch.float32)
+    starts = range(0, atac.width, size)
+    for weight, bias, start in zip(decoder.weight.split(size), decoder.bias.split(size), starts, strict=True):
+        loss = loss + checkpoint(stretch, embedding, weight, bias, start, use_reentrant=False, preserve_rng_state=False)
+    return loss
 
 
 def freeze(module: nn.Module) -> None:
@@ -173,7 +210,7 @@ class JointPairs(Objective):
 def reconstruction(decoders: nn.ModuleDict, embedding: Tensor, batch: Minibatch) -> tuple[Tensor, Tensor]:
     """RNA mean squared error [B] and ATAC cross-entropy [B] of what the decoders read off the cell embedding."""
     rna_mse = (decoders["rna"](embedding).float() - batch.rna.dense()).square().mean(1)
-    return rna_mse, peak_bce(decoders["atac"](embedding), batch.atac, ATAC_JOINT_OPEN_WEIGHT)
+    return rna_mse, decoded_peak_bce(decoders["atac"], embedding, batch.atac, ATAC_JOINT_OPEN_WEIGHT)
 
 
 class Distillation(Objective):

@@ -11,8 +11,12 @@ import math
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.favor import favor_attention
+
+RECOMPUTE_VALUES = 2**20
+"""Size of a stream [B, L, dim] from which memory counts for more than time."""
 
 
 def n_features_for(dim_head: int) -> int:
@@ -68,4 +72,10 @@ class PerformerBlock(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), valid)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        # Its hidden layer is the largest tensor of a block and cheap to compute again.
+        if torch.is_grad_enabled() and x.numel() > RECOMPUTE_VALUES:
+            return x + checkpoint(self._feed, x, use_reentrant=False, preserve_rng_state=False)
+        return x + self._feed(x)
+
+    def _feed(self, x: Tensor) -> Tensor:
+        return self.feed_forward(self.feed_forward_norm(x))

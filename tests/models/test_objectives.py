@@ -13,6 +13,7 @@ from models.objectives import (
     JointPairs,
     MaskedATAC,
     MaskedRNA,
+    decoded_peak_bce,
     mean_per_cell,
     peak_bce,
 )
@@ -316,3 +317,22 @@ def test_open_peaks_of_hidden_patches_change_the_loss_alone():
     assert (objective(minibatch(atac=inverted))[0] != objective(batch)[0]).all()
     states, other_states = (objective.encoder(ragged(cells), hidden)[0] for cells in (dense, inverted))
     assert torch.equal(states, other_states)
+
+
+@pytest.mark.parametrize("max_logits", [1, 5 * 10, 5 * 64, 5 * N_PEAKS])
+def test_the_peak_decoders_loss_is_the_same_by_stretches(max_logits, monkeypatch):
+    """Values, gradients, and nothing as large as all logits kept, where they do not fit."""
+    torch.manual_seed(0)
+    decoder, embedding = torch.nn.Linear(12, N_PEAKS), torch.randn(5, 12, requires_grad=True)
+    atac, weight = ragged(accessibility()), torch.arange(1.0, 6.0)
+    inputs = [embedding, decoder.weight, decoder.bias]
+    expected = peak_bce(decoder(embedding), atac, 5.0)
+    expected_gradients = torch.autograd.grad((expected * weight).sum(), inputs)
+    monkeypatch.setattr("models.objectives.MAX_LOGITS", max_logits)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
+        loss = decoded_peak_bce(decoder, embedding, atac, 5.0)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    for ours, theirs in zip(torch.autograd.grad((loss * weight).sum(), inputs), expected_gradients, strict=True):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+    assert (torch.Size([5, N_PEAKS]) in kept) == (max_logits == 5 * N_PEAKS)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models import performer
 from models.performer import FavorAttention, PerformerBlock, n_features_for, orthogonal_features
 
 DIM, HEADS, DIM_HEAD = 32, 2, 16
@@ -101,6 +102,25 @@ def test_a_cells_attention_and_gradient_know_no_neighbours(with_padding):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(gradient[:9], alone_gradient[:9], atol=1e-5, rtol=1e-4)
     assert (gradient[9:] == 0).all()
+
+
+def test_a_hidden_layer_computed_twice_changes_nothing(monkeypatch):
+    torch.manual_seed(6)
+    block, x = PerformerBlock(DIM, HEADS, DIM_HEAD), torch.randn(2, 9, DIM)
+
+    def results() -> list[Tensor]:
+        out = block(x)
+        return [out, *torch.autograd.grad(out.sin().sum(), list(block.parameters()))]
+
+    expected = results()
+    monkeypatch.setattr(performer, "RECOMPUTE_VALUES", 0)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape[-1]) or x, lambda x: x):
+        out = block(x)
+    assert 4 * DIM not in kept  # the width of the hidden layer
+    for ours, theirs in zip(results(), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(out, expected[0])
 
 
 def test_a_cell_of_padding_alone_is_finite():

@@ -1,0 +1,152 @@
+"""What a cell costs in the RNA encoder at the published size, beside the Performer of performer-pytorch.
+
+    pip install --no-deps performer-pytorch==1.1.4 local-attention==1.9.0 axial-positional-embedding==0.3.12
+    python benchmarks/rna_encoder.py
+
+One cell of 16,906 genes, width 200, 6 blocks of 10 heads of 64, 266 features. Work is timed in one process, the peer
+and ours in turn, and the median is taken; peak memory is that of a process that does one such step and nothing else.
+Prints the table and writes rna_encoder.json into --out_path. Without the peer, ours alone.
+"""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models.minibatch import Minibatch, Ragged
+from models.objectives import MaskedRNA
+from models.rna_encoder import RNAEncoder, RNAEncoderConfig
+from utils.cli import flag, parse_flags, run_script
+
+try:
+    from performer_pytorch import PerformerLM
+except ImportError:
+    PerformerLM = None
+
+N_GENES, N_EXPRESSED = 16_906, 2_000
+REACH = {  # work → times the peer's speed, share of its memory
+    "training, all genes, fp32": (1.8, 0.25),
+    "training, all genes, bf16": (2.5, 0.25),
+    "inference, all genes, fp32": (2.0, 0.25),
+    "training, expressed genes, fp32": (18.0, None),
+    "inference, expressed genes, fp32": (25.0, None),
+}
+
+
+@dataclass
+class Flags:
+    repeats: int = flag("of each measurement; the median counts", 5)
+    threads: int = flag("of the CPU", 2)
+    only: str | None = flag("do one step of this work and print the peak memory in MB", None)
+    out_path: str = flag("folder for the result", "runs/rna_encoder")
+
+
+def cell() -> Minibatch:
+    """One cell with `N_EXPRESSED` expressed genes."""
+    rng = np.random.default_rng(0)
+    genes = np.sort(rng.choice(N_GENES, N_EXPRESSED, replace=False))
+    values = rng.uniform(1, 6, N_EXPRESSED).astype(np.float32)
+    rna = Ragged(torch.from_numpy(genes), torch.from_numpy(values), torch.tensor([0, N_EXPRESSED]), N_GENES)
+    return Minibatch(torch.zeros(1, dtype=torch.int64), torch.tensor([17]), torch.ones(1), 1, rna)
+
+
+def make_ours(work: str) -> Callable[[], None]:
+    torch.manual_seed(0)
+    config = RNAEncoderConfig(tokens="expressed" if "expressed" in work else "all")
+    objective, batch = MaskedRNA(RNAEncoder(config, N_GENES), seed=0), cell()
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-4, fused=True)
+    autocast = lambda: torch.autocast("cpu", torch.bfloat16, enabled="bf16" in work)
+
+    def train() -> None:
+        with autocast():
+            loss, _ = objective(batch)
+        loss.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def infer() -> None:
+        with autocast():
+            objective.encoder(objective.encoder.tokenize(batch.rna))
+
+    return train if "training" in work else infer
+
+
+def make_peer(work: str) -> Callable[[], None]:
+    """The peer has all genes as tokens and computes in float32."""
+    torch.manual_seed(0)
+    model = PerformerLM(num_tokens=7, dim=200, depth=6, max_seq_len=N_GENES, heads=10, dim_head=64)
+    optimizer, batch = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True), cell()
+    bins = batch.rna.dense().long().clamp(max=5)
+    target = bins > 0
+
+    def train() -> None:
+        F.cross_entropy(model(bins)[target], bins[target]).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def infer() -> None:
+        model(bins, return_encodings=True)
+
+    return train if "training" in work else infer
+
+
+def peak_memory(work: str) -> float:
+    """MB of a process that does one step."""
+    command = [sys.executable, __file__, "--only", work]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def main() -> None:
+    (flags,) = parse_flags(__doc__, Flags)
+    torch.set_num_threads(flags.threads)
+    if flags.only:
+        (make_peer if flags.only.startswith("peer") else make_ours)(flags.only)()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    peers = ["peer training", "peer inference"] if PerformerLM else []
+    if not peers:
+        print("performer-pytorch is not installed (see --help): ours alone")
+    steps = {work: make_peer(work) for work in peers} | {work: make_ours(work) for work in REACH}
+    seconds = {work: [] for work in steps}
+    for repeat in range(flags.repeats + 1):
+        for work, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if repeat:  # the first one warms up
+                seconds[work].append(time.perf_counter() - start)
+        print(f"round {repeat} of {flags.repeats}", flush=True)
+    median = {work: float(np.median(times)) for work, times in seconds.items()}
+    del steps
+    memory = {work: peak_memory(work) for work in median}
+    rows = []
+    for work, (speed, share) in REACH.items():
+        row = {"work": work, "seconds": median[work], "peak_mb": memory[work]}
+        if peers:
+            peer = f"peer {work.split(',')[0]}"
+            row |= {"peer_seconds": median[peer], "peer_peak_mb": memory[peer]}
+            row |= {"times_as_fast": median[peer] / median[work], "reach": speed}
+            row |= {"share_of_memory": memory[work] / memory[peer], "reach_memory": share}
+        rows.append(row)
+        print("  ".join(f"{name} {v:.3g}" if isinstance(v, float) else f"{v}" for name, v in row.items()), flush=True)
+    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "torch": torch.__version__}
+    out = Path(flags.out_path)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "rna_encoder.json").write_text(json.dumps({"rows": rows, "threads": flags.threads} | machine, indent=1))
+
+
+if __name__ == "__main__":
+    run_script(main)
