@@ -1,8 +1,8 @@
 """FAVOR+ attention in blocks of tokens: the random features of a block live in the cache and are never all stored.
 
-    φ(x) = m^-½ · (exp(s·xWᵀ − s²‖x‖²/2 − top) + ε),   s = d^-¼         φ [L, m]
-    C    = φ(K)ᵀ [V 1]                                                    [m, d + 1]
-    U    = φ(Q) C,   attention = U[:, :d] / U[:, d]                       [L, d + 1]
+    φ(x) = exp(s·xWᵀ − s²‖x‖²/2 − top) + ε,   s = d^-¼       φ [L, m]     (a factor m^-½ would cancel)
+    C    = φ(K)ᵀ [V 1]                                       [m, d + 1]
+    U    = φ(Q) C,   attention = U[:, :d] / U[:, d]          [L, d + 1]
 
 `top`, the largest projection (of a query; of all keys of a cell), is a constant of the quotient but for rounding and
 for ε; it is treated as one in the gradient. C is summed over blocks of keys with the largest projection so far, and
@@ -10,8 +10,8 @@ scaled when a larger one comes. The gradient computes the features a second time
 
     dφ(Q) = dU Cᵀ     dC = φ(Q)ᵀ dU     dφ(K) = [V 1] dCᵀ     dV = φ(K) dC
 
-and from G = dφ ∘ (φ·√m − ε)·m^-½ (the exponential alone has a gradient), dx = s·GW − s²·x·ΣG. W is not trained.
-The plain form, which stores everything, is in tests/models/plain_favor.py.
+and, since the exponential alone has a gradient, with G = dφ ∘ (φ − ε): dx = s·GW − s²·x·ΣG. W is not trained. The plain
+form, which stores everything, is in tests/models/plain_favor.py.
 """
 
 from collections.abc import Iterator
@@ -136,7 +136,7 @@ def _project(x: Tensor, features: Tensor, pad: Tensor | None) -> tuple[Tensor, T
 
 
 def _query_features(x: Tensor, features: Tensor, pad: Tensor | None) -> Tensor:
-    """φ(Q)·√m − ε [b, H, l, m]."""
+    """φ(Q) − ε [b, H, l, m]."""
     projected, half_norm = _project(x.float(), features, pad)
     return projected.sub_(half_norm + projected.amax(-1, keepdim=True)).exp_()
 

@@ -1,0 +1,109 @@
+"""What the number of peaks costs: ATAC pretraining at the published size, and the decoder of the later stages.
+
+    python benchmarks/atac_encoder.py
+
+Minibatches of 4 cells with 10,000 open peaks each, of 115,000 and of 1,154,464 peaks in all, in turn; the median
+counts. The decoder's loss is taken by stretches of peaks: what it holds at most is counted. Prints what is to be
+reached and what was measured, and writes atac_encoder.json into --out_path.
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models.atac_encoder import ATACEncoder, ATACEncoderConfig
+from models.minibatch import Minibatch, Ragged
+from models.objectives import MAX_LOGITS, MaskedATAC, decoded_peak_bce
+from utils.cli import flag, parse_flags, run_script
+
+N_CELLS, N_OPEN, FEW, MANY = 4, 10_000, 115_000, 1_154_464
+
+
+@dataclass
+class Flags:
+    repeats: int = flag("of each measurement; the median counts", 5)
+    threads: int = flag("of the CPU", 2)
+    out_path: str = flag("folder for the result", "runs/atac_encoder")
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the largest tensor that any operation within the block makes, of those `counts` is true for."""
+
+    def __init__(self, counts):
+        super().__init__()
+        self.counts, self.values = counts, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, Tensor) and self.counts(tensor):
+                self.values = max(self.values, tensor.numel())
+        return out
+
+
+def cells(n_peaks: int) -> Ragged:
+    rng = np.random.default_rng(0)
+    peaks = np.concatenate([np.sort(rng.choice(n_peaks, N_OPEN, replace=False)) for _ in range(N_CELLS)])
+    return Ragged(torch.from_numpy(peaks), torch.ones(len(peaks)), torch.arange(N_CELLS + 1) * N_OPEN, n_peaks)
+
+
+def make_step(n_peaks: int):
+    torch.manual_seed(0)
+    objective = MaskedATAC(ATACEncoder(ATACEncoderConfig(), n_peaks))
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-4, fused=True)
+    rows = torch.arange(N_CELLS)
+    batch = Minibatch(rows, rows * 7919 + 13, torch.ones(N_CELLS), N_CELLS, atac=cells(n_peaks))
+
+    def step() -> None:
+        objective(batch)[0].mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def main() -> None:
+    (flags,) = parse_flags(__doc__, Flags)
+    torch.set_num_threads(flags.threads)
+    steps, seconds = {n: make_step(n) for n in (FEW, MANY)}, {FEW: [], MANY: []}
+    for repeat in range(flags.repeats + 1):
+        for n_peaks, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if repeat:  # the first one warms up
+                seconds[n_peaks].append(time.perf_counter() - start)
+    few, many = (float(np.median(seconds[n])) for n in (FEW, MANY))
+    del steps
+
+    decoder, embedding = nn.Linear(128, MANY), torch.randn(N_CELLS, 128, requires_grad=True)
+    atac = cells(MANY)
+    with LargestTensor(lambda tensor: tensor.ndim == 2 and N_CELLS in tensor.shape) as largest:
+        decoded_peak_bce(decoder, embedding, atac, 5.0).mean().backward()
+    found = {
+        "seconds at 115,000 peaks": few,
+        "seconds at 1,154,464 peaks": many,
+        "ratio": many / few,
+        "logits held at a time": largest.values,
+        "of": N_CELLS * MANY,
+    }
+    print(f"a step at {MANY:,} peaks against {FEW:,}: reach 1.5, measured {many / few:.3g} ({many:.3g} s, {few:.3g} s)")
+    print(f"logits held at a time: reach {MAX_LOGITS:,}, measured {largest.values:,} of {N_CELLS * MANY:,}")
+    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "torch": torch.__version__}
+    out = Path(flags.out_path)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "atac_encoder.json").write_text(json.dumps(found | machine, indent=1))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,86 @@
+"""Cells per second, end to end: prediction from a raw file, and training by one process and by two.
+
+    make demo
+    python benchmarks/throughput.py --model_path demo_output/runs/celltype_student
+
+Labels 10,000 simulated cells (RNA, raw .h5ad) with the demo's model on all threads, from the start of the script to the
+written file. Then trains the demo's RNA encoder for one epoch by one process with one thread, and by two (gloo), in
+turn, three times; the training loop's own rate counts, the median of each. Prints what is to be reached and what was
+measured, and writes throughput.json into --out_path.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.cli import flag, parse_flags, run_script
+from utils.data.simulate import SimulationConfig, simulate
+from utils.errors import UserError
+from utils.report.stages import ROOT, Stages
+
+REACH = {"prediction, cells/s": 300, "prediction, GB": 2.0, "two processes against one": 1.7}
+TRAINING = (
+    "--tokens expressed --dim 64 --depth 2 --heads 2 --dim_head 32 --epochs 1 --grad_acc 1 --overwrite --model_name rna"
+)
+
+
+@dataclass
+class Flags:
+    model_path: str = flag("the demo's cell type model", "demo_output/runs/celltype_student")
+    n_cells: int = flag("to be labelled", 10_000)
+    n_training: int = flag("simulated cells to train on", 1_000)
+    repeats: int = flag("of the training", 3)
+    out_path: str = flag("folder for files and results", "runs/throughput")
+
+
+def main() -> None:
+    (flags,) = parse_flags(__doc__, Flags)
+    if not Path(flags.model_path).is_dir():
+        raise UserError(f"{flags.model_path}: no such model; run make demo first, or give --model_path")
+    out = Path(flags.out_path).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    stages = Stages()
+    raw = out / "cells.h5ad"
+    simulate(SimulationConfig(n_cells=flags.n_cells, seed=1)).mdata["rna"].write(raw)
+    stages.run("predict", f"predict_cell_type.py --data_path {raw} --model_path {Path(flags.model_path).resolve()}")
+    used = stages.used["predict"]
+    found = {"prediction, cells/s": flags.n_cells / used["seconds"], "prediction, GB": used["peak_memory_gb"]}
+
+    simulate(SimulationConfig(n_cells=flags.n_training, seed=2)).mdata["rna"].write(raw)
+    ready = out / "ready.h5ad"
+    stages.run("preprocess", f"preprocess.py --data_path {raw} --out_path {ready} --target_sum 2000")
+    rates = {1: [], 2: []}
+    for _ in range(flags.repeats):
+        for size in rates:
+            rates[size].append(train(size, ready, out))
+    found["two processes against one"] = float(np.median(rates[2]) / np.median(rates[1]))
+    for name, reach in REACH.items():
+        print(f"{name}: reach {reach}, measured {found[name]:.3g}")
+    print(f"training, cells/s: {np.median(rates[1]):.1f} by one process, {np.median(rates[2]):.1f} by two")
+    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "torch": torch.__version__}
+    (out / "throughput.json").write_text(json.dumps({"reach": REACH, "measured": found, "rates": rates} | machine))
+
+
+def train(size: int, ready: Path, out: Path) -> float:
+    """Cells per second of one epoch, at 16 cells per step."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
+    flags = f"--data_path {ready} --ckpt_dir {out} --batch_size {16 // size} {TRAINING}".split()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    shutil.rmtree(out / "rna", ignore_errors=True)
+    subprocess.run([*launcher, "pretrain_rna.py", *flags], cwd=ROOT, env=environment, check=True)
+    lines = [json.loads(line) for line in (out / "rna" / "metrics.jsonl").read_text().splitlines()]
+    return next(line["cells_per_second"] for line in lines if line["phase"] == "train")
+
+
+if __name__ == "__main__":
+    run_script(main)
