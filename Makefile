@@ -30,7 +30,7 @@ bench: $(STAMP) ## run every script in benchmarks/, one per claim made in the RE
 	done; \
 	[ $$found = yes ] || echo "benchmarks/ holds no scripts yet."
 
-soak: $(STAMP) ## kill and resume every training script, read thousands of broken files (an hour)
+soak: $(STAMP) ## kill and resume every training script, read thousands of broken files (half an hour)
 	$(BIN)/python -m tests.soak
 
 clean: ## remove demo_output/ and caches (not .venv)

@@ -87,6 +87,8 @@ def score_types(
         raise UserError(f"{cells.path}: no column {column!r} in obs; name the labels with --label_column")
     labelled = labels.notna().to_numpy()
     rows = rows[labelled[rows]]
+    if not len(rows):
+        raise UserError(f"{cells.path}: no {flags.split} cell has a label in {column}; choose another --label_column")
     truth = labels.iloc[rows].to_numpy()
 
     def data(which: np.ndarray) -> csr_matrix:

@@ -43,11 +43,12 @@ def main() -> None:
     found = {}
     for seed in range(flags.seeds):
         for precision in ("fp32", "bf16"):
-            out = Path(flags.out_path) / f"{precision}_{seed}"
+            out = Path(flags.out_path).resolve() / f"{precision}_{seed}"
             out.parent.mkdir(parents=True, exist_ok=True)
-            words = f"demo.py --out_path {out} --n_cells {flags.n_cells} --seed {seed} --precision {precision}".split()
+            words = f"--n_cells {flags.n_cells} --seed {seed} --precision {precision}".split()
             print(f"seed {seed}, {precision}", flush=True)
-            subprocess.run([sys.executable, *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            words = [sys.executable, "demo.py", "--out_path", str(out), *words]
+            subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
             summary = json.loads((out / "summary.json").read_text())
             for name, (part, row, score) in SCORES.items():
                 found.setdefault(name, {}).setdefault(precision, []).append(summary[part][row][score])

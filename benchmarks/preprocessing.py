@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.cli import flag, parse_flags, run_script
 from utils.data.genes import load_gene_table
 from utils.data.write import write_in_blocks
-from utils.report.stages import ROOT
+from utils.report.stages import ROOT, forget_peak_memory
 
 N_GENES, N_EXPRESSED, BLOCK = 20_000, 1_500, 5_000
 
@@ -90,6 +90,7 @@ def preprocess(raw: Path, ready: Path) -> tuple[float, float]:
     """Seconds and peak resident memory in MB of the script, in a process of its own."""
     command = [sys.executable, "preprocess.py", "--data_path", str(raw.resolve()), "--out_path", str(ready.resolve())]
     start = time.perf_counter()
+    forget_peak_memory()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:

@@ -29,6 +29,7 @@ from models.minibatch import Minibatch, Ragged
 from models.objectives import MaskedRNA
 from models.rna_encoder import RNAEncoder, RNAEncoderConfig
 from utils.cli import flag, parse_flags, run_script
+from utils.report.stages import forget_peak_memory
 
 try:
     from performer_pytorch import PerformerLM
@@ -104,9 +105,10 @@ def make_peer(work: str) -> Callable[[], None]:
     return train if "training" in work else infer
 
 
-def peak_memory(work: str) -> float:
+def peak_memory(work: str, threads: int) -> float:
     """MB of a process that does one step."""
-    command = [sys.executable, __file__, "--only", work]
+    forget_peak_memory()
+    command = [sys.executable, __file__, "--only", work, "--threads", str(threads)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -115,12 +117,14 @@ def main() -> None:
     torch.set_num_threads(flags.threads)
     if flags.only:
         (make_peer if flags.only.startswith("peer") else make_ours)(flags.only)()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 2**20))
         return
     peers = ["peer training", "peer inference"] if PerformerLM else []
     if not peers:
         print("performer-pytorch is not installed (see --help): ours alone")
-    steps = {work: make_peer(work) for work in peers} | {work: make_ours(work) for work in REACH}
+    works = [*peers, *REACH]
+    memory = {work: peak_memory(work, flags.threads) for work in works}
+    steps = {work: (make_peer if work in peers else make_ours)(work) for work in works}
     seconds = {work: [] for work in steps}
     for repeat in range(flags.repeats + 1):
         for work, step in steps.items():
@@ -130,8 +134,6 @@ def main() -> None:
                 seconds[work].append(time.perf_counter() - start)
         print(f"round {repeat} of {flags.repeats}", flush=True)
     median = {work: float(np.median(times)) for work, times in seconds.items()}
-    del steps
-    memory = {work: peak_memory(work) for work in median}
     rows = []
     for work, (speed, share) in REACH.items():
         row = {"work": work, "seconds": median[work], "peak_mb": memory[work]}

@@ -75,30 +75,36 @@ class _Favor(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_out):
-        q, k, v, features, valid, context, tops = ctx.saved_tensors
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        for cells in _cells(q, features):
-            c, top = context[cells], tops[cells].masked_fill(tops[cells].isinf(), 0.0)
-            dc = torch.zeros_like(c)
-            for tokens in _tokens(q):
-                x, pad = q[cells, :, tokens].float(), _padding(valid, cells, tokens)
-                e = _query_features(x, features, pad)
-                phi = e + FEATURE_EPS
-                u, du = _bmm(phi, c), d_out[cells, :, tokens].float()
-                norm = u[..., -1:].clamp(min=torch.finfo(torch.float32).tiny)
-                du = du / norm
-                du = torch.cat([du, -(du * u[..., :-1]).sum(-1, keepdim=True) / norm], -1)
-                dc += _bmm(phi.mT, du)
-                dq[cells, :, tokens] = _to_input(_bmm(du, c.mT).mul_(e), x, features)
-            for tokens in _tokens(q):
-                x, pad = k[cells, :, tokens].float(), _padding(valid, cells, tokens)
-                values = _with_ones(v[cells, :, tokens], pad)
-                projected, half_norm = _project(x, features, pad)
-                e = projected.sub_(half_norm + top).exp_()
-                d_values = _bmm(e + FEATURE_EPS, dc)[..., :-1]
-                dv[cells, :, tokens] = d_values if pad is None else d_values.masked_fill(pad, 0.0)
-                dk[cells, :, tokens] = _to_input(_bmm(values, dc.mT).mul_(e), x, features)
-        return dq, dk, dv, None, None
+        with torch.autocast(d_out.device.type, enabled=False):
+            return _gradients(d_out, *ctx.saved_tensors)
+
+
+def _gradients(d_out, q, k, v, features, valid, context, tops) -> tuple[Tensor | None, ...]:
+    """Gradients of everything `forward` is given; `context` [B, H, m, d + 1] is C, `tops` [B, 1, 1, 1]."""
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    for cells in _cells(q, features):
+        c, top = context[cells], tops[cells].masked_fill(tops[cells].isinf(), 0.0)
+        dc = torch.zeros_like(c)
+        for tokens in _tokens(q):
+            x, pad = q[cells, :, tokens].float(), _padding(valid, cells, tokens)
+            e = _query_features(x, features, pad)
+            phi = e + FEATURE_EPS
+            u, du = _bmm(phi, c), d_out[cells, :, tokens].float()
+            tiny = torch.finfo(torch.float32).tiny
+            norm = u[..., -1:].clamp(min=tiny)
+            du = (du / norm).masked_fill(u[..., -1:] < tiny, 0.0)  # a cell of padding alone
+            du = torch.cat([du, -(du * u[..., :-1]).sum(-1, keepdim=True) / norm], -1)
+            dc += _bmm(phi.mT, du)
+            dq[cells, :, tokens] = _to_input(_bmm(du, c.mT).mul_(e), x, features)
+        for tokens in _tokens(q):
+            x, pad = k[cells, :, tokens].float(), _padding(valid, cells, tokens)
+            values = _with_ones(v[cells, :, tokens], pad)
+            projected, half_norm = _project(x, features, pad)
+            e = projected.sub_(half_norm + top).exp_()
+            d_values = _bmm(e + FEATURE_EPS, dc)[..., :-1]
+            dv[cells, :, tokens] = d_values if pad is None else d_values.masked_fill(pad, 0.0)
+            dk[cells, :, tokens] = _to_input(_bmm(values, dc.mT).mul_(e), x, features)
+    return dq, dk, dv, None, None
 
 
 def _tokens(x: Tensor) -> Iterator[slice]:

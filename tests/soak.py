@@ -1,6 +1,6 @@
 """The long form of the promises in docs/RELIABILITY.md: kills by the hundred, broken files by the ten thousand.
 
-    python -m tests.soak --kills 20 --files 10000          (make soak; an hour on two cores)
+    python -m tests.soak --kills 20 --files 10000          (make soak; half an hour on two cores)
 
 Kills every training script at random moments, or asks it to stop as schedulers do, by one process and by two, resumes
 it each time, and compares the end with an uninterrupted run, bit by bit. Then reads broken files. Prints a line for

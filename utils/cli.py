@@ -64,6 +64,9 @@ def run_script(main: Callable[[], None]) -> None:
     When several processes run and one of them fails, the others only say so: what matters is the first one's message.
     """
     rank = int(os.environ.get("RANK", "0"))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names in a file may be what a terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
 
     def leave(message: object, code: int) -> None:
         who = f"[process {rank}] " if rank else ""

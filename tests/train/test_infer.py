@@ -108,7 +108,8 @@ def test_every_cell_once(world_size, batch_size):
     seen = []
     for rank in range(world_size):
         for micro in LengthPlan(lengths, batch_size, rank, world_size):
-            assert len(micro.rows) == max(batch_size, 2) or (micro.weight > 0).sum() <= batch_size
+            assert 2 <= len(micro.rows) <= max(batch_size, 2)
+            assert 1 <= (micro.weight > 0).sum() <= batch_size
             assert (padded_length(lengths[micro.rows]) == micro.padded_length).all()
             seen.extend(micro.rows[micro.weight > 0])
     assert sorted(seen) == list(range(50))

@@ -117,17 +117,20 @@ class SavedModel:
     @property
     def model_config(self) -> ScMomerConfig:
         """Shape of the composed model of stages II and later."""
-        return ScMomerConfig(**self.config, **self.options)
+        with reading(self.path, *NO_MODEL):
+            return ScMomerConfig(**self.config, **self.options)
 
     def build(self) -> ScMomer:
         """The composed model of stages II and later, with its weights."""
         n_features = {name: len(self.features.get(name, ())) for name in FEATURE_FILES}
-        model = ScMomer(self.model_config, n_features["rna"], n_features["atac"], len(self.labels))
+        with reading(self.path, *NO_MODEL):
+            model = ScMomer(self.model_config, n_features["rna"], n_features["atac"], len(self.labels))
         load_strictly(model, self.state, self.path)
         return model.eval()
 
 
 WEIGHTS = "model.safetensors"
+NO_MODEL = ("holds what is no saved model", "restore the folder, or train again")
 FEATURE_FILES = {"rna": "genes", "atac": "peaks"}
 
 
@@ -145,7 +148,7 @@ def load_model(path: str | Path, *kinds: str) -> SavedModel:
         If the folder is damaged or of another kind.
     """
     folder, digest = check_folder(path, WEIGHTS, "config.json")
-    with reading(folder, "holds what is no saved model", "restore the folder, or train again"):
+    with reading(folder, *NO_MODEL):
         return _load(folder, digest, kinds)
 
 

@@ -1,6 +1,7 @@
 """Running a trained model over cells: results come back in the file's order, from any number of processes."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,7 +24,8 @@ class CellByCell(TorchFunctionMode):
     """Within the block, linear layers multiply each cell's matrix by itself, in one batched call.
 
     Multiplied as one tall matrix, a cell's rows would be summed up in an order that depends on how many cells there are
-    and where it stands among them. The cost is the same.
+    and where it stands among them. With many tokens per cell the cost is the same; a layer on single vectors is slower,
+    and is computed in float32 (in bfloat16 the library would copy the weights for every cell).
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -35,8 +37,13 @@ class CellByCell(TorchFunctionMode):
     def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """[B, …, in] → [B, …, out]"""
         cells = input.reshape(len(input), -1, input.shape[-1])
+        device, autocast = input.device.type, torch.is_autocast_enabled(input.device.type)
+        if autocast and cells.shape[1] == 1:
+            cells, weight, bias = cells.float(), weight.float(), None if bias is None else bias.float()
+            autocast = False
         weights = weight.t().expand(len(input), -1, -1)
-        out = torch.bmm(cells, weights) if bias is None else torch.baddbmm(bias, cells, weights)
+        with torch.autocast(device, enabled=autocast):
+            out = torch.bmm(cells, weights) if bias is None else torch.baddbmm(bias, cells, weights)
         return out.reshape(*input.shape[:-1], len(weight))
 
 
@@ -44,7 +51,7 @@ class CellByCell(TorchFunctionMode):
 class InferConfig:
     """How to run a trained model."""
 
-    batch_size: int = field(default=64, metadata={"help": "cells per forward pass and process"})
+    batch_size: int = field(default=64, metadata={"help": "cells per forward pass and process; 1 computes each twice"})
     device: Literal["auto", "cpu", "cuda"] = field(
         default="auto", metadata={"help": "auto takes a GPU when there is one"}
     )
@@ -85,7 +92,7 @@ def infer(
     rows, results = [], []
     for batch in make_loader(dataset, plan, config.num_workers):
         autocast = torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.precision == "bf16")
-        with autocast, CellByCell():
+        with autocast, CellByCell() if runtime.device.type == "cpu" else nullcontext():
             outputs = function(batch.to(runtime.device))
         real = batch.weight > 0
         rows.append(batch.row[real].numpy())
