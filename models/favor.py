@@ -67,7 +67,7 @@ class _Favor(torch.autograd.Function):
             c.add_(bias, alpha=FEATURE_EPS)
             for tokens in _tokens(q):
                 e = _query_features(q[cells, :, tokens], features, _padding(valid, cells, tokens))
-                u = _bmm(e.add_(FEATURE_EPS), c)
+                u = _bmm_with_eps(e, c)
                 out[cells, :, tokens] = u[..., :-1] / u[..., -1:].clamp(min=torch.finfo(torch.float32).tiny)
         ctx.save_for_backward(q, k, v, features, valid, context, tops)
         return out
@@ -88,20 +88,19 @@ def _gradients(d_out, q, k, v, features, valid, context, tops) -> tuple[Tensor |
         for tokens in _tokens(q):
             x, pad = q[cells, :, tokens].float(), _padding(valid, cells, tokens)
             e = _query_features(x, features, pad)
-            phi = e + FEATURE_EPS
-            u, du = _bmm(phi, c), d_out[cells, :, tokens].float()
+            u, du = _bmm_with_eps(e, c), d_out[cells, :, tokens].float()
             tiny = torch.finfo(torch.float32).tiny
             norm = u[..., -1:].clamp(min=tiny)
             du = (du / norm).masked_fill(u[..., -1:] < tiny, 0.0)  # a cell of padding alone
             du = torch.cat([du, -(du * u[..., :-1]).sum(-1, keepdim=True) / norm], -1)
-            dc += _bmm(phi.mT, du)
+            dc += _bmm(e.mT, du).add_(du.sum(-2, keepdim=True), alpha=FEATURE_EPS)
             dq[cells, :, tokens] = _to_input(_bmm(du, c.mT).mul_(e), x, features)
         for tokens in _tokens(q):
             x, pad = k[cells, :, tokens].float(), _padding(valid, cells, tokens)
             values = _with_ones(v[cells, :, tokens], pad)
             projected, half_norm = _project(x, features, pad)
             e = projected.sub_(half_norm + top).exp_()
-            d_values = _bmm(e + FEATURE_EPS, dc)[..., :-1]
+            d_values = _bmm_with_eps(e, dc)[..., :-1]
             dv[cells, :, tokens] = d_values if pad is None else d_values.masked_fill(pad, 0.0)
             dk[cells, :, tokens] = _to_input(_bmm(values, dc.mT).mul_(e), x, features)
     return dq, dk, dv, None, None
@@ -130,6 +129,11 @@ def _padding(valid: Tensor | None, cells: slice, tokens: slice) -> Tensor | None
 def _bmm(a: Tensor, b: Tensor) -> Tensor:
     """[b, H, n, i] · [b, H, i, o], each head of each cell by itself."""
     return torch.bmm(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, a.shape[:2])
+
+
+def _bmm_with_eps(e: Tensor, c: Tensor) -> Tensor:
+    """(e + ε) · c, without a pass over e for the sum."""
+    return _bmm(e, c).add_(c.sum(-2, keepdim=True), alpha=FEATURE_EPS)
 
 
 def _project(x: Tensor, features: Tensor, pad: Tensor | None) -> tuple[Tensor, Tensor]:
