@@ -122,10 +122,8 @@ def test_several_processes_give_the_losses_of_one(size, ready_file, tmp_path):
     for kind in KINDS:
         assert_same_records(records(several / kind), records(one / kind), rel=1e-5)
         assert_close_weights(last_weights(several / kind), last_weights(one / kind))
-    assert_close_weights(last_weights(several / "resumed"), last_weights(several / "rna"))
-    if size == 2:  # more gradients are added up in another order in the first step of a process
-        assert_same_tensors(last_weights(several / "resumed"), last_weights(several / "rna"))
-        assert_same_tensors(weights(several / "resumed"), weights(several / "rna"))
+    assert_same_tensors(last_weights(several / "resumed"), last_weights(several / "rna"))
+    assert_same_tensors(weights(several / "resumed"), weights(several / "rna"))
 
 
 def assert_close_weights(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:

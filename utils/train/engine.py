@@ -123,10 +123,6 @@ def fit(
             shutil.rmtree(workshop(folder), ignore_errors=True)
         log = RunLog(workshop(folder), runtime.is_main, progress.step)
 
-        module = objective
-        if runtime.world_size > 1:
-            ids = [runtime.device.index] if runtime.device.type == "cuda" else None
-            module = DistributedDataParallel(objective, device_ids=ids, broadcast_buffers=False)
         share = {"rank": runtime.rank, "world_size": runtime.world_size}
         plan = Plan(train.lengths, config.batch_size, config.grad_acc, seed=config.seed, shuffle=True, **share)
         progress.step_size = plan.step_size
@@ -134,6 +130,9 @@ def fit(
             "train": make_loader(train, plan, config.num_workers, runtime.device.type == "cuda"),
             "val": make_loader(val, Plan(val.lengths, config.batch_size, config.grad_acc, **share)),
         }
+        module = objective
+        if runtime.world_size > 1:
+            module = share_gradients(objective, train[next(iter(plan))], config, runtime)
         n_trained = sum(p.numel() for p in parameters)
         runtime.say(
             f"{folder.name}: {len(train):,} training and {len(val):,} validation cells, "
@@ -198,6 +197,21 @@ def fit(
             )
         runtime.barrier()
         return best_metrics
+
+
+def share_gradients(objective: Objective, batch, config: TrainConfig, runtime: Runtime) -> nn.Module:
+    """The objective such that its gradients are averaged over the processes.
+
+    DistributedDataParallel lays out its buckets anew after its first pass, and adds gradients up in another order from
+    then on. That pass is one for nothing, of the first cells of the first epoch: a resumed run then adds up as the
+    uninterrupted one did.
+    """
+    ids = [runtime.device.index] if runtime.device.type == "cuda" else None
+    module = DistributedDataParallel(objective, device_ids=ids, forward_sync_buffers=False)
+    loss, _ = run(module.train(), batch, config, runtime)
+    loss.sum().backward()
+    module.zero_grad(set_to_none=True)
+    return module
 
 
 def keep_step_size(config: TrainConfig, step_size: int, runtime: Runtime) -> TrainConfig:
