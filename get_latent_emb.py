@@ -12,6 +12,7 @@ from utils.cli import flag, parse_flags, run_script
 from utils.data.dataset import CellDataset
 from utils.data.latents import write_latents
 from utils.data.read import read_cells
+from utils.data.rows import select
 from utils.train.checkpoint import check_fits, load_model
 from utils.train.distributed import distributed_run
 from utils.train.infer import InferConfig, infer
@@ -41,7 +42,7 @@ def main() -> None:
             if not len(rows):
                 runtime.say(f"{flags.data_path} has no {split} cells")
                 continue
-            values = {name: matrix[rows] for name, matrix in cells.values.items()}
+            values = {name: select(matrix, rows) for name, matrix in cells.values.items()}
             dataset = CellDataset(values, cells.obs.index[rows])
             rna, atac, embedding = infer(latents, model, dataset, config, runtime, split)
             if runtime.is_main:

@@ -116,8 +116,8 @@ def test_cells_of_two_modalities_are_joined_by_barcode(tmp_path):
     rows = [0, 2, 3, 5]
     assert list(cells.obs.index) == [f"cell{i}" for i in rows]
     for name in ("rna", "atac"):
-        np.testing.assert_array_equal(cells.values[name].toarray(), rna(6).X.toarray()[rows])
-        assert cells.values[name].dtype == np.float32
+        np.testing.assert_array_equal(cells.values[name][:].toarray(), rna(6).X.toarray()[rows])
+        assert cells.values[name][:].dtype == np.float32
     assert cells.rows("val").tolist() == [1]
     assert cells.rows("train").tolist() == [0, 2, 3]
     assert cells.rows("test").tolist() == []

@@ -166,7 +166,7 @@ def test_new_cells_in_a_models_genes_and_peaks(simulation, runs, tmp_path, capsy
     assert (list(cells.features["rna"]), list(cells.features["atac"])) == (genes, peaks)
     absent = ~np.isin(genes, part["rna"].var_names)
     assert absent.sum() == 10
-    assert not cells.values["rna"][:, absent].sum()
+    assert not cells.values["rna"][:][:, absent].sum()
     text = capsys.readouterr().out
     assert "50 of the 60 genes asked for are in the file (83.3%) and hold 100.0% of its counts; 0 of its genes" in text
 

@@ -16,7 +16,6 @@ TRAINING = {
     "seed": 0,
     "precision": "fp32",
     "device": "auto",
-    "num_workers": 0,
     "patience": None,
     "max_steps": 0,
     "resume": False,

@@ -13,7 +13,7 @@ from utils.errors import UserError
 
 def poison(stage, rows: list[int]) -> list[str]:
     """Values that make the loss of some training cells infinite; their barcodes."""
-    matrix = stage.train.values["rna"]
+    matrix = stage.train.values["rna"] = stage.train.values["rna"][:]
     for row in rows:
         matrix.data[matrix.indptr[row] : matrix.indptr[row + 1]] = np.inf
     return list(stage.train.barcodes[rows])

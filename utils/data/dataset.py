@@ -6,18 +6,22 @@ and little is spent on padding.
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.sparse import csr_matrix
-from torch.utils.data import DataLoader, Dataset
 
 from models.masking import mix
 from models.minibatch import Minibatch, Ragged
 from models.objectives import FALSE_PAIR_SHARE
+from utils.data.rows import Rows, row_lengths, select, shuffled
+
+AHEAD = 2
+"""Minibatches that are made before they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Plan:
     def __iter__(self) -> Iterator[MicroBatch]:
         order = np.arange(len(self.lengths))
         if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+            order = shuffled(len(order), np.random.default_rng([self.seed, self.epoch]))
         for step in range(self.first_step, self.n_steps):
             cells = order[step * self.step_size : (step + 1) * self.step_size]
             cells = cells[np.argsort(self.lengths[cells], kind="stable")]
@@ -134,12 +138,12 @@ class LengthPlan:
         return iter(self.micro_batches)
 
 
-class CellDataset(Dataset):
+class CellDataset:
     """Cells of one split as minibatches.
 
     Parameters
     ----------
-    values : modality → [cells, features] CSR, rows of the same cells
+    values : modality → [cells, features] rows of the same cells, in memory or in a file
     barcodes : [cells]
     seed : of the cells' keys
     labels : [cells] int class, -1 where unknown, or None
@@ -151,7 +155,7 @@ class CellDataset(Dataset):
 
     def __init__(
         self,
-        values: dict[str, csr_matrix],
+        values: dict[str, Rows],
         barcodes: pd.Index,
         seed: int = 0,
         labels: np.ndarray | None = None,
@@ -177,16 +181,17 @@ class CellDataset(Dataset):
     @property
     def lengths(self) -> np.ndarray:
         """[cells] number of expressed genes (or of open peaks, where there is no RNA)."""
-        return np.diff((self.values.get("rna", next(iter(self.values.values())))).indptr)
+        return row_lengths(self.values.get("rna", next(iter(self.values.values()))))
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of barcodes and of what was measured, to tell these cells from others."""
         digest = hashlib.sha256(self.barcode_hash.numpy().tobytes())
         for name in sorted(self.values):
-            matrix = self.values[name]
-            for part in (matrix.indptr, matrix.indices, matrix.data):
-                digest.update(np.ascontiguousarray(part).view(np.uint8))
+            for start in range(0, len(self), 2**12):
+                block = self.values[name][start : start + 2**12]
+                for part in (np.diff(block.indptr).astype(np.int64), block.indices.astype(np.int64), block.data):
+                    digest.update(np.ascontiguousarray(part).view(np.uint8))
         return digest.hexdigest()
 
     def keys(self, rows: np.ndarray, epoch: int) -> torch.Tensor:
@@ -229,8 +234,8 @@ class CellDataset(Dataset):
         return np.where(is_true, rows, self.by_type[np.minimum(pick, len(self) - 1)]), torch.from_numpy(is_true)
 
 
-def ragged(matrix: csr_matrix, rows: np.ndarray) -> Ragged:
-    """Rows of a CSR matrix as tensors, still sparse."""
+def ragged(matrix: Rows, rows: np.ndarray) -> Ragged:
+    """Cells as tensors, still sparse."""
     part = matrix[rows]
     return Ragged(
         torch.from_numpy(part.indices.astype(np.int64)),
@@ -240,23 +245,26 @@ def ragged(matrix: csr_matrix, rows: np.ndarray) -> Ragged:
     )
 
 
-def _as_is(batch: Minibatch) -> Minibatch:
-    return batch
-
-
 def make_loader(
-    dataset: CellDataset, plan: Plan | LengthPlan, num_workers: int = 0, pin_memory: bool = False
-) -> DataLoader:
-    """The minibatches of `plan`, made by `num_workers` processes (0: in this one)."""
-    return DataLoader(
-        dataset,
-        sampler=plan,
-        batch_size=None,
-        collate_fn=_as_is,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        persistent_workers=num_workers > 0,
-    )
+    dataset: CellDataset, plan: Plan | LengthPlan, device: torch.device | str = "cpu"
+) -> Iterator[Minibatch]:
+    """The minibatches of `plan`, made by a thread while the one before is computed on.
+
+    Making one is reading and copying, for which Python does not stand still; processes of their own would spend more
+    time on handing tensors over.
+    """
+    with ThreadPoolExecutor(1, "loader") as pool:
+        coming = deque()
+        for cells in plan:
+            coming.append(pool.submit(_make, dataset, cells, torch.device(device).type == "cuda"))
+            if len(coming) > AHEAD:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+def _make(dataset: CellDataset, cells: MicroBatch, pin_memory: bool) -> Minibatch:
+    return dataset[cells].pin_memory() if pin_memory else dataset[cells]
 
 
 def train_and_val(cells, seed: int, keep: np.ndarray | None = None, **per_cell) -> tuple[CellDataset, CellDataset]:
@@ -276,7 +284,7 @@ def train_and_val(cells, seed: int, keep: np.ndarray | None = None, **per_cell) 
         rows = rows if keep is None else rows[keep[rows]]
         datasets.append(
             CellDataset(
-                {name: matrix[rows] for name, matrix in cells.values.items()},
+                {name: select(matrix, rows) for name, matrix in cells.values.items()},
                 cells.obs.index[rows],
                 seed,
                 labels=None if labels is None else labels[rows],

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,12 +13,13 @@ import mudata
 import numpy as np
 import pandas as pd
 import torch
+from anndata.abc import CSRDataset
 from anndata.io import read_elem
-from scipy.sparse import csr_matrix
 
 from utils.data.formats import open_file
 from utils.data.labels import clean_labels
 from utils.data.matrix import Matrix
+from utils.data.rows import FileRows, Rows, select
 from utils.data.source import Source
 from utils.errors import UserError, reading
 
@@ -202,14 +204,15 @@ class Cells:
     ----------
     path : the file they come from
     obs : [cells] annotation, barcodes as index; `split` says train, val or test
-    values : modality → [cells, features] float32 CSR; log-normalised RNA, open peaks
+    values : modality → [cells, features]; log-normalised RNA, open peaks. They stay in the file if they lie there as
+        preprocess.py leaves them; `values[name][rows]` is float32 CSR in either case
     features : modality → names of genes or peaks
     stamp : constants of the preprocessing
     """
 
     path: Path
     obs: pd.DataFrame
-    values: dict[str, csr_matrix]
+    values: dict[str, Rows]
     features: dict[str, np.ndarray]
     stamp: dict
 
@@ -226,8 +229,10 @@ class Cells:
 
     def train_mean(self, modality: str) -> torch.Tensor:
         """[features] float32 mean of a modality's values over the training cells."""
-        total = np.asarray(self.values[modality][self.rows("train")].mean(0), dtype=np.float32).ravel()
-        return torch.from_numpy(total)
+        rows = self.rows("train")
+        blocks = (self.values[modality][rows[start : start + 2**12]] for start in range(0, len(rows), 2**12))
+        total = sum(np.asarray(block.sum(0, dtype=np.float64)).ravel() for block in blocks)
+        return torch.from_numpy((total / len(rows)).astype(np.float32))
 
     def label_codes(self) -> np.ndarray | None:
         """[cells] int64 number of each cell's type, -1 where unknown; None when the file has no labels."""
@@ -262,8 +267,8 @@ def read_cells(path: str | Path, modalities: tuple[str, ...]) -> Cells:
         for name in modalities:
             matrix, var = raw[name].matrices["X"]
             rows = raw[name].obs.index.get_indexer(barcodes)
-            whole = to_csr(matrix)
-            values[name] = whole if len(rows) == whole.shape[0] and (np.diff(rows) == 1).all() else whole[rows]
+            whole = rows_of(matrix)
+            values[name] = whole if len(rows) == whole.shape[0] and (np.diff(rows) == 1).all() else select(whole, rows)
             features[name] = var.index.to_numpy().astype(str)
         return Cells(path, file.obs.loc[barcodes], values, features, file.stamp)
 
@@ -276,8 +281,11 @@ def common_barcodes(sources: dict[str, Source], modalities: tuple[str, ...]) -> 
     return barcodes
 
 
-def to_csr(matrix: Matrix) -> csr_matrix:
-    """All of a matrix as float32 CSR with sorted indices."""
+def rows_of(matrix: Matrix) -> Rows:
+    """A matrix whose rows are read when they are wanted; in memory if it is compressed, or not CSR."""
+    if matrix.order is None and isinstance(matrix.content, CSRDataset):
+        with suppress(ValueError):
+            return FileRows(matrix.content.group, matrix.path)
     csr = matrix.rows(0, matrix.shape[0]).astype(np.float32)
     csr.sort_indices()
     return csr

@@ -53,14 +53,13 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = field(
         default="auto", metadata={"help": "auto takes a GPU when there is one"}
     )
-    num_workers: int = field(default=0, metadata={"help": "processes that make minibatches; 0 makes them in the loop"})
     save_steps: int = field(default=500, metadata={"help": "optimiser steps between saves of the training state"})
     resume: bool = field(default=False, metadata={"help": "go on from the training state left by an earlier run"})
     overwrite: bool = field(default=False, metadata={"help": "replace a model of the same name"})
 
     def __post_init__(self):
         least = dict.fromkeys(("epochs", "batch_size", "grad_acc", "save_steps"), 1)
-        least |= dict.fromkeys(("num_workers", "patience", "max_steps", "seed", "learning_rate", "weight_decay"), 0)
+        least |= dict.fromkeys(("patience", "max_steps", "seed", "learning_rate", "weight_decay"), 0)
         for name, smallest in (least | {"warmup_epochs": 0, "cycle_epochs": 1e-3}).items():
             if not getattr(self, name) >= smallest:
                 raise UserError(f"--{name} {getattr(self, name)} must be at least {smallest:g}")
@@ -126,10 +125,7 @@ def fit(
         share = {"rank": runtime.rank, "world_size": runtime.world_size}
         plan = Plan(train.lengths, config.batch_size, config.grad_acc, seed=config.seed, shuffle=True, **share)
         progress.step_size = plan.step_size
-        loaders = {
-            "train": make_loader(train, plan, config.num_workers, runtime.device.type == "cuda"),
-            "val": make_loader(val, Plan(val.lengths, config.batch_size, config.grad_acc, **share)),
-        }
+        val_plan = Plan(val.lengths, config.batch_size, config.grad_acc, **share)
         module = objective
         if runtime.world_size > 1:
             module = share_gradients(objective, train[next(iter(plan))], config, runtime)
@@ -158,8 +154,9 @@ def fit(
         guard = FiniteGuard(train.barcodes)
         while goes_on():
             plan.epoch, plan.first_step = progress.epoch, progress.step_in_epoch
+            loader = make_loader(train, plan, runtime.device)
             sums, speed = train_epoch(
-                module, optimizer, loaders["train"], plan, progress, config, runtime, save_state, guard, stop
+                module, optimizer, loader, plan, progress, config, runtime, save_state, guard, stop
             )
             metrics = {"loss": math.inf} | means(sums, runtime)  # no loss at all if every step was left out
             metrics |= {"skipped": progress.skipped} if progress.skipped else {}
@@ -167,7 +164,7 @@ def fit(
             done = progress.epoch + progress.step_in_epoch / plan.n_steps
             log.add("train", done, progress.step, metrics | speed)
             if len(val):
-                metrics = evaluate(objective, loaders["val"], config, runtime)
+                metrics = evaluate(objective, make_loader(val, val_plan, runtime.device), config, runtime)
                 log.add("val", done, progress.step, metrics)
                 if metrics.get("spread", 1.0) < LEAST_SPREAD:
                     runtime.say(COLLAPSED.format(metrics["spread"]))

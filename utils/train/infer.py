@@ -56,11 +56,10 @@ class InferConfig:
         default="auto", metadata={"help": "auto takes a GPU when there is one"}
     )
     precision: Literal["fp32", "bf16"] = field(default="fp32", metadata={"help": "bf16 computes under autocast"})
-    num_workers: int = field(default=0, metadata={"help": "processes that make minibatches; 0 makes them in the loop"})
 
     def __post_init__(self):
-        if self.batch_size < 1 or self.num_workers < 0:
-            raise UserError(f"--batch_size {self.batch_size} or --num_workers {self.num_workers} is too small")
+        if self.batch_size < 1:
+            raise UserError(f"--batch_size {self.batch_size} must be at least 1")
 
 
 @torch.no_grad()
@@ -90,7 +89,7 @@ def infer(
     plan = LengthPlan(dataset.lengths, config.batch_size, runtime.rank, runtime.world_size)
     bar = tqdm(total=len(dataset), desc=title, unit=" cells", disable=not runtime.is_main, dynamic_ncols=True)
     rows, results = [], []
-    for batch in make_loader(dataset, plan, config.num_workers):
+    for batch in make_loader(dataset, plan, runtime.device):
         autocast = torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.precision == "bf16")
         with autocast, CellByCell() if runtime.device.type == "cpu" else nullcontext():
             outputs = function(batch.to(runtime.device))

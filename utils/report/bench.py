@@ -1,0 +1,83 @@
+"""Benchmarks: what was to be reached, what was measured, on which machine."""
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from utils.report.stages import ROOT
+
+RESULTS = str(ROOT / "benchmarks" / "results")
+
+
+@dataclass
+class Row:
+    """One claim.
+
+    Attributes
+    ----------
+    work : what is done
+    measured : in `unit`
+    reach : what was to be reached
+    at_most : whether `measured` must be at most `reach`, else at least
+    unit : of both
+    """
+
+    work: str
+    measured: float
+    reach: float
+    unit: str
+    at_most: bool = False
+
+    @property
+    def ratio(self) -> float:
+        """How far beyond (above 1) or short of (below 1) what was to be reached."""
+        return self.reach / self.measured if self.at_most else self.measured / self.reach
+
+    def __str__(self) -> str:
+        bound = "at most" if self.at_most else "at least"
+        verdict = "" if self.ratio >= 1 else "  MISSED"
+        return (
+            f"{self.work}: {number(self.measured)} {self.unit}, to reach {bound} {number(self.reach)} "
+            f"(ratio {self.ratio:.2f}){verdict}"
+        )
+
+
+def number(value: float) -> str:
+    """Three digits, or all of a large number's."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def machine() -> str:
+    """Processor, cores, memory, system and torch, in a line."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        name = next((line.split(":")[1].strip() for line in cpuinfo.open() if line.startswith("model name")), name)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    return (
+        f"{platform.machine()}, {name}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, "
+        f"torch {torch.__version__}{device}"
+    )
+
+
+def save_rows(name: str, rows: list[Row], folder: str | Path, **more) -> None:
+    """Print the rows and write <folder>/<name>.json."""
+    for row in rows:
+        print(row, flush=True)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    told = {"date": date.today().isoformat(), "machine": machine(), "rows": [asdict(row) for row in rows]}
+    (folder / f"{name}.json").write_text(json.dumps(told | more, indent=1) + "\n")
+    print(f"wrote {folder / f'{name}.json'}")
+
+
+def read_rows(path: str | Path) -> tuple[list[Row], dict]:
+    """The rows of a result, and all that it holds."""
+    told = json.loads(Path(path).read_text())
+    return [Row(**row) for row in told["rows"]], told
