@@ -7,9 +7,6 @@ counts. The decoder's loss is taken by stretches of peaks: what it holds at most
 reached and what was measured, and writes atac_encoder.json into --out_path.
 """
 
-import json
-import os
-import platform
 import sys
 import time
 from dataclasses import dataclass
@@ -26,6 +23,7 @@ from models.atac_encoder import ATACEncoder, ATACEncoderConfig
 from models.minibatch import Minibatch, Ragged
 from models.objectives import MAX_LOGITS, MaskedATAC, decoded_peak_bce
 from utils.cli import flag, parse_flags, run_script
+from utils.report.bench import RESULTS, Row, save_rows
 
 N_CELLS, N_OPEN, FEW, MANY = 4, 10_000, 115_000, 1_154_464
 
@@ -34,7 +32,7 @@ N_CELLS, N_OPEN, FEW, MANY = 4, 10_000, 115_000, 1_154_464
 class Flags:
     repeats: int = flag("of each measurement; the median counts", 5)
     threads: int = flag("of the CPU", 2)
-    out_path: str = flag("folder for the result", "runs/atac_encoder")
+    out_path: str = flag("folder for the result", RESULTS)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -90,19 +88,15 @@ def main() -> None:
     atac = cells(MANY)
     with LargestTensor(lambda tensor: tensor.ndim == 2 and N_CELLS in tensor.shape) as largest:
         decoded_peak_bce(decoder, embedding, atac, 5.0).mean().backward()
-    found = {
-        "seconds at 115,000 peaks": few,
-        "seconds at 1,154,464 peaks": many,
-        "ratio": many / few,
-        "logits held at a time": largest.values,
-        "of": N_CELLS * MANY,
-    }
-    print(f"a step at {MANY:,} peaks against {FEW:,}: reach 1.5, measured {many / few:.3g} ({many:.3g} s, {few:.3g} s)")
-    print(f"logits held at a time: reach {MAX_LOGITS:,}, measured {largest.values:,} of {N_CELLS * MANY:,}")
-    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "torch": torch.__version__}
-    out = Path(flags.out_path)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "atac_encoder.json").write_text(json.dumps(found | machine, indent=1))
+    print(f"a step of {N_CELLS} cells: {few:.3g} s at {FEW:,} peaks, {many:.3g} s at {MANY:,}")
+    name = f"ATAC encoder, training step at {MANY:,} peaks against {FEW:,}"
+    rows = [
+        Row(name, many / few, 1.5, "times", at_most=True),
+        Row(
+            f"peak decoder, of {N_CELLS * MANY:,} logits at a time", largest.values, MAX_LOGITS, "logits", at_most=True
+        ),
+    ]
+    save_rows("atac_encoder", rows, flags.out_path, seconds={FEW: few, MANY: many}, threads=flags.threads)
 
 
 if __name__ == "__main__":

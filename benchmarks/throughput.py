@@ -11,7 +11,6 @@ measured, and writes throughput.json into --out_path.
 
 import json
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -20,15 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import flag, parse_flags, run_script
 from utils.data.simulate import SimulationConfig, simulate
+from utils.report.bench import RESULTS, Row, save_rows
 from utils.report.stages import ROOT, Stages
 
-REACH = {"prediction, cells/s": 300, "prediction, GB": 2.0, "two processes against one": 1.7}
 TRAINING = (
     "--tokens expressed --dim 64 --depth 2 --heads 2 --dim_head 32 --epochs 1 --grad_acc 1 --overwrite --model_name rna"
 )
@@ -40,7 +38,8 @@ class Flags:
     n_cells: int = flag("to be labelled", 10_000)
     n_training: int = flag("simulated cells to train on", 1_000)
     repeats: int = flag("of the training", 3)
-    out_path: str = flag("folder for files and results", "runs/throughput")
+    work_path: str = flag("folder for files", "runs/throughput")
+    out_path: str = flag("folder for the result", RESULTS)
 
 
 def main() -> None:
@@ -48,7 +47,7 @@ def main() -> None:
     if not Path(flags.model_path).is_dir():
         print(f"skipped: {flags.model_path} is not there; run make demo first, or give --model_path")
         return
-    out = Path(flags.out_path).resolve()
+    out = Path(flags.work_path).resolve()
     out.mkdir(parents=True, exist_ok=True)
     stages = Stages()
     raw = out / "cells.h5ad"
@@ -57,7 +56,11 @@ def main() -> None:
     model = shlex.quote(str(Path(flags.model_path).resolve()))
     stages.run("predict", f"predict_cell_type.py --data_path {shlex.quote(str(raw))} --model_path {model}")
     used = stages.used["predict"]
-    found = {"prediction, cells/s": flags.n_cells / used["seconds"], "prediction, GB": used["peak_memory_gb"]}
+    work = f"prediction of {flags.n_cells:,} raw cells, whole script"
+    rows = [
+        Row(work, flags.n_cells / used["seconds"], 300, "cells/s"),
+        Row(f"{work}, peak memory", used["peak_memory_gb"], 2, "GB", at_most=True),
+    ]
 
     simulate(SimulationConfig(n_cells=flags.n_training, seed=0)).mdata["rna"].write(raw)
     ready = out / "ready.h5ad"
@@ -67,12 +70,10 @@ def main() -> None:
     for _ in range(flags.repeats):
         for size in rates:
             rates[size].append(train(size, ready, out))
-    found["two processes against one"] = float(np.median(rates[2]) / np.median(rates[1]))
-    for name, reach in REACH.items():
-        print(f"{name}: reach {reach}, measured {found[name]:.3g}")
+    gain = float(np.median(rates[2]) / np.median(rates[1]))
+    rows.append(Row("training by two processes of one thread against one", gain, 1.7, "times the cells/s"))
     print(f"training, cells/s: {np.median(rates[1]):.1f} by one process, {np.median(rates[2]):.1f} by two")
-    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "torch": torch.__version__}
-    (out / "throughput.json").write_text(json.dumps({"reach": REACH, "measured": found, "rates": rates} | machine))
+    save_rows("throughput", rows, flags.out_path, rates=rates)
 
 
 def train(size: int, ready: Path, out: Path) -> float:

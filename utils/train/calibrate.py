@@ -30,7 +30,7 @@ def calibrate(folder: Path, val: CellDataset, config: TrainConfig, runtime: Runt
         return 1.0
     saved = load_model(folder, "celltype")
     model = saved.build()
-    how = InferConfig(config.batch_size, config.device, config.precision)
+    how = InferConfig(config.batch_size or InferConfig.batch_size, config.device, config.precision)
     _, logits = infer(model, model, val, how, runtime, "calibrating")
     temperature = float(fit_temperature(logits, val.labels))
     runtime.barrier()  # all have read the folder before it is replaced

@@ -21,12 +21,13 @@ from tqdm import tqdm
 from models.objectives import Objective
 from utils.data.dataset import CellDataset, Plan, make_loader
 from utils.errors import UserError
+from utils.train.batch_size import BatchSize, choose_batch_size
 from utils.train.distributed import Runtime
 from utils.train.folders import write_folder
 from utils.train.guards import COLLAPSED, LEAST_SPREAD, STOPPED, FiniteGuard, Spread, Stopped, StopSignal
 from utils.train.log import RunLog, copy_log, workshop
 from utils.train.schedule import learning_rate
-from utils.train.state import Progress, has_state, load_state, write_state
+from utils.train.state import Progress, has_state, load_state, saved_cut, write_state
 from utils.train.sums import Sums, add_up, means, total
 
 
@@ -35,7 +36,10 @@ class TrainConfig:
     """How to train; common to all stages. Defaults are the published values where there are any."""
 
     epochs: int = field(default=100, metadata={"help": "passes over the training cells"})
-    batch_size: int = field(default=3, metadata={"help": "cells per forward pass and process"})
+    batch_size: BatchSize = field(
+        default=BatchSize(3),
+        metadata={"help": "cells per forward pass and process; auto cuts a step into as many as fit and are fastest"},
+    )
     grad_acc: int = field(default=1, metadata={"help": "forward passes per optimiser step"})
     learning_rate: float = field(default=1e-4, metadata={"help": "peak learning rate of AdamW"})
     weight_decay: float = field(default=0.0, metadata={"help": "decoupled weight decay; 0 makes it Adam, as published"})
@@ -58,8 +62,8 @@ class TrainConfig:
     overwrite: bool = field(default=False, metadata={"help": "replace a model of the same name"})
 
     def __post_init__(self):
-        least = dict.fromkeys(("epochs", "batch_size", "grad_acc", "save_steps"), 1)
-        least |= dict.fromkeys(("patience", "max_steps", "seed", "learning_rate", "weight_decay"), 0)
+        least = dict.fromkeys(("epochs", "grad_acc", "save_steps"), 1)
+        least |= dict.fromkeys(("batch_size", "patience", "max_steps", "seed", "learning_rate", "weight_decay"), 0)
         for name, smallest in (least | {"warmup_epochs": 0, "cycle_epochs": 1e-3}).items():
             if not getattr(self, name) >= smallest:
                 raise UserError(f"--{name} {getattr(self, name)} must be at least {smallest:g}")
@@ -105,11 +109,14 @@ def fit(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True, betas=(0.9, 0.999)
     )
     progress, best_metrics = Progress(), {}
+    resume = config.resume or (runtime.restarted and has_state(state_folder))
+    if not config.batch_size:
+        cut = saved_cut(state_folder) if resume else None
+        config = replace(config, **cut) if cut else choose_batch_size(objective, train, config, runtime)
     identity = (identity or {}) | asdict(config) | {"cells": train.fingerprint}
     for rank, cells in enumerate(runtime.gather(identity["cells"])):
         if cells != identity["cells"]:
             raise UserError(f"process {rank} has read other training cells than process {runtime.rank}; use one file")
-    resume = config.resume or (runtime.restarted and has_state(state_folder))
     if resume:
         progress, best_metrics = load_state(state_folder, objective, optimizer, identity)
         config = keep_step_size(config, progress.step_size, runtime)

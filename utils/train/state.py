@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -58,6 +59,15 @@ def write_state(path: Path, objective, optimizer, identity: dict, progress: Prog
 def has_state(path: Path) -> bool:
     """Whether there is something to resume."""
     return path.exists() or path.with_name(f".{path.name}.previous").exists()
+
+
+def saved_cut(path: Path) -> dict[str, int] | None:
+    """How the run to be resumed cuts its steps: batch_size and grad_acc; None where there is nothing to read."""
+    path = path if path.exists() else path.with_name(f".{path.name}.previous")
+    with suppress(OSError, ValueError, KeyError):
+        identity = json.loads((path / "state.json").read_text())["identity"]
+        return {name: identity[name] for name in ("batch_size", "grad_acc")}
+    return None
 
 
 def load_state(path: Path, objective, optimizer, identity: dict) -> tuple[Progress, dict]:

@@ -1,0 +1,139 @@
+"""What pretraining will take on this machine, before it is begun.
+
+    python benchmarks/plan.py --cells 1e6 --genes 16906 --peaks 1154464 --device auto
+    python benchmarks/plan.py --cells 50000 --genes 2000 --peaks 100000 --dim 64 --depth 2 --heads 2 --dim_head 32
+
+Measures a few training steps (forward and backward) on simulated cells of that size, at the published shape or another
+one of the RNA encoder, and prints for each way of doing it the largest minibatch that fits into 80 % of the free
+memory, the fastest one measured, its memory and what an epoch takes. The training scripts do the same for their own
+cells with --batch_size auto.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models.atac_encoder import ATACEncoder, ATACEncoderConfig
+from models.minibatch import Minibatch, Ragged
+from models.objectives import MaskedATAC, MaskedRNA, Objective
+from models.rna_encoder import RNAEncoder, RNAEncoderConfig
+from utils.cli import flag, parse_flags, run_script
+from utils.errors import UserError
+from utils.report.bench import machine
+from utils.train.batch_size import SHARE, Step, free_memory, largest_fit, measure_steps
+from utils.train.distributed import choose_device
+
+
+@dataclass
+class Flags:
+    cells: float = flag("training cells", 1e6)
+    genes: int = flag("of the vocabulary; 0 leaves RNA out", 16_906)
+    peaks: int = flag("of the vocabulary; 0 leaves ATAC out", 1_154_464)
+    expressed: int = flag("expressed genes of a cell", 2_000)
+    open_peaks: int = flag("open peaks of a cell", 10_000)
+    epochs: int = flag("that training shall take", 20)
+    most: int = flag("cells at a time that are tried at most", 32)
+    device: str = flag("auto, cpu or cuda; auto takes a GPU when there is one", "auto")
+
+
+def simulated(n_features: int, n_values: int, modality: str, n: int) -> Minibatch:
+    """Cells with `n_values` values each, at random."""
+    rng = np.random.default_rng(n)
+    indices = np.concatenate([np.sort(rng.choice(n_features, n_values, replace=False)) for _ in range(n)])
+    values = rng.uniform(1, 6, len(indices)) if modality == "rna" else np.ones(len(indices))
+    cells = Ragged(
+        torch.from_numpy(indices),
+        torch.from_numpy(values.astype(np.float32)),
+        torch.arange(n + 1) * n_values,
+        n_features,
+    )
+    rows = torch.arange(n)
+    return Minibatch(rows, rows * 7919 + 17, torch.ones(n), n, **{modality: cells})
+
+
+def rna(shape: RNAEncoderConfig, flags: Flags, tokens: str) -> tuple[Objective, partial]:
+    torch.manual_seed(0)
+    encoder = RNAEncoder(replace(shape, tokens=tokens), flags.genes)
+    return MaskedRNA(encoder, seed=0), partial(simulated, flags.genes, min(flags.expressed, flags.genes), "rna")
+
+
+def atac(flags: Flags) -> tuple[Objective, partial]:
+    torch.manual_seed(0)
+    encoder = ATACEncoder(ATACEncoderConfig(), flags.peaks)
+    return MaskedATAC(encoder), partial(simulated, flags.peaks, min(flags.open_peaks, flags.peaks), "atac")
+
+
+def duration(seconds: float) -> str:
+    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def row(name: str, steps: list[Step], memory: float, flags: Flags, processes: int = 1) -> str:
+    """One line of the table; processes are taken to share the work without loss."""
+    if not [step for step in steps if step.peak <= memory]:
+        return f"| {name} | none | | | | | |"
+    best = min((step for step in steps if step.peak <= memory), key=lambda step: step.seconds_per_cell)
+    per_cell = best.seconds_per_cell / processes
+    epoch = flags.cells * per_cell
+    return (
+        f"| {name} | {largest_fit(steps, memory):,} | {best.cells} | {1 / per_cell:,.3g} | {best.peak / 1e9:.2f} GB | "
+        f"{duration(epoch)} | {duration(epoch * flags.epochs)} |"
+    )
+
+
+def main() -> None:
+    flags, shape = parse_flags(__doc__, Flags, RNAEncoderConfig)
+    if flags.cells < 1 or max(flags.genes, flags.peaks) < 1:
+        raise UserError("--cells must be at least 1, and --genes or --peaks, too")
+    device = choose_device(flags.device)
+    memory = SHARE * free_memory(device)
+    ways = []
+    if flags.genes:
+        ways += [
+            (f"RNA, {tokens}, {precision}", partial(rna, shape, flags, tokens), precision, False)
+            for tokens in ("all", "expressed")
+            for precision in ("fp32", "bf16")
+        ]
+    if flags.peaks:
+        ways += [(f"ATAC, {precision}", partial(atac, flags), precision, False) for precision in ("fp32", "bf16")]
+    threads = torch.get_num_threads()
+    if device.type == "cpu" and threads > 1:
+        if flags.genes:
+            ways += [("RNA, expressed, fp32", partial(rna, shape, flags, "expressed"), "fp32", True)]
+        if flags.peaks:
+            ways += [("ATAC, fp32", partial(atac, flags), "fp32", True)]
+
+    print(f"{machine()}; {memory / 1e9:.1f} GB to plan with")
+    print(
+        f"{flags.cells:,.0f} cells, {flags.epochs} epochs; RNA: {shape.dim} wide, {shape.depth} blocks of "
+        f"{shape.heads} heads of {shape.dim_head}; ATAC at its published shape\n"
+    )
+    print("| stage I | largest minibatch | fastest | cells/s | its memory | epoch | training |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for name, make, precision, is_shared in ways:
+        processes = threads if is_shared else 1
+        torch.set_num_threads(threads // processes)
+        objective, make_batch = make()
+        steps = measure_steps(objective.to(device), make_batch, flags.most, device, precision, memory / processes)
+        name += f", {processes} processes of one thread" if is_shared else ""
+        print(row(name, steps, memory / processes, flags, processes), flush=True)
+        del objective
+    if device.type == "cuda":
+        print(
+            f"\n{torch.cuda.device_count()} GPUs here: N processes take 1/N of the time, and some for exchanging "
+            "gradients."
+        )
+    else:
+        print("\nSeveral processes are counted without what the exchange of gradients costs.")
+
+
+if __name__ == "__main__":
+    run_script(main)

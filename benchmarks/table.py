@@ -1,0 +1,52 @@
+"""The results of `make bench` as one table.
+
+    python benchmarks/table.py
+
+Reads what the scripts beside this one have left in benchmarks/results/ and writes table.md there.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.cli import flag, parse_flags, run_script
+from utils.errors import UserError
+from utils.report.bench import RESULTS, number, read_rows
+
+SCRIPTS = ("rna_encoder", "atac_encoder", "loading", "throughput")
+
+
+@dataclass
+class Flags:
+    out_path: str = flag("folder of the results", RESULTS)
+
+
+def main() -> None:
+    (flags,) = parse_flags(__doc__, Flags)
+    lines, machines = ["| work | reach | measured | ratio |", "|---|---|---|---|"], {}
+    for script in SCRIPTS:
+        path = Path(flags.out_path) / f"{script}.json"
+        if not path.is_file():
+            lines.append(f"| {script}.py | | not measured | |")
+            continue
+        rows, told = read_rows(path)
+        machines.setdefault(f"{told['date']}, {told['machine']}", []).append(f"{script}.py")
+        for row in rows:
+            bound, missed = "≤" if row.at_most else "≥", "" if row.ratio >= 1 else ", **missed**"
+            lines.append(
+                f"| {row.work} | {bound} {number(row.reach)} {row.unit} | {number(row.measured)} | "
+                f"{row.ratio:.2f}{missed} |"
+            )
+    if not machines:
+        raise UserError(f"{flags.out_path}: holds no results; run make bench")
+    lines += ["", "The ratio is how far beyond (above 1) or short of it the measured figure is."]
+    lines += [f"{', '.join(scripts)}: {machine}." for machine, scripts in machines.items()]
+    text = "\n".join(lines) + "\n"
+    (Path(flags.out_path) / "table.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,177 @@
+"""Which minibatch fits into memory and is fastest: a few steps tell."""
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.minibatch import Minibatch
+from models.objectives import Objective
+from utils.data.dataset import CellDataset, MicroBatch
+from utils.errors import UserError
+from utils.report.stages import forget_peak_memory
+from utils.train.distributed import Runtime
+
+SHARE = 0.8
+"""Of the memory that is free, to be planned with."""
+GAIN = 0.97
+"""A doubling that takes more than this share of the time per cell was not worth it."""
+
+
+class BatchSize(int):
+    """Cells per forward pass: a number, or `auto`, which is 0."""
+
+    def __new__(cls, value: int | str):
+        if value == "auto":
+            return int.__new__(cls, 0)
+        number = int.__new__(cls, value)
+        if isinstance(value, str) and number < 1:
+            raise UserError(f"--batch_size {value} must be at least 1, or auto")
+        return number
+
+
+@dataclass(frozen=True)
+class Step:
+    """Forward and backward pass of `cells` cells: seconds, and the peak of the process's (or GPU's) memory in bytes,
+    with Adam's moments."""
+
+    cells: int
+    seconds: float
+    peak: float
+
+    @property
+    def seconds_per_cell(self) -> float:
+        return self.seconds / self.cells
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that this process may come to use in all, when processes of one machine share what is free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    with suppress(OSError, ValueError):  # a container's limit; "max" is none
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + _peak(reset=True)
+
+
+def _peak(reset: bool = False) -> float:
+    """Largest resident memory of this process in bytes; since the last reset where the system has that (Linux)."""
+    if reset:
+        forget_peak_memory()
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def measure_steps(
+    objective: Objective,
+    make_batch: Callable[[int], Minibatch],
+    most: int,
+    device: torch.device,
+    precision: str = "fp32",
+    memory: float | None = None,
+    until_full: bool = False,
+) -> list[Step]:
+    """Passes of 1, 2, 4 … cells, as long as they fit and larger ones are faster; weights stay what they are.
+
+    Parameters
+    ----------
+    objective : on `device`
+    make_batch : number of cells → minibatch
+    most : cells that there are at most
+    memory : bytes to stay below; by default a share of what is free
+    until_full : go on while they fit, also where it gains no speed
+    """
+    memory = SHARE * free_memory(device) if memory is None else memory
+    moments = 2 * sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
+    steps: list[Step] = []
+    n = 1
+    objective.train()
+    while n <= most and (len(steps) < 2 or largest_fit(steps, memory) >= n):
+        batch = make_batch(n).to(device)
+        for _ in range(2 if not steps else 1):  # the first one warms up
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            else:
+                _peak(reset=True)
+            started = time.perf_counter()
+            try:
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                    objective(batch)[0].sum().backward()
+            except torch.OutOfMemoryError:
+                objective.zero_grad(set_to_none=True)
+                return steps
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - started
+            peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak()
+            objective.zero_grad(set_to_none=True)
+        steps.append(Step(n, seconds, peak + moments))
+        pace = [step.seconds_per_cell for step in steps]
+        if not until_full and len(pace) > 2 and min(pace[-2:]) > GAIN * min(pace[:-2]):
+            break
+        n *= 2
+    return steps
+
+
+def largest_fit(steps: list[Step], memory: float) -> int:
+    """The largest minibatch within `memory` bytes, when every cell takes what it took between the last two steps."""
+    if len(steps) < 2:
+        return steps[0].cells if steps and steps[0].peak <= memory else 0
+    first, last = steps[-2:]
+    per_cell = max((last.peak - first.peak) / (last.cells - first.cells), 1.0)
+    return max(int(last.cells + (memory - last.peak) // per_cell), 0)
+
+
+def choose_batch_size(objective: Objective, train: CellDataset, config, runtime: Runtime):
+    """Cut the cells of an optimiser step, --grad_acc times the stage's usual minibatch, into the best micro-batches.
+
+    The longest training cells are measured. What is learned does not depend on the cut, but for rounding.
+
+    Parameters
+    ----------
+    objective : on its device
+    config : TrainConfig with --batch_size auto
+
+    Returns
+    -------
+    The same with batch_size and grad_acc
+
+    Raises
+    ------
+    UserError
+        If not even one cell fits.
+    """
+    usual = next(field.default for field in fields(config) if field.name == "batch_size")
+    cells = usual * config.grad_acc
+    longest = np.argsort(train.lengths, kind="stable")[::-1]
+
+    def make_batch(n: int) -> Minibatch:
+        return train[MicroBatch(np.resize(longest, n), np.ones(n, np.float32), 0, n)]
+
+    memory = SHARE * free_memory(runtime.device)
+    steps = measure_steps(objective, make_batch, cells, runtime.device, config.precision, memory)
+    steps = [step for step in steps if step.peak <= memory]
+    best = min(steps, key=lambda step: step.seconds_per_cell).cells if steps else 0
+    best = min(runtime.gather(best))  # all processes cut alike
+    if not best:
+        raise UserError(
+            "--batch_size auto: not even one cell fits into memory; use --tokens expressed, --precision bf16, or a "
+            "smaller --dim or --depth"
+        )
+    size = max(size for size in range(1, best + 1) if cells % size == 0)
+    runtime.say(f"--batch_size auto: {size} cells at a time, {cells // size} times per step and process")
+    return replace(config, batch_size=BatchSize(size), grad_acc=cells // size)
