@@ -41,6 +41,9 @@ class Flags:
     missing: Literal["atac", "rna"] = flag("modality to leave out with --other_modality zeros", "atac")
     trainable_blocks: int = flag("last encoder blocks that are trained on; negative for everything", 2)
     train_student: bool = flag("train the student on, too", False)
+    feature_dropout: float = flag(
+        "share of a cell's expressed genes and open peaks left out in each training step", 0.0
+    )
     class_balance: float = flag("exponent b of class weights (1 / class size)^b: 0 none, 1 full balance", 0.0)
 
 
@@ -80,7 +83,7 @@ def main() -> None:
             training=asdict(flags) | asdict(config),
             parents={"pretrained": parent.hash},
         )
-        objective = CellTypes(model, flags.trainable_blocks, flags.train_student, weights)
+        objective = CellTypes(model, flags.trainable_blocks, flags.train_student, weights, flags.feature_dropout)
         folder = Path(flags.ckpt_dir) / flags.model
         fit(objective, train, val, config, runtime, folder, saved.writer(model), saved.identity)
         calibrate(folder, val, config, runtime)

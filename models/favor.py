@@ -1,12 +1,13 @@
-"""FAVOR+ attention in blocks of tokens: the random features of a block live in the cache and are never all stored.
+"""FAVOR+ attention in blocks of tokens, from the stream and back to it: no query, key, value or feature is ever stored.
 
+    Q, K, V = x Wqᵀ, x Wkᵀ, x Wvᵀ                             [L, d] per head
     φ(x) = exp(s·xWᵀ − s²‖x‖²/2 − top) + ε,   s = d^-¼       φ [L, m]     (a factor m^-½ would cancel)
     C    = φ(K)ᵀ [V 1]                                       [m, d + 1]
-    U    = φ(Q) C,   attention = U[:, :d] / U[:, d]          [L, d + 1]
+    U    = φ(Q) C,   A = U[:, :d] / U[:, d],   y = A Woᵀ + b
 
 `top`, the largest projection (of a query; of all keys of a cell), is a constant of the quotient but for rounding and
 for ε; it is treated as one in the gradient. C is summed over blocks of keys with the largest projection so far, and
-scaled when a larger one comes. The gradient computes the features a second time, block by block:
+scaled when a larger one comes. The gradient computes all of a block a second time, block by block:
 
     dφ(Q) = dU Cᵀ     dC = φ(Q)ᵀ dU     dφ(K) = [V 1] dCᵀ     dV = φ(K) dC
 
@@ -25,105 +26,159 @@ BLOCK_TOKENS = 256
 """Tokens per block. Fixed, so that sums are taken in the same order however many cells there are."""
 BLOCK_VALUES = 2**20
 """Features that are held at a time, about."""
+TINY = torch.finfo(torch.float32).tiny
 
 
-def favor_attention(q: Tensor, k: Tensor, v: Tensor, features: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Attention of all queries to all keys, at a cost linear in their number.
+def favor_attention(
+    x: Tensor,
+    to_q: Tensor,
+    to_k: Tensor,
+    to_v: Tensor,
+    to_out: Tensor,
+    bias: Tensor,
+    features: Tensor,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Attention of all tokens to all tokens, at a cost linear in their number.
 
     Parameters
     ----------
-    q, k, v : [B, H, L, d]
-    features : [m, d] random directions W
+    x : [B, L, D]
+    to_q, to_k, to_v : [H·d, D] weights
+    to_out, bias : [D, H·d] and [D] weights
+    features : [m, d] random directions W; d tells the number of heads H
     valid : [B, L] bool or None; padding is no key
 
     Returns
     -------
-    [B, H, L, d] in the dtype of `v`, computed in float32. The largest projection of the keys is taken per cell, never
-    over the minibatch: a cell's result is the same in any company.
+    [B, L, D]. Under autocast the projections are computed in its precision, the features in float32, for exponentials
+    lose too much in bfloat16. The largest projection of the keys is taken per cell, never over the minibatch: a cell's
+    result is the same in any company.
     """
-    # Exponentials lose too much in bfloat16.
-    with torch.autocast(v.device.type, enabled=False):
-        return _Favor.apply(q, k, v, features.float(), valid)
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    with torch.autocast(device, enabled=False):
+        weights = (weight.to(dtype) for weight in (to_q, to_k, to_v, to_out, bias))
+        return _Favor.apply(x.to(dtype), *weights, features.float(), valid)
 
 
 class _Favor(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, features, valid):
-        out = torch.empty_like(v)
-        context = v.new_zeros(*v.shape[:2], len(features), v.shape[-1] + 1, dtype=torch.float32)  # [B, H, m, d + 1]
-        tops = v.new_full((len(v), 1, 1, 1), -torch.inf, dtype=torch.float32)
-        for cells in _cells(q, features):
-            c, top, bias = context[cells], tops[cells], torch.zeros_like(context[cells][:, :, :1])
-            for tokens in _tokens(q):
-                x, pad = k[cells, :, tokens].float(), _padding(valid, cells, tokens)
-                values = _with_ones(v[cells, :, tokens], pad)
-                projected, half_norm = _project(x, features, pad)
+    def forward(ctx, x, to_q, to_k, to_v, to_out, bias, features, valid):
+        heads, to_kv = len(to_q) // features.shape[1], torch.cat([to_k, to_v])
+        y = x.new_empty(*x.shape[:2], len(to_out))
+        context = x.new_zeros(
+            len(x), heads, len(features), features.shape[1] + 1, dtype=torch.float32
+        )  # [B, H, m, d+1]
+        tops = x.new_full((len(x), 1, 1, 1), -torch.inf, dtype=torch.float32)
+        for cells in _cells(x, heads, features):
+            c, top, bias_of_c = context[cells], tops[cells], torch.zeros_like(context[cells][:, :, :1])
+            for tokens in _tokens(x):
+                pad = _padding(valid, cells, tokens)
+                k, v = _heads(x[cells, tokens], to_kv, 2 * heads).split(heads, dim=1)
+                values = _with_ones(v, pad)
+                projected, half_norm = _project(k, features, pad)
                 counted = projected if pad is None else projected.masked_fill(pad, -torch.inf)
                 highest = torch.maximum(top, counted.amax((1, 2, 3), keepdim=True))
                 safe = highest.masked_fill(highest.isinf(), 0.0)  # nothing but padding so far
                 c.mul_(torch.exp(top - safe)).add_(_bmm(projected.sub_(half_norm + safe).exp_().mT, values))
-                bias += values.sum(-2, keepdim=True)
+                bias_of_c += values.sum(-2, keepdim=True)
                 top.copy_(highest)
-            c.add_(bias, alpha=FEATURE_EPS)
-            for tokens in _tokens(q):
-                e = _query_features(q[cells, :, tokens], features, _padding(valid, cells, tokens))
-                u = _bmm_with_eps(e, c)
-                out[cells, :, tokens] = u[..., :-1] / u[..., -1:].clamp(min=torch.finfo(torch.float32).tiny)
-        ctx.save_for_backward(q, k, v, features, valid, context, tops)
-        return out
+            c.add_(bias_of_c, alpha=FEATURE_EPS)
+            for tokens in _tokens(x):
+                q = _heads(x[cells, tokens], to_q, heads)
+                u = _bmm_with_eps(_query_features(q, features, _padding(valid, cells, tokens)), c)
+                attended = _merged(u[..., :-1] / u[..., -1:].clamp(min=TINY), x.dtype)
+                y[cells, tokens] = torch.baddbmm(bias, attended, to_out.mT.expand(len(attended), -1, -1))
+        ctx.save_for_backward(x, to_q, to_k, to_v, to_out, features, valid, context, tops)
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_out):
-        with torch.autocast(d_out.device.type, enabled=False):
-            return _gradients(d_out, *ctx.saved_tensors)
+    def backward(ctx, dy):
+        with torch.autocast(dy.device.type, enabled=False):
+            return *_gradients(dy, *ctx.saved_tensors), None, None
 
 
-def _gradients(d_out, q, k, v, features, valid, context, tops) -> tuple[Tensor | None, ...]:
-    """Gradients of everything `forward` is given; `context` [B, H, m, d + 1] is C, `tops` [B, 1, 1, 1]."""
-    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    for cells in _cells(q, features):
+def _gradients(dy, x, to_q, to_k, to_v, to_out, features, valid, context, tops) -> tuple[Tensor, ...]:
+    """Gradients of x and of the weights; `context` [B, H, m, d + 1] is C, `tops` [B, 1, 1, 1]."""
+    heads, to_kv = len(to_q) // features.shape[1], torch.cat([to_k, to_v])
+    dx = torch.empty_like(x)
+    d_q, d_kv, d_out = (torch.zeros_like(weight, dtype=torch.float32) for weight in (to_q, to_kv, to_out))
+    for cells in _cells(x, heads, features):
         c, top = context[cells], tops[cells].masked_fill(tops[cells].isinf(), 0.0)
         dc = torch.zeros_like(c)
-        for tokens in _tokens(q):
-            x, pad = q[cells, :, tokens].float(), _padding(valid, cells, tokens)
-            e = _query_features(x, features, pad)
-            u, du = _bmm_with_eps(e, c), d_out[cells, :, tokens].float()
-            tiny = torch.finfo(torch.float32).tiny
-            norm = u[..., -1:].clamp(min=tiny)
-            du = (du / norm).masked_fill(u[..., -1:] < tiny, 0.0)  # a cell of padding alone
+        for tokens in _tokens(x):
+            part, d_part = x[cells, tokens], dy[cells, tokens]
+            q = _heads(part, to_q, heads)
+            e = _query_features(q, features, _padding(valid, cells, tokens))
+            u = _bmm_with_eps(e, c)
+            norm = u[..., -1:].clamp(min=TINY)
+            _add_weight_gradient(d_out, d_part, _merged(u[..., :-1] / norm, x.dtype))
+            du = (d_part @ to_out).unflatten(-1, (heads, -1)).transpose(1, 2).float()
+            du = (du / norm).masked_fill(u[..., -1:] < TINY, 0.0)  # a cell of padding alone
             du = torch.cat([du, -(du * u[..., :-1]).sum(-1, keepdim=True) / norm], -1)
             dc += _bmm(e.mT, du).add_(du.sum(-2, keepdim=True), alpha=FEATURE_EPS)
-            dq[cells, :, tokens] = _to_input(_bmm(du, c.mT).mul_(e), x, features)
-        for tokens in _tokens(q):
-            x, pad = k[cells, :, tokens].float(), _padding(valid, cells, tokens)
-            values = _with_ones(v[cells, :, tokens], pad)
-            projected, half_norm = _project(x, features, pad)
+            dq = _merged(_to_input(_bmm(du, c.mT).mul_(e), q, features), x.dtype)
+            _add_weight_gradient(d_q, dq, part)
+            dx[cells, tokens] = dq @ to_q
+        for tokens in _tokens(x):
+            part, pad = x[cells, tokens], _padding(valid, cells, tokens)
+            k, v = _heads(part, to_kv, 2 * heads).split(heads, dim=1)
+            values = _with_ones(v, pad)
+            projected, half_norm = _project(k, features, pad)
             e = projected.sub_(half_norm + top).exp_()
-            d_values = _bmm_with_eps(e, dc)[..., :-1]
-            dv[cells, :, tokens] = d_values if pad is None else d_values.masked_fill(pad, 0.0)
-            dk[cells, :, tokens] = _to_input(_bmm(values, dc.mT).mul_(e), x, features)
-    return dq, dk, dv, None, None
+            dv = _bmm_with_eps(e, dc)[..., :-1]
+            dv = dv if pad is None else dv.masked_fill(pad, 0.0)
+            dk = _to_input(_bmm(values, dc.mT).mul_(e), k, features)
+            dkv = _merged(torch.cat([dk, dv], dim=1), x.dtype)
+            _add_weight_gradient(d_kv, dkv, part)
+            dx[cells, tokens] += dkv @ to_kv
+    d_k, d_v = d_kv.split(len(to_k))
+    weights = (gradient.to(x.dtype) for gradient in (d_q, d_k, d_v, d_out, dy.sum((0, 1))))
+    return dx, *weights
 
 
 def _tokens(x: Tensor) -> Iterator[slice]:
-    """Blocks of tokens of [B, H, L, d]."""
-    return (slice(start, start + BLOCK_TOKENS) for start in range(0, x.shape[2], BLOCK_TOKENS))
+    """Blocks of tokens of [B, L, D]."""
+    return (slice(start, start + BLOCK_TOKENS) for start in range(0, x.shape[1], BLOCK_TOKENS))
 
 
-def _cells(x: Tensor, features: Tensor) -> Iterator[slice]:
-    """Blocks of cells whose features of one block of tokens fit.
+def _cells(x: Tensor, heads: int, features: Tensor) -> list[slice]:
+    """Blocks of cells whose features of one block of tokens fit: all blocks of one cell, or all of several.
 
-    With one head all cells are a block: libraries multiply a single matrix by another route than several.
+    Libraries multiply a single matrix by another route than several; so a cell's numbers stay the same in any company
+    (a minibatch of one cell aside).
     """
-    n = max(1, BLOCK_VALUES // (x.shape[1] * min(x.shape[2], BLOCK_TOKENS) * len(features)))
-    n = n if x.shape[1] > 1 else max(len(x), 1)
-    return (slice(start, start + n) for start in range(0, len(x), n))
+    n = max(1, BLOCK_VALUES // (heads * min(x.shape[1], BLOCK_TOKENS) * len(features)))
+    starts = list(range(0, len(x), n))
+    if n > 1 and len(starts) > 1 and len(x) - starts[-1] == 1:
+        starts.pop()
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(x)], strict=True)]
 
 
 def _padding(valid: Tensor | None, cells: slice, tokens: slice) -> Tensor | None:
-    """[b, 1, l, 1] bool, true for padding."""
-    return None if valid is None else ~valid[cells, None, tokens, None]
+    """[b, 1, l, 1] bool, true for padding; None where there is none."""
+    if valid is None:
+        return None
+    pad = ~valid[cells, None, tokens, None]
+    return pad if pad.is_cuda or pad.any() else None  # a GPU would have to be waited for
+
+
+def _heads(x: Tensor, weight: Tensor, heads: int) -> Tensor:
+    """[b, l, D] → [b, heads, l, d] float32, each cell by itself."""
+    projected = torch.bmm(x, weight.mT.expand(len(x), -1, -1))
+    return projected.unflatten(-1, (heads, -1)).transpose(1, 2).float()
+
+
+def _merged(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[b, H, l, d] → [b, l, H·d]"""
+    return x.to(dtype).transpose(1, 2).flatten(2)
+
+
+def _add_weight_gradient(total: Tensor, d_out: Tensor, x: Tensor) -> None:
+    """Add what a block has to say about the weight [out, in] between x [b, l, in] and [b, l, out]."""
+    total += d_out.flatten(0, 1).mT @ x.flatten(0, 1)
 
 
 def _bmm(a: Tensor, b: Tensor) -> Tensor:
@@ -145,15 +200,15 @@ def _project(x: Tensor, features: Tensor, pad: Tensor | None) -> tuple[Tensor, T
     return projected, half_norm if pad is None else half_norm.masked_fill(pad, torch.inf)
 
 
-def _query_features(x: Tensor, features: Tensor, pad: Tensor | None) -> Tensor:
+def _query_features(q: Tensor, features: Tensor, pad: Tensor | None) -> Tensor:
     """φ(Q) − ε [b, H, l, m]."""
-    projected, half_norm = _project(x.float(), features, pad)
+    projected, half_norm = _project(q, features, pad)
     return projected.sub_(half_norm + projected.amax(-1, keepdim=True)).exp_()
 
 
 def _with_ones(values: Tensor, pad: Tensor | None) -> Tensor:
-    """[V 1] [b, H, l, d + 1] in float32, 0 for padding."""
-    values = torch.cat([values.float(), torch.ones_like(values[..., :1], dtype=torch.float32)], -1)
+    """[V 1] [b, H, l, d + 1], 0 for padding."""
+    values = torch.cat([values, torch.ones_like(values[..., :1])], -1)
     return values if pad is None else values.masked_fill_(pad, 0.0)
 
 

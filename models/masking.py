@@ -11,6 +11,8 @@ Polarity, here and everywhere: in a mask, True means hidden from the encoder or 
 import torch
 from torch import Tensor
 
+from models.minibatch import Ragged
+
 # Multipliers and shifts of the SplitMix64 generator (Steele, Lea & Flood 2014), as signed 64-bit integers.
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -93,3 +95,16 @@ def mask_patches(key: Tensor, n_patches: int, ratio: float = 0.15) -> Tensor:
     patches = torch.arange(n_patches, device=key.device)
     score = uniform(key, patches, stream=2)
     return hide_lowest(score, torch.ones_like(score, dtype=torch.bool), ratio)
+
+
+def drop_features(key: Tensor, cells: Ragged, ratio: float) -> Ragged:
+    """Leave out each non-zero entry with probability `ratio`, as if it had not been measured.
+
+    Parameters
+    ----------
+    key : [B] int64
+    cells : of B cells
+    ratio : 0 … 1
+    """
+    score = uniform(key[cells.rows], cells.indices[:, None], stream=3).squeeze(1)  # [nnz]
+    return cells.keep(score >= ratio)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.atac_encoder import ATACEncoder, PatchHead
-from models.masking import mask_genes, mask_patches
-from models.minibatch import Minibatch, Ragged, other
+from models.masking import drop_features, mask_genes, mask_patches
+from models.minibatch import MODALITIES, Minibatch, Ragged, other
 from models.rna_encoder import MASK_TOKEN, N_TOKENS, RNAEncoder
 from models.scmomer import ATAC_JOINT_OPEN_WEIGHT, ScMomer
 
@@ -250,6 +250,7 @@ class CellTypes(Objective):
     trainable_blocks : how many of the encoders' last blocks are trained; negative for everything
     train_student : whether the student is trained on, too
     class_weight : [n_classes] float32 or None, factors on the loss of each class
+    feature_dropout : share of a cell's expressed genes and open peaks that are left out at random while training
     """
 
     def __init__(
@@ -258,9 +259,10 @@ class CellTypes(Objective):
         trainable_blocks: int = 2,
         train_student: bool = False,
         class_weight: Tensor | None = None,
+        feature_dropout: float = 0.0,
     ):
         super().__init__()
-        self.model = model
+        self.model, self.feature_dropout = model, feature_dropout
         for tower in model.towers.values():
             unfreeze_last_blocks(tower.encoder, trainable_blocks)
         if model.config.student:
@@ -268,6 +270,11 @@ class CellTypes(Objective):
         self.register_buffer("class_weight", class_weight, persistent=False)
 
     def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
+        if self.training and self.feature_dropout:
+            measured = [name for name in MODALITIES if batch[name] is not None]
+            batch = replace(
+                batch, **{name: drop_features(batch.key, batch[name], self.feature_dropout) for name in measured}
+            )
         embedding, logits = self.model(batch)
         self.embedding, logits = embedding.detach(), logits.float()
         loss = F.cross_entropy(logits, batch.label, weight=self.class_weight, reduction="none")

@@ -9,7 +9,6 @@ directions W, exp(q·k/√d) = E[φ(q)·φ(k)], so the sum over keys is taken on
 import math
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -17,6 +16,8 @@ from models.favor import favor_attention
 
 RECOMPUTE_VALUES = 2**20
 """Size of a stream [B, L, dim] from which memory counts for more than time."""
+FEED_TOKENS = 2048
+"""Tokens that go through the feed-forward at a time when nothing is trained."""
 
 
 def n_features_for(dim_head: int) -> int:
@@ -45,7 +46,6 @@ class FavorAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, dim_head: int, n_features: int | None = None):
         super().__init__()
-        self.heads = heads
         self.to_q = nn.Linear(dim, heads * dim_head, bias=False)
         self.to_k = nn.Linear(dim, heads * dim_head, bias=False)
         self.to_v = nn.Linear(dim, heads * dim_head, bias=False)
@@ -53,11 +53,8 @@ class FavorAttention(nn.Module):
         self.register_buffer("features", orthogonal_features(n_features or n_features_for(dim_head), dim_head))
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        q, k, v = (
-            rearrange(project(x), "b l (h d) -> b h l d", h=self.heads) for project in (self.to_q, self.to_k, self.to_v)
-        )
-        out = favor_attention(q, k, v, self.features, valid)
-        return self.to_out(rearrange(out, "b h l d -> b l (h d)"))
+        weights = (layer.weight for layer in (self.to_q, self.to_k, self.to_v, self.to_out))
+        return favor_attention(x, *weights, self.to_out.bias, self.features, valid)
 
 
 class PerformerBlock(nn.Module):
@@ -72,8 +69,12 @@ class PerformerBlock(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), valid)
-        # Its hidden layer is the largest tensor of a block and cheap to compute again.
-        if torch.is_grad_enabled() and x.numel() > RECOMPUTE_VALUES:
+        # The hidden layer of the feed-forward is the largest tensor of a block: never all of it, or computed again.
+        if not torch.is_grad_enabled():
+            for part in x.split(FEED_TOKENS, dim=1):
+                part += self._feed(part)
+            return x
+        if x.numel() > RECOMPUTE_VALUES:
             return x + checkpoint(self._feed, x, use_reentrant=False, preserve_rng_state=False)
         return x + self._feed(x)
 

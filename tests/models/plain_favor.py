@@ -16,6 +16,12 @@ def plain_favor(q: Tensor, k: Tensor, v: Tensor, features: Tensor, valid: Tensor
     return out[..., :-1] / out[..., -1:]
 
 
+def plain_attention(x, to_q, to_k, to_v, to_out, bias, features, valid=None) -> Tensor:
+    """The layer around it: [B, L, D] → [B, L, D]."""
+    q, k, v = ((x @ to.T).unflatten(-1, (-1, features.shape[1])).transpose(1, 2) for to in (to_q, to_k, to_v))
+    return plain_favor(q, k, v, features, valid).transpose(1, 2).flatten(2) @ to_out.T + bias
+
+
 def softmax_features(x: Tensor, features: Tensor, per_cell: bool, valid: Tensor | None) -> Tensor:
     """φ(x) [B, H, L, m]; the largest projection is that of a cell (keys) or of a token (queries), padding left out."""
     scale = x.shape[-1] ** -0.25
