@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.masking import drop_features
 from models.objectives import (
     CellTypes,
     Distillation,
@@ -263,3 +264,21 @@ def test_decoders_start_at_the_best_constant():
         for peak in seldom.nonzero().flatten().tolist()[:10]:
             assert loss(F.one_hot(torch.tensor(peak), N_PEAKS) * shift) > loss(0.0)
         assert loss(seldom * shift) > loss(0.0)
+
+
+@pytest.mark.parametrize("other_modality", ["student", "measured"])
+def test_feature_dropout_hides_part_of_the_cell_from_training_alone(other_modality):
+    """In training the loss is that of the thinned cell; in evaluation nothing is left out."""
+    objective = celltypes(other_modality)
+    batch = minibatch(label=torch.zeros(5, dtype=torch.int64))
+    plain = objective(batch)[0]
+    objective.feature_dropout = 0.5
+    thinned = replace(batch, **{name: drop_features(batch.key, batch[name], 0.5) for name in ("rna", "atac")})
+    objective.train()
+    dropped = objective(batch)[0]
+    objective.feature_dropout = 0.0
+    torch.testing.assert_close(dropped, objective(thinned)[0])
+    assert not torch.allclose(dropped, plain)
+    objective.feature_dropout = 0.5
+    objective.eval()
+    torch.testing.assert_close(objective(batch)[0], plain)

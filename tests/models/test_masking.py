@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.masking import mask_genes, mask_patches, mix, uniform
+from models.masking import drop_features, mask_genes, mask_patches, mix, uniform
 from models.rna_encoder import MASK_TOKEN
 from tests.models.helpers import N_GENES, expression, ragged, rna_encoder
 
@@ -164,3 +164,22 @@ def test_patches_are_hidden_alike_and_by_key_alone():
     # Patch i is not hidden because gene i is.
     target, _ = mask_genes(keys, torch.arange(20), torch.ones(5000, 20, dtype=torch.bool))
     assert (target & hidden).float().mean().item() == pytest.approx(0.15**2, abs=4 * (0.0225 / 1e5) ** 0.5)
+
+
+def test_dropped_features_are_a_function_of_cell_and_feature():
+    """Whatever the company, and a larger share drops what the smaller one did, too."""
+    cells = expression((60, 30, 0, 45), seed=3)
+    whole = drop_features(KEYS[:4], ragged(cells), 0.4).dense()
+    for b in range(4):
+        assert torch.equal(drop_features(KEYS[b : b + 1], ragged(cells[b : b + 1]), 0.4).dense()[0], whole[b])
+    assert torch.equal(whole[whole > 0], torch.from_numpy(cells)[whole > 0])
+    more = drop_features(KEYS[:4], ragged(cells), 0.7).dense()
+    assert ((more > 0) <= (whole > 0)).all() and (more > 0).sum() < (whole > 0).sum()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.5, 1.0])
+def test_the_share_of_dropped_features(ratio):
+    cells = ragged(expression((60,) * 400))
+    keys = mix(torch.arange(400))
+    kept = len(drop_features(keys, cells, ratio).indices) / len(cells.indices)
+    assert kept == pytest.approx(1 - ratio, abs=0.01)

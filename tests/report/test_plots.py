@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -131,3 +132,10 @@ def test_bars(tmp_path):
 def test_plots_touch_no_global_state():
     code = "import sys, utils.report.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_scaling(tmp_path):
+    rows = [("genes", n, n / 100) for n in (1, 10, 2000)] + [("peaks", n, 0.5 + n / 1e6) for n in (20_000, 10**6)]
+    table = pd.DataFrame(rows, columns=["curve", "n", "seconds_per_cell"])
+    narrow = check_png(plots.scaling(table.iloc[:3], "one machine", tmp_path / "narrow.png"))
+    assert check_png(plots.scaling(table, "one machine", tmp_path / "scaling.png")).shape[1] > 1.8 * narrow.shape[1]

@@ -346,3 +346,36 @@ def bars(table: dict[str, dict[str, float]], path, title: str, intervals: dict |
         loc="outside lower center", ncols=min(len(table), 2 if len(table) < 9 else 3), frameon=False, fontsize=9
     )
     return _save(figure, path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cost
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def scaling(table: pd.DataFrame, machine: str, path) -> Path:
+    """Seconds per cell against size, one panel per curve, both axes logarithmic.
+
+    Parameters
+    ----------
+    table : columns `curve`, `n` and `seconds_per_cell`
+    machine : a line below the panels
+    path : of the PNG to write
+    """
+    groups = list(table.groupby("curve", sort=False))
+    figure = Figure(figsize=(2.7 * len(groups), 3.0), layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    for axes, (curve, points) in zip(panels, groups, strict=True):
+        n, seconds = points["n"].to_numpy(float), points["seconds_per_cell"].to_numpy(float)
+        axes.loglog(n, seconds, marker="o", color=COLOURS[0])
+        axes.loglog(n, seconds[-1] * n / n[-1], linestyle=":", color=COLOURS[3])  # in proportion
+        low, high = seconds.min(), seconds.max()
+        axes.set_ylim(low / 2, high * 2)
+        axes.set_xticks(n, [f"{x / 1000:g}k" if x >= 1000 else f"{x:g}" for x in n], fontsize=7, rotation=45)
+        axes.minorticks_off()
+        axes.set_yticks(seconds, [f"{x:.2g}" for x in seconds], fontsize=7)
+        axes.set_xlabel(curve)
+        axes.set_ylabel("seconds per cell" if axes is panels[0] else "")
+        _clean(axes)
+    figure.supxlabel(f"dotted: in proportion · {machine}", fontsize=7)
+    return _save(figure, path)
