@@ -353,6 +353,12 @@ def bars(table: dict[str, dict[str, float]], path, title: str, intervals: dict |
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def _rounded(n: float) -> str:
+    """1,154,464 as 1.15M."""
+    unit, size = next(((unit, size) for unit, size in (("M", 1e6), ("k", 1e3)) if n >= size), ("", 1))
+    return f"{n / size:.3g}{unit}"
+
+
 def scaling(table: pd.DataFrame, machine: str, path) -> Path:
     """Seconds per cell against size, one panel per curve, both axes logarithmic.
 
@@ -371,9 +377,12 @@ def scaling(table: pd.DataFrame, machine: str, path) -> Path:
         axes.loglog(n, seconds[-1] * n / n[-1], linestyle=":", color=COLOURS[3])  # in proportion
         low, high = seconds.min(), seconds.max()
         axes.set_ylim(low / 2, high * 2)
-        axes.set_xticks(n, [f"{x / 1000:g}k" if x >= 1000 else f"{x:g}" for x in n], fontsize=7, rotation=45)
+        axes.set_xticks(n, [_rounded(x) for x in n], fontsize=7, rotation=45)
         axes.minorticks_off()
-        axes.set_yticks(seconds, [f"{x:.2g}" for x in seconds], fontsize=7)
+        axes.set_yticks([])
+        for x, y in zip(n, seconds, strict=True):
+            axes.annotate(f"{y:.2g}", (x, y), xytext=(-3, 5), textcoords="offset points", fontsize=7, ha="right")
+        axes.margins(x=0.15)
         axes.set_xlabel(curve)
         axes.set_ylabel("seconds per cell" if axes is panels[0] else "")
         _clean(axes)
