@@ -123,7 +123,7 @@ def summarise(out: Path, stages: dict, truth, ways: dict, flags: Flags) -> None:
     scored = {f"RNA only, {way}" if way != "paired" else "RNA + ATAC": mode for way, (_, mode) in ways.items()}
     cell_types = {name: results(f"celltype_{mode}")["scmomer"] for name, mode in scored.items()}
     cell_types["RNA only, logistic regression"] = results("celltype_student")["logistic regression"]
-    translation = {name: results("student")[name] for name in ("scmomer", "mean accessibility")}
+    translation = {name: row for name, row in results("student").items() if isinstance(row, dict)}
     summary = {
         "cells": {"simulated": flags.n_cells, "new_donor": len(truth)},
         "seed": flags.seed,

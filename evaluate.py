@@ -3,10 +3,11 @@
     python evaluate.py --data_path cells.ready.h5mu --model_path runs/celltype
     python evaluate.py --data_path cells.ready.h5mu --model_path runs/student
 
-A cell type model is scored on the labels of the test cells, beside logistic regression on all features and on 50
-principal components, fitted on the same training cells and tuned on the same validation cells. A model with a student
-is scored on translation: how well it tells, from the measured modality, the one it has not seen. Writes
-evaluation_<split>.json (and a confusion matrix) into --out_path.
+A cell type model is scored on the labels of the test cells, beside the majority class, nearest neighbours and logistic
+regression (on all features, and on 50 principal components), fitted on the same training cells and tuned on the same
+validation cells; its embedding beside principal components. A model with a student is scored on translation, how well
+it tells, from the measured modality, the one it has not seen, beside the mean, nearest neighbours and ridge regression.
+Writes evaluation_<split>.json, .csv and .png (and a confusion matrix) into --out_path.
 """
 
 import json
@@ -22,13 +23,34 @@ from utils.cli import flag, parse_flags, run_script
 from utils.data.dataset import CellDataset
 from utils.data.read import Cells, read_cells
 from utils.errors import UserError
-from utils.report.baselines import logistic_regression, mean_accessibility, pca_logistic_regression
+from utils.report.baselines import (
+    logistic_regression,
+    majority_class,
+    nearest_neighbours,
+    neighbour_translation,
+    pca_logistic_regression,
+    ridge_translation,
+)
 from utils.report.calibration import expected_calibration_error
+from utils.report.embedding import embedding_scores
 from utils.report.metrics import bootstrap_interval, classification_scores, translation_scores
-from utils.report.plots import confusion
+from utils.report.plots import bars, confusion
+from utils.report.translation import product, pseudobulk_rmse, squared_error, unweighted_probability
 from utils.train.checkpoint import SavedModel, check_fits, load_model
 from utils.train.distributed import Runtime, choose_device
 from utils.train.infer import InferConfig, infer, predict_types
+
+TYPE_BASELINES = {
+    "majority class": majority_class,
+    "nearest neighbours": nearest_neighbours,
+    "logistic regression": logistic_regression,
+    "PCA + logistic regression": pca_logistic_regression,
+}
+
+
+RANKED = ("accuracy", "macro_f1", "peak_auroc", "cell_auroc", "rna_mse")  # of which the best is told
+ERRORS = ("rna_mse",)
+SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "peak_auroc", "cell_auroc", "peak_ap", "cell_ap", "rna_mse")
 
 
 @dataclass
@@ -58,13 +80,20 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"evaluation_{flags.split}.json"
     path.write_text(json.dumps({"model": str(saved.path), "hash": saved.hash, "split": flags.split} | table, indent=1))
-    scores = pd.DataFrame({name: row for name, row in table.items() if isinstance(row, dict)}).T
+    rows = {name: row for name, row in table.items() if isinstance(row, dict) and name != "embeddings"}
+    scores = pd.DataFrame(rows).T
+    scores.to_csv(path.with_suffix(".csv"))
     print(scores.map(_cell).to_string())
-    if len(scores) > 1:
-        measure = next(name for name in ("macro_f1", "peak_auroc", "rna_mse") if name in scores)
+    for measure in [name for name in RANKED if name in scores]:
         best = scores[measure].astype(float)
-        winner = best.idxmin() if measure == "rna_mse" else best.idxmax()
+        winner = best.idxmin() if measure in ERRORS else best.idxmax()
         print(f"best {measure.replace('_', ' ')}: {winner}")
+    if "embeddings" in table:
+        print(pd.DataFrame(table["embeddings"]).T.map(_cell).to_string())
+    shown = [name for name in SHOWN if name in scores]
+    values = {name: {measure: row[measure] for measure in shown} for name, row in rows.items()}
+    intervals = {name: {m: row[f"{m}_95%"] for m in shown if f"{m}_95%" in row} for name, row in rows.items()}
+    bars(values, path.with_suffix(".png"), f"{saved.path.name}, {len(cells.rows(flags.split)):,} cells", intervals)
     print(f"wrote {path}")
 
 
@@ -80,7 +109,7 @@ def _cell(value) -> str:
 def score_types(
     saved: SavedModel, cells: Cells, rows: np.ndarray, flags: Flags, config: InferConfig, runtime: Runtime, out: Path
 ) -> dict:
-    """Accuracy and macro-F1 of the model and of the baselines, with 95 % bootstrap intervals over cells."""
+    """Scores of the model and of the baselines, with 95 % bootstrap intervals over cells; and of their embeddings."""
     column = flags.label_column or saved.training.get("label_column")
     labels = cells.labels(column)
     if labels is None:
@@ -99,55 +128,70 @@ def score_types(
     predicted = {"scmomer": prediction.types}
     known = [row[labelled[row]] for row in (cells.rows("train"), cells.rows("val"))]
     (x_train, x_val), (y_train, y_val) = [data(row) for row in known], [labels.iloc[row].to_numpy() for row in known]
-    baselines = {"logistic regression": logistic_regression, "PCA + logistic regression": pca_logistic_regression}
-    penalty = {}
-    for name, fit in baselines.items():
-        estimator, penalty[name] = fit(x_train, y_train, x_val, y_val, seed=0)
-        predicted[name] = estimator.predict(data(rows))
+    x, chosen = data(rows), {}
+    for name, fit in TYPE_BASELINES.items():
+        estimator, chosen[name] = fit(x_train, y_train, x_val, y_val, seed=0)
+        predicted[name] = estimator.predict(x)
+        if name == "nearest neighbours":
+            components = estimator["pca"].transform(x)
     confusion(truth, prediction.types, out / f"confusion_{flags.split}.png")
     table = {}
     for name, types in predicted.items():
         table[name] = classification_scores(truth, types)
         for score in ("accuracy", "macro_f1"):
             table[name][f"{score}_95%"] = bootstrap_interval(truth, types, score)
-        if name in penalty:
-            table[name]["C"] = penalty[name]  # inverse strength of the penalty, chosen on validation cells
+        if name in chosen:
+            table[name]["setting"] = chosen[name]  # penalty C, or number of neighbours, chosen on validation cells
     codes = pd.Index(saved.labels).get_indexer(truth)
     in_model = codes >= 0
+    batches = cells.obs.get((cells.stamp.get("split") or {}).get("split_by"))
+    batches = None if batches is None else batches.iloc[rows]
     return table | {
         "calibration_error": expected_calibration_error(prediction.probability[in_model], codes[in_model]),
+        "embeddings": {
+            name: embedding_scores(embedding, truth, batches)
+            for name, embedding in (("scmomer", prediction.embedding), ("50 principal components", components))
+        },
     }
 
 
 def score_translation(saved: SavedModel, cells: Cells, rows: np.ndarray, config: InferConfig, runtime: Runtime) -> dict:
-    """Measured → missing modality, beside the training cells' mean: AUROC of peaks, or squared error of genes."""
+    """Measured → missing modality, beside baselines: how peaks are ranked, or the squared error of genes."""
     missing = saved.options["missing"]
-    model = saved.build()
-    dataset = CellDataset({other(missing): cells.values[other(missing)][rows]}, cells.obs.index[rows])
+    present, model = other(missing), saved.build()
+    dataset = CellDataset({present: cells.values[present][rows]}, cells.obs.index[rows])
     (embedding,) = infer(lambda batch: (model.embed(batch),), model, dataset, config, runtime, "embedding")
     decoder = model.decoders[missing].cpu()
-    weight, bias = decoder.weight.detach().numpy(), decoder.bias.detach().numpy()
-    truth, train = cells.values[missing][rows], cells.values[missing][cells.rows("train")]
-    mean = mean_accessibility(train)  # column means
-    if missing == "atac":
-        return {
-            "scmomer": translation_scores(
-                truth,
-                lambda start, stop: embedding @ weight[start:stop].T + bias[start:stop],
-                cell_scores=lambda start, stop: embedding[start:stop] @ weight.T + bias,
-            ),
-            "mean accessibility": translation_scores(
-                truth,
-                lambda start, stop: np.tile(mean[start:stop], (len(rows), 1)),
-                cell_scores=lambda start, stop: np.tile(mean, (stop - start, 1)),
-            ),
-        }
-    blocks = [slice(start, start + 1024) for start in range(0, len(rows), 1024)]
-    errors = {
-        "scmomer": [np.square(embedding[b] @ weight.T + bias - truth[b].toarray()).sum() for b in blocks],
-        "mean expression": [np.square(mean - truth[b].toarray()).sum() for b in blocks],
+    weights = np.vstack([decoder.weight.detach().numpy().T, decoder.bias.detach().numpy()])
+    known = [(cells.values[present][row], cells.values[missing][row]) for row in map(cells.rows, ("train", "val"))]
+    (x_train, y_train), (x_val, y_val) = known
+    x, truth = cells.values[present][rows], cells.values[missing][rows]
+    mean = np.asarray(y_train.mean(0), dtype=np.float32)  # of open peaks, or of log values
+    # All predictions are products left [cells, k] · right [k, features]: never all of them in memory.
+    factors = {
+        "scmomer": (np.hstack([embedding, np.ones((len(rows), 1), np.float32)]), weights, None),
+        f"mean {'accessibility' if missing == 'atac' else 'expression'}": (np.ones((len(rows), 1)), mean, None),
+        "nearest neighbours": neighbour_translation(x_train, y_train, x_val, y_val, x),
+        "ridge on PCA": ridge_translation(x_train, y_train, x_val, y_val, x),
     }
-    return {name: {"rna_mse": float(sum(parts) / truth.shape[0] / truth.shape[1])} for name, parts in errors.items()}
+    labels, table = cells.labels(), {}
+    for name, (left, right, setting) in factors.items():
+        # A decoder that was trained with open peaks weighted w times tells logits of w times the odds.
+        to_probability = unweighted_probability if missing == "atac" and name == "scmomer" else None
+        if missing == "atac":
+            table[name] = translation_scores(
+                truth,
+                lambda start, stop, left=left, right=right: product(left, right[:, start:stop]),
+                cell_scores=lambda start, stop, left=left, right=right: product(left[start:stop], right),
+            )
+        else:
+            table[name] = {"rna_mse": squared_error(left, right, truth)}
+        if labels is not None:
+            types = labels.iloc[rows].to_numpy()
+            table[name]["pseudobulk_rmse"] = pseudobulk_rmse(left, right, truth, types, to_probability)
+        if setting is not None:
+            table[name]["setting"] = setting
+    return table
 
 
 if __name__ == "__main__":

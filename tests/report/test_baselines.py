@@ -3,9 +3,13 @@ import warnings
 import numpy as np
 import pytest
 from scipy import sparse
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
 
+from models.scmomer import ATAC_JOINT_OPEN_WEIGHT
 from utils.errors import UserError
 from utils.report import baselines
+from utils.report.translation import product, pseudobulk_rmse, squared_error, unweighted_probability
 
 FITS = [baselines.logistic_regression, baselines.pca_logistic_regression]
 
@@ -80,10 +84,64 @@ def test_odd_shapes(fit):
         fit(x, ["T"] * 12, seed=0)
 
 
-def test_mean_accessibility():
-    accessibility = np.array([[0, 1, 2], [0, 0, 5], [0, 1, 0], [0, 0, 1]])
-    expected = np.array([0, 0.5, 0.75], dtype=np.float32)
-    for matrix in (accessibility, sparse.csr_matrix(accessibility), sparse.csc_array(accessibility)):
-        mean = baselines.mean_accessibility(matrix)
-        assert mean.dtype == np.float32 and mean.shape == (3,)
-        np.testing.assert_array_equal(mean, expected)
+def test_majority_class():
+    (x, y), (x_test, _) = cells(100, 0), cells(20, 1)
+    model, setting = baselines.majority_class(x, y)
+    assert set(model.predict(x_test)) == {"T"} and setting is None
+
+
+def test_nearest_neighbours_are_tuned_on_validation_cells():
+    (x, y), (x_val, y_val), (x_test, y_test) = cells(600, 0), cells(300, 1), cells(600, 2)
+    model, k = baselines.nearest_neighbours(x, y, x_val, y_val)
+    assert k in baselines.NEIGHBOURS and model["classify"].n_neighbors == k
+    assert np.mean(model.predict(x_test) == y_test) > 0.85
+    assert baselines.nearest_neighbours(x, y)[1] == 15
+    few, k = baselines.nearest_neighbours(x[:8], y[:8])
+    assert k == 5 and len(few.predict(x_test)) == 600
+
+
+def paired(n, seed):
+    """RNA as above, and peaks of which every type opens its own."""
+    rna, kind = cells(n, seed)
+    rate = np.full((n, 60), 0.05)
+    for i, name in enumerate(["T", "B", "NK", "mono"]):
+        rate[np.ix_(kind == name, range(15 * i, 15 * i + 15))] = 0.6
+    return rna, sparse.csr_matrix(np.random.default_rng(seed).random((n, 60)) < rate, dtype=np.float32)
+
+
+@pytest.mark.parametrize("fit", [baselines.ridge_translation, baselines.neighbour_translation])
+def test_translation_is_learned_and_tuned(fit):
+    (x, y), (x_val, y_val), (x_test, y_test) = paired(500, 0), paired(200, 1), paired(300, 2)
+    left, right, setting = fit(x, y, x_val, y_val, x_test)
+    predicted = product(left, right)
+    assert setting in (*baselines.ALPHA_GRID, *baselines.NEIGHBOURS)
+    assert predicted.shape == (300, 60)
+    errors = {
+        name: np.square(p - y_test.toarray()).mean() for name, p in (("ours", predicted), ("mean", y.toarray().mean(0)))
+    }
+    assert errors["ours"] < 0.75 * errors["mean"]
+    np.testing.assert_allclose(squared_error(left, right, y_test), errors["ours"], rtol=1e-5)
+
+
+def test_ridge_is_sklearns():
+    (x, y), (x_test, _) = paired(300, 0), paired(50, 1)
+    left, right, alpha = baselines.ridge_translation(x, y, x, y, x_test)
+    pca = PCA(50, svd_solver="arpack", random_state=0).fit(x)
+    theirs = Ridge(alpha).fit(pca.transform(x), y.toarray()).predict(pca.transform(x_test))
+    np.testing.assert_allclose(product(left, right), theirs, atol=1e-3)
+
+
+def test_pseudobulk_and_weighted_logits():
+    truth = sparse.csr_matrix(np.repeat([[1.0, 0, 0], [0, 1.0, 0]], 12, axis=0))
+    types = np.array(["a"] * 12 + ["b"] * 12, dtype=object)
+    exact = np.repeat([[1.0, 0], [0, 1.0]], 12, axis=0)
+    assert pseudobulk_rmse(exact, np.eye(2, 3), truth, types) == 0
+    off = pseudobulk_rmse(exact, np.array([[0.7, 0, 0], [0, 1, 0]]), truth, types)
+    assert off == pytest.approx(np.sqrt(0.09 / 6))
+    types[12:] = None  # cells without a type, and types of few cells, do not count
+    types[20:] = "few"
+    assert pseudobulk_rmse(exact, np.array([[0.7, 0, 0], [0, 9, 0]]), truth, types) == pytest.approx(np.sqrt(0.09 / 3))
+    share = np.array([0.01, 0.3, 0.9])
+    weighted = ATAC_JOINT_OPEN_WEIGHT * share
+    logits = np.log(weighted / (1 - share))  # where the weighted cross-entropy of a constant is least
+    np.testing.assert_allclose(unweighted_probability(logits), share)

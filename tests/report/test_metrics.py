@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 from utils.errors import UserError
 from utils.report import metrics
@@ -129,6 +129,16 @@ def test_auroc_of_functions_integers_and_unclean_matrices():
     np.testing.assert_allclose(metrics.feature_auroc(coo, scores), per_peak)
     np.testing.assert_allclose(metrics.feature_auroc(unclean, scores), reference(unclean.toarray().T, scores.T))
     assert unclean.nnz == stored  # the caller's matrix stays as it was
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_average_precision_agrees_with_sklearn_with_ties(seed):
+    accessibility, scores = accessibility_and_scores(seed)
+    found = metrics.translation_scores(accessibility, scores, min_open=1)
+    for lines, name in (((accessibility.T, scores.T), "peak_ap"), ((accessibility, scores), "cell_ap")):
+        pairs = zip(*lines, strict=True)
+        expected = [average_precision_score(a, s) for a, s in pairs if 0 < a.sum() < len(a)]
+        assert found[name] == pytest.approx(np.mean(expected), rel=1e-12)
 
 
 def test_auroc_needs_matching_finite_scores():

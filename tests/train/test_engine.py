@@ -265,6 +265,14 @@ def test_the_best_weights_are_kept_not_the_last(cells, tmp_path):
     assert evaluate(stage.objective, loader, TrainConfig(), CPU)["loss"] == pytest.approx(min(losses), rel=1e-6)
 
 
+def test_the_last_weights_are_kept_when_asked_for(cells, tmp_path):
+    stage = make_stage("celltype", take(cells, 6, 19))
+    kept = train(stage, tmp_path / "run", epochs=16, learning_rate=0.03, keep="last")
+    losses = [record["loss"] for record in records(tmp_path / "run", "val")]
+    assert kept["epoch"] == 16 and kept["loss"] == losses[-1] > min(losses)
+    assert_same_tensors(weights(tmp_path / "run"), stage.objective.state_dict())
+
+
 def test_without_validation_cells_the_training_loss_decides(cells, tmp_path):
     best = train(make_stage("celltype", take(cells, 12, 0)), tmp_path / "run", epochs=4)
     rows = records(tmp_path / "run")

@@ -5,7 +5,9 @@ import copy
 import numpy as np
 from scipy import sparse
 from sklearn.decomposition import PCA
+from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 from threadpoolctl import threadpool_limits
@@ -15,6 +17,9 @@ from utils.report.metrics import classification_scores
 
 # Inverse strengths of the L2 penalty that are tried, weak fits first: each fit starts from the one before.
 C_GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+NEIGHBOURS = (5, 10, 15, 30, 50, 100)
+ALPHA_GRID = (1.0, 10.0, 100.0, 1e3, 1e4)
+"""Strengths of ridge regression's penalty, in cells."""
 
 
 def logistic_regression(x_train, y_train, x_val=None, y_val=None, seed: int = 0) -> tuple[Pipeline, float]:
@@ -73,9 +78,8 @@ def pca_logistic_regression(
     UserError
         The training cells hold fewer than two classes.
     """
-    n_components = max(1, min(n_components, min(x_train.shape) - 1))
-    pca = PCA(n_components, svd_solver="arpack", random_state=seed)
-    return _tuned([("pca", pca), ("scale", StandardScaler())], x_train, y_train, x_val, y_val, seed)
+    steps = [("pca", _pca(x_train, n_components, seed)), ("scale", StandardScaler())]
+    return _tuned(steps, x_train, y_train, x_val, y_val, seed)
 
 
 @threadpool_limits.wrap(limits=1)  # matrices this thin gain nothing from threads, and lose a lot where cores are shared
@@ -105,22 +109,94 @@ def _tuned(steps: list, x_train, y_train, x_val, y_val, seed: int) -> tuple[Pipe
     return Pipeline([*transform.steps, ("classify", best)]), float(best.C)
 
 
-def _rows(matrix):
-    return matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix)
+def majority_class(x_train, y_train, x_val=None, y_val=None, seed: int = 0) -> tuple[DummyClassifier, None]:
+    """The most frequent type for every cell."""
+    return DummyClassifier(strategy="most_frequent").fit(x_train, y_train), None
 
 
-def mean_accessibility(accessibility_train) -> np.ndarray:
-    """Share of the training cells in which each peak is open: the same prediction for every cell.
+def nearest_neighbours(x_train, y_train, x_val=None, y_val=None, seed: int = 0, n_components: int = 50):
+    """Vote of the nearest training cells on principal components.
 
-    Parameters
-    ----------
-    accessibility_train : sparse or dense matrix [cells, peaks]
-        Open where not zero.
+    Parameters and errors are those of :func:`pca_logistic_regression`; validation cells choose the number of neighbours
+    (15 without).
 
     Returns
     -------
-    ndarray of float32 [peaks]
+    estimator : Pipeline
+    k : int
     """
-    matrix = accessibility_train
-    n_open = (matrix != 0).sum(axis=0)
-    return (np.asarray(n_open, dtype=np.float64).ravel() / matrix.shape[0]).astype(np.float32)
+    y_train = np.asarray(y_train)
+    pca = _pca(x_train, n_components, seed)
+    z_train = pca.fit_transform(_rows(x_train))
+    choices = [k for k in NEIGHBOURS if k <= len(z_train)] or [1]
+    fits = {k: KNeighborsClassifier(k).fit(z_train, y_train) for k in choices}
+    k = 15 if 15 in fits else choices[-1]
+    if y_val is not None and len(np.unique(np.asarray(y_val))) > 1:
+        z_val = pca.transform(_rows(x_val))
+        scores = {k: classification_scores(y_val, fit.predict(z_val)) for k, fit in fits.items()}
+        k = max(scores, key=lambda k: scores[k]["accuracy"] + scores[k]["macro_f1"])
+    return Pipeline([("pca", pca), ("classify", fits[k])]), k
+
+
+def _pca(x, n_components: int, seed: int) -> PCA:
+    return PCA(max(1, min(n_components, min(x.shape) - 1)), svd_solver="arpack", random_state=seed)
+
+
+def ridge_translation(x_train, y_train, x_val, y_val, x_test, seed: int = 0) -> tuple[np.ndarray, np.ndarray, float]:
+    """One modality from 50 principal components of the other, by ridge regression.
+
+    Parameters
+    ----------
+    x_train, x_val, x_test : measured modality [cells, features]
+    y_train, y_val : the other one [cells, features]; validation cells choose the penalty by squared error
+    seed : of the eigensolver
+
+    Returns
+    -------
+    left [test cells, k], right [k, features], penalty : the prediction is left @ right
+    """
+    pca = _pca(x_train, 50, seed)
+    with_one = lambda x: np.hstack([pca.transform(_rows(x)), np.ones((x.shape[0], 1))]).astype(np.float32)
+    pca.fit(_rows(x_train))
+    z, z_val = with_one(x_train), with_one(x_val)
+    gram, moments = z.T @ z, _dense(z.T @ _rows(y_train))
+    val_gram, val_moments = z_val.T @ z_val, _dense(z_val.T @ _rows(y_val))
+    penalised = np.diag([1.0] * (len(gram) - 1) + [0.0])  # all but the mean
+
+    def weights(alpha: float) -> np.ndarray:
+        return np.linalg.solve(gram + alpha * penalised, moments).astype(np.float32)
+
+    def error(w: np.ndarray) -> float:  # squared, but for a constant
+        return float(((val_gram @ w) * w).sum(dtype=np.float64) - 2 * (val_moments * w).sum(dtype=np.float64))
+
+    alpha = min(ALPHA_GRID, key=lambda alpha: error(weights(alpha))) if len(z_val) else 100.0
+    return with_one(x_test), weights(alpha), alpha
+
+
+def neighbour_translation(x_train, y_train, x_val, y_val, x_test, seed: int = 0):
+    """Mean of the other modality over the nearest training cells on principal components of the measured one.
+
+    As :func:`ridge_translation`, with the number of neighbours in the penalty's place; `right` is sparse.
+    """
+    pca = _pca(x_train, 50, seed).fit(_rows(x_train))
+    index = NearestNeighbors().fit(pca.transform(_rows(x_train)))
+    right = sparse.csr_matrix(y_train, dtype=np.float32)
+
+    def weights(x, k: int) -> sparse.csr_matrix:
+        return index.kneighbors_graph(pca.transform(_rows(x)), k).astype(np.float32) / k
+
+    def error(k: int) -> float:
+        mean, truth = weights(x_val, k) @ right, sparse.csr_matrix(y_val)
+        return float((mean.data**2).sum(dtype=np.float64) - 2 * mean.multiply(truth).sum(dtype=np.float64))
+
+    choices = [k for k in NEIGHBOURS if k <= right.shape[0]] or [1]
+    k = min(choices, key=error) if x_val.shape[0] else choices[-1]
+    return weights(x_test, k), right, k
+
+
+def _dense(matrix) -> np.ndarray:
+    return np.asarray(matrix.todense() if sparse.issparse(matrix) else matrix, dtype=np.float64)
+
+
+def _rows(matrix):
+    return matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix)

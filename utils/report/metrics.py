@@ -185,20 +185,21 @@ def _binary(accessibility, layout: type) -> sparse.sparray:
     return matrix
 
 
-def _auroc_by_line(positives, n_values: int, block: Callable[[int, int], np.ndarray], minimum: int) -> np.ndarray:
-    """AUROC of each line (peak or cell) of a compressed sparse array.
+def _ranking_by_line(positives, n_values: int, block: Callable[[int, int], np.ndarray], minimum: int) -> np.ndarray:
+    """AUROC and average precision of each line (peak or cell) of a compressed sparse array: [lines, 2].
 
     `block(start, stop)` gives the scores of these lines, [stop - start, n_values]. With x running over the n₁ positive
     scores of a line and n₀ the number of negatives, ties counting one half (Mann & Whitney 1947),
 
         AUROC = (Σₓ (#{scores < x} + #{scores ≤ x}) / 2 - n₁² / 2) / (n₁ n₀),
 
-    so one sort per line and two binary searches per *positive* suffice.
+    so one sort per line and two binary searches per *positive* suffice. Average precision is the mean over positives
+    of the precision among all that score at least as high.
     """
     n_lines = len(positives.indptr) - 1
     n_open = np.diff(positives.indptr).astype(np.int64)
     n_closed = n_values - n_open
-    result = np.full(n_lines, np.nan)
+    result = np.full((n_lines, 2), np.nan)
     wanted = (n_open >= max(minimum, 1)) & (n_closed >= max(minimum, 1))
     step = max(1, BLOCK_VALUES // max(n_values, 1))
     for start in range(0, n_lines, step):
@@ -218,8 +219,10 @@ def _auroc_by_line(positives, n_values: int, block: Callable[[int, int], np.ndar
             i = start + line
             x = values[line, positives.indices[positives.indptr[i] : positives.indptr[i + 1]]]
             x.sort()  # ordered look-ups walk the array once
-            below = np.searchsorted(ordered, x, "left").sum() + np.searchsorted(ordered, x, "right").sum()
-            result[i] = (below / 2 - n_open[i] ** 2 / 2) / (n_open[i] * n_closed[i])
+            lower = np.searchsorted(ordered, x, "left")
+            below = lower.sum() + np.searchsorted(ordered, x, "right").sum()
+            result[i, 0] = (below / 2 - n_open[i] ** 2 / 2) / (n_open[i] * n_closed[i])
+            result[i, 1] = np.mean((n_open[i] - np.searchsorted(x, x, "left")) / (n_values - lower))
     return result
 
 
@@ -247,13 +250,18 @@ def feature_auroc(accessibility, scores: Scores, min_open: int = 1) -> np.ndarra
     ValueError
         Shapes differ, or a score is NaN.
     """
+    return _peak_ranking(accessibility, scores, min_open)[:, 0]
+
+
+def _peak_ranking(accessibility, scores: Scores, min_open: int) -> np.ndarray:
+    """AUROC and average precision [peaks, 2]."""
     positives = _binary(accessibility, sparse.csc_array)
     block = _blocks(scores, positives.shape, by_peak=True)
 
     def peaks_as_rows(start: int, stop: int) -> np.ndarray:
         return np.ascontiguousarray(np.transpose(block(start, stop)))  # sorting strided columns is several times slower
 
-    return _auroc_by_line(positives, positives.shape[0], peaks_as_rows, min_open)
+    return _ranking_by_line(positives, positives.shape[0], peaks_as_rows, min_open)
 
 
 def cell_auroc(accessibility, scores: Scores, min_open: int = 1) -> np.ndarray:
@@ -281,9 +289,14 @@ def cell_auroc(accessibility, scores: Scores, min_open: int = 1) -> np.ndarray:
     ValueError
         Shapes differ, or a score is NaN.
     """
+    return _cell_ranking(accessibility, scores, min_open)[:, 0]
+
+
+def _cell_ranking(accessibility, scores: Scores, min_open: int) -> np.ndarray:
+    """AUROC and average precision [cells, 2]."""
     positives = _binary(accessibility, sparse.csr_array)
     block = _blocks(scores, positives.shape, by_peak=False)
-    return _auroc_by_line(positives, positives.shape[1], block, min_open)
+    return _ranking_by_line(positives, positives.shape[1], block, min_open)
 
 
 def _blocks(scores: Scores, shape: tuple[int, int], by_peak: bool) -> Callable[[int, int], np.ndarray]:
@@ -314,18 +327,21 @@ def translation_scores(
     Returns
     -------
     dict
-        `peak_auroc`, the mean over these peaks; `cell_auroc`, the mean over cells with any open peak (all peaks count);
-        `n_peaks`, `n_cells`: how many peaks and cells entered. A mean over nothing is NaN.
+        `peak_auroc` and `peak_ap` (average precision), means over these peaks; `cell_auroc` and `cell_ap`, means over
+        cells with any open peak (all peaks count); `n_peaks`, `n_cells`: how many peaks and cells entered. A mean over
+        nothing is NaN.
     """
     if callable(scores) and cell_scores is None:
         raise ValueError("scores is a function of peaks: give cell_scores, a function of cells, too")
-    per_peak = feature_auroc(accessibility, scores, min_open)
-    per_cell = cell_auroc(accessibility, cell_scores if callable(scores) else scores)
+    per_peak = _peak_ranking(accessibility, scores, min_open)
+    per_cell = _cell_ranking(accessibility, cell_scores if callable(scores) else scores, 1)
     return {
-        "peak_auroc": _mean(per_peak),
-        "cell_auroc": _mean(per_cell),
-        "n_peaks": int(np.isfinite(per_peak).sum()),
-        "n_cells": int(np.isfinite(per_cell).sum()),
+        "peak_auroc": _mean(per_peak[:, 0]),
+        "cell_auroc": _mean(per_cell[:, 0]),
+        "peak_ap": _mean(per_peak[:, 1]),
+        "cell_ap": _mean(per_cell[:, 1]),
+        "n_peaks": int(np.isfinite(per_peak[:, 0]).sum()),
+        "n_cells": int(np.isfinite(per_cell[:, 0]).sum()),
     }
 
 

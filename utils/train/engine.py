@@ -51,6 +51,10 @@ class TrainConfig:
     patience: int = field(
         default=10, metadata={"help": "epochs without a better validation loss before it stops; 0: never"}
     )
+    keep: Literal["best", "last"] = field(
+        default="best",
+        metadata={"help": "which epoch's model is kept: the one of the lowest validation loss, or the last"},
+    )
     max_steps: int = field(default=0, metadata={"help": "stop after this many optimiser steps; 0 for no such limit"})
     seed: int = field(default=0, metadata={"help": "of weights, order, masks and dropout"})
     precision: Literal["fp32", "bf16"] = field(default="fp32", metadata={"help": "bf16 computes under autocast"})
@@ -79,7 +83,7 @@ def fit(
     write_model: Callable[[Path], None],
     identity: dict | None = None,
 ) -> dict[str, float]:
-    """Train an objective and keep the model with the lowest validation loss.
+    """Train an objective and keep the model with the lowest validation loss (or the last one, with --keep last).
 
     Parameters
     ----------
@@ -93,7 +97,7 @@ def fit(
 
     Returns
     -------
-    The best epoch's metrics
+    The kept epoch's metrics
 
     Raises
     ------
@@ -177,7 +181,7 @@ def fit(
                     runtime.say(COLLAPSED.format(metrics["spread"]))
             runtime.say("  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
             is_best = metrics["loss"] < progress.best
-            if is_best:
+            if is_best or (config.keep == "last" and math.isfinite(metrics["loss"])):
                 best_metrics = {"epoch": done} | metrics
                 if runtime.is_main:
                     write_folder(folder, write_model)
@@ -196,9 +200,8 @@ def fit(
         if runtime.is_main:
             log.close(folder.name)
             copy_log(folder)
-            runtime.say(
-                f"saved {folder}" + "".join(f", best {name} {value:.4g}" for name, value in best_metrics.items())
-            )
+            kept = "".join(f", {config.keep} {name} {value:.4g}" for name, value in best_metrics.items())
+            runtime.say(f"saved {folder}{kept}")
         runtime.barrier()
         return best_metrics
 

@@ -1,0 +1,49 @@
+"""Predictions of one modality from another that are a product of two thin matrices: never all of them in memory."""
+
+import math
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix, issparse
+
+from models.scmomer import ATAC_JOINT_OPEN_WEIGHT
+
+
+def product(left, right) -> np.ndarray:
+    """left · right as a dense float32 matrix."""
+    product = left @ right
+    return np.asarray(product.todense() if issparse(product) else product, dtype=np.float32)
+
+
+def unweighted_probability(logits: np.ndarray) -> np.ndarray:
+    """Probability that a peak is open, from the logits of a decoder trained with weighted open peaks."""
+    return 1 / (1 + np.exp(math.log(ATAC_JOINT_OPEN_WEIGHT) - logits))
+
+
+def squared_error(left, right, truth: csr_matrix) -> float:
+    """Mean over cells and features."""
+    blocks = range(0, truth.shape[0], 1024)
+    errors = [np.square(product(left[b : b + 1024], right) - truth[b : b + 1024].toarray()).sum() for b in blocks]
+    return float(sum(errors) / truth.shape[0] / truth.shape[1])
+
+
+def pseudobulk_rmse(left, right, truth: csr_matrix, types: np.ndarray, transform=None) -> float:
+    """Root mean squared error of the mean profile of a type, over features and types of at least ten cells.
+
+    Parameters
+    ----------
+    left, right : [cells, k] and [k, features], whose product is the prediction
+    truth : [cells, features]
+    types : [cells], None where unknown
+    transform : of the prediction, to what is measured
+    """
+    names, sizes = np.unique(types[pd.notna(types)].astype(str), return_counts=True)
+    errors = []
+    for name in names[sizes >= 10]:
+        mine = np.flatnonzero(types == name)
+        total = np.zeros(truth.shape[1])
+        for start in range(0, len(mine), 512):
+            predicted = product(left[mine[start : start + 512]], right)
+            total += (predicted if transform is None else transform(predicted)).sum(0, dtype=np.float64)
+        errors.append(np.square(total / len(mine) - np.asarray(truth[mine].mean(0)).ravel()).mean())
+    return float(np.sqrt(np.mean(errors))) if errors else float("nan")
