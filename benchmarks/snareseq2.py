@@ -2,9 +2,10 @@
 
     python benchmarks/snareseq2.py --data_path snareseq2_mop.h5mu --out_path runs/snareseq2
 
-8,622 cells, 1,677 genes, 25,734 peaks, ten batches; two of them are test cells (09J and 09K in fold 0). Trains all stages at a size for two CPU
-cores, fine-tunes with the student, without it and with measured ATAC, and writes results.json and results.md, the table
-of benchmarks/SNARESEQ2.md, into --out_path (an earlier run there is replaced). Without the data file it says so.
+8,622 cells, 1,677 genes, 25,734 peaks, ten batches; two of them are test cells (09J and 09K in fold 0). Trains all
+stages at a size for two CPU cores, fine-tunes with the student, without it and with measured ATAC, and writes
+results.json and results.md, the table of benchmarks/SNARESEQ2.md, into --out_path (an earlier run there is replaced).
+Without the data file it says so.
 """
 
 import json
@@ -100,19 +101,9 @@ def report(out: Path, stages: dict, fold: int, seed: int) -> None:
     translation = {name: row for name, row in load("student").items() if isinstance(row, dict)}
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}, CPU"
     total = sum(stage["seconds"] for stage in stages.values())
-    (out / "results.json").write_text(
-        json.dumps(
-            {
-                "fold": fold,
-                "seed": seed,
-                "machine": machine,
-                "cell_types": types,
-                "translation": translation,
-                "stages": stages,
-            },
-            indent=1,
-        )
-    )
+    told = {"fold": fold, "seed": seed, "machine": machine}
+    told |= {"cell_types": types, "translation": translation, "stages": stages}
+    (out / "results.json").write_text(json.dumps(told, indent=1))
 
     def scored(row: dict, name: str) -> str:
         low, high = row[f"{name}_95%"]
