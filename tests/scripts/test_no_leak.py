@@ -52,7 +52,4 @@ def test_poisoned_test_cells_change_no_weight(both, model):
     clean, poisoned = (load_model(runs[model], model.split("_")[0]) for runs in both.values())
     assert_same_tensors(weights(clean.path), weights(poisoned.path))
     assert clean.temperature == poisoned.temperature
-    assert (
-        clean.stamp["target_sum" if model != "atac" else "genome"]
-        == poisoned.stamp["target_sum" if model != "atac" else "genome"]
-    )
+    assert clean.stamp.get("target_sum") == poisoned.stamp.get("target_sum")
