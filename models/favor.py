@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 FEATURE_EPS = 1e-4  # keeps every feature above zero, so that the normaliser never vanishes
 BLOCK_TOKENS = 256
 """Tokens per block. Fixed, so that sums are taken in the same order however many cells there are."""
-BLOCK_VALUES = 2**20
+BLOCK_VALUES = 2**21
 """Features that are held at a time, about."""
 TINY = torch.finfo(torch.float32).tiny
 

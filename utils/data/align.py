@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import bioframe
 import h5py
 import numpy as np
 import pandas as pd
@@ -123,6 +122,8 @@ def align_peaks(var: pd.DataFrame, genome: str | None, reference: Sequence[str] 
 
 def _overlap(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of rows whose half-open intervals share a base, by bioframe."""
+    import bioframe  # takes a second, and only peaks need it
+
     if not set(ours["chrom"]) & set(theirs["chrom"]):
         return np.empty(0, np.int64), np.empty(0, np.int64)
     pairs = bioframe.overlap(ours, theirs, how="inner", return_input=False, return_index=True)
