@@ -140,7 +140,7 @@ def score_types(
         table[name] = classification_scores(truth, types)
         for score in ("accuracy", "macro_f1"):
             table[name][f"{score}_95%"] = bootstrap_interval(truth, types, score)
-        if name in chosen:
+        if chosen.get(name) is not None:
             table[name]["setting"] = chosen[name]  # penalty C, or number of neighbours, chosen on validation cells
     codes = pd.Index(saved.labels).get_indexer(truth)
     in_model = codes >= 0

@@ -17,8 +17,8 @@ from utils.report.metrics import classification_scores
 
 # Inverse strengths of the L2 penalty that are tried, weak fits first: each fit starts from the one before.
 C_GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-NEIGHBOURS = (5, 10, 15, 30, 50, 100)
-ALPHA_GRID = (1.0, 10.0, 100.0, 1e3, 1e4)
+NEIGHBOURS = (5, 10, 15, 30, 50, 100, 200, 400)
+ALPHA_GRID = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
 """Strengths of ridge regression's penalty, in cells."""
 
 

@@ -48,7 +48,7 @@ def _colour(i: int) -> tuple[float, float, float]:
 
 def _spoken(metric: str) -> str:
     """`macro_f1` as one would write it."""
-    return metric.replace("_", " ").replace("f1", "F1").replace("auroc", "AUROC")
+    return metric.replace("_", " ").replace("f1", "F1").replace("auroc", "AUROC").replace(" ap", " average precision")
 
 
 def _clean(axes) -> None:
@@ -374,7 +374,8 @@ def scaling(table: pd.DataFrame, machine: str, path) -> Path:
     for axes, (curve, points) in zip(panels, groups, strict=True):
         n, seconds = points["n"].to_numpy(float), points["seconds_per_cell"].to_numpy(float)
         axes.loglog(n, seconds, marker="o", color=COLOURS[0])
-        axes.loglog(n, seconds[-1] * n / n[-1], linestyle=":", color=COLOURS[3])  # in proportion
+        if seconds[-1] > 2 * seconds[0]:
+            axes.loglog(n, seconds[-1] * n / n[-1], linestyle=":", color=COLOURS[3])  # in proportion
         low, high = seconds.min(), seconds.max()
         axes.set_ylim(low / 2, high * 2)
         axes.set_xticks(n, [_rounded(x) for x in n], fontsize=7, rotation=45)

@@ -1,0 +1,101 @@
+"""evaluate.py: scores that can be recomputed from what other scripts write, and baselines beside them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from models.minibatch import other
+from tests.helpers import error_of, run
+from utils.data.dataset import CellDataset, MicroBatch
+from utils.data.read import read_cells
+from utils.report.metrics import cell_auroc, classification_scores
+from utils.train.checkpoint import load_model
+
+TYPE_ROWS = {"scmomer", "majority class", "nearest neighbours", "logistic regression", "PCA + logistic regression"}
+
+
+@pytest.fixture(params=["atac", "rna"])
+def missing(request) -> str:
+    return request.param
+
+
+def evaluated(ready_file, model, folder) -> dict:
+    run("evaluate", data_path=ready_file, model_path=model, split="val", out_path=folder, device="cpu")
+    table = json.loads((folder / "evaluation_val.json").read_text())
+    with Image.open(folder / "evaluation_val.png") as image:
+        assert image.width > 500
+    rows = [name for name, row in table.items() if isinstance(row, dict) and name != "embeddings"]
+    assert list(pd.read_csv(folder / "evaluation_val.csv", index_col=0).index) == rows
+    return table
+
+
+def minibatch(ready_file, model, modality):
+    """The model, all validation cells, and their minibatch."""
+    cells = read_cells(ready_file, ("rna", "atac"))
+    rows = cells.rows("val")
+    dataset = CellDataset({modality: cells.values[modality][rows]}, cells.obs.index[rows])
+    n = len(rows)
+    return (
+        load_model(model, "celltype", "student").build().eval(),
+        cells,
+        rows,
+        dataset[MicroBatch(np.arange(n), np.ones(n), 0, n)],
+    )
+
+
+def test_cell_types(ready_file, runs, missing, tmp_path, capsys):
+    table = evaluated(ready_file, runs[f"celltype_{missing}"], tmp_path)
+    assert table.keys() > TYPE_ROWS
+    model, cells, rows, batch = minibatch(ready_file, runs[f"celltype_{missing}"], other(missing))
+    truth, classes = (
+        cells.labels().iloc[rows].to_numpy(),
+        np.array(load_model(runs[f"celltype_{missing}"], "celltype").labels),
+    )
+    with torch.no_grad():
+        predicted = classes[model(batch)[1].argmax(1).numpy()]
+    expected = classification_scores(truth, predicted)
+    assert {name: table["scmomer"][name] for name in expected} == pytest.approx(expected)
+    for name in TYPE_ROWS:
+        low, high = table[name]["macro_f1_95%"]
+        assert low <= table[name]["macro_f1"] <= high
+    majority = pd.Series(cells.labels().iloc[cells.rows("train")]).mode()[0]
+    assert table["majority class"]["accuracy"] == pytest.approx((truth == majority).mean())
+    assert table["embeddings"].keys() == {"scmomer", "50 principal components"}
+    told = capsys.readouterr().out
+    best = max(TYPE_ROWS, key=lambda name: table[name]["accuracy"])
+    winner = next(line for line in told.splitlines() if line.startswith("best accuracy: ")).split(": ")[1]
+    assert table[winner]["accuracy"] == table[best]["accuracy"]
+
+
+def test_translation(ready_file, runs, missing, tmp_path):
+    table = evaluated(ready_file, runs[f"student_{missing}"], tmp_path)
+    mean = {"atac": "mean accessibility", "rna": "mean expression"}[missing]
+    assert {"scmomer", mean, "nearest neighbours", "ridge on PCA"} < table.keys()
+    model, cells, rows, batch = minibatch(ready_file, runs[f"student_{missing}"], other(missing))
+    truth = cells.values[missing][rows].toarray()
+    with torch.no_grad():
+        scores = model.decoders[missing](model.embed(batch)).numpy()
+    train = cells.values[missing][cells.rows("train")].toarray()
+    if missing == "atac":
+        assert table["scmomer"]["cell_auroc"] == pytest.approx(np.nanmean(cell_auroc(truth, scores)), abs=1e-4)
+        constant = np.tile(train.mean(0), (len(rows), 1))
+        assert table[mean]["cell_auroc"] == pytest.approx(np.nanmean(cell_auroc(truth, constant)), abs=1e-4)
+        bulk = 1 / (1 + 5 * np.exp(-scores))
+    else:
+        assert table["scmomer"]["rna_mse"] == pytest.approx(np.square(scores - truth).mean(), rel=1e-4)
+        assert table[mean]["rna_mse"] == pytest.approx(np.square(train.mean(0) - truth).mean(), rel=1e-4)
+        bulk = scores
+    types = cells.labels().iloc[rows].to_numpy()
+    large = [name for name in np.unique(types) if (types == name).sum() >= 10]
+    errors = [np.square((bulk[types == name] - truth[types == name]).mean(0)).mean() for name in large]
+    if errors:
+        assert table["scmomer"]["pseudobulk_rmse"] == pytest.approx(np.sqrt(np.mean(errors)), rel=1e-3)
+
+
+def test_no_cells_of_the_split(ready_file, runs, tmp_path, capsys):
+    line = error_of(capsys, "evaluate", data_path=ready_file, model_path=runs["celltype_atac"], out_path=tmp_path)
+    assert "has no test cells; choose another --split" in line
