@@ -50,6 +50,8 @@ class Flags:
 def main() -> None:
     train_defaults = with_defaults(TrainConfig, batch_size=8, patience=5)
     flags, config, shape = parse_flags(__doc__, Flags, train_defaults, ClassifierConfig)
+    if not 0 <= flags.feature_dropout < 1:
+        raise UserError(f"--feature_dropout {flags.feature_dropout} must be at least 0 and below 1")
     with distributed_run(config.device) as runtime:
         parent = load_model(flags.pretrained_model_path, "student", "multimodal")
         if flags.other_modality == "student" and parent.kind != "student":

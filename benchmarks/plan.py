@@ -83,8 +83,11 @@ def row(name: str, steps: list[Step], memory: float, flags: Flags, processes: in
     best = min((step for step in steps if step.peak <= memory), key=lambda step: step.seconds_per_cell)
     per_cell = best.seconds_per_cell / processes
     epoch = flags.cells * per_cell
+    # Where so few cells hardly need memory, a straight line through them leads too far.
+    largest = min(largest_fit(steps, memory), 64 * steps[-1].cells)
+    more = "more than " if largest == 64 * steps[-1].cells else ""
     return (
-        f"| {name} | {largest_fit(steps, memory):,} | {best.cells} | {1 / per_cell:,.3g} | {best.peak / 1e9:.2f} GB | "
+        f"| {name} | {more}{largest:,} | {best.cells} | {1 / per_cell:,.3g} | {best.peak / 1e9:.2f} GB | "
         f"{duration(epoch)} | {duration(epoch * flags.epochs)} |"
     )
 
@@ -122,7 +125,8 @@ def main() -> None:
         processes = threads if is_shared else 1
         torch.set_num_threads(threads // processes)
         objective, make_batch = make()
-        steps = measure_steps(objective.to(device), make_batch, flags.most, device, precision, memory / processes)
+        sizes = [2**i for i in range(flags.most.bit_length())]
+        steps = measure_steps(objective.to(device), make_batch, sizes, device, precision, memory / processes)
         name += f", {processes} processes of one thread" if is_shared else ""
         print(row(name, steps, memory / processes, flags, processes), flush=True)
         del objective

@@ -50,7 +50,7 @@ def atac_pass(n_peaks: int) -> tuple:
 
 def seconds(objective, batch, repeats: int) -> float:
     """Of the fastest pass."""
-    passes = [measure_steps(objective, lambda n: batch, 1, torch.device("cpu"))[0].seconds for _ in range(repeats)]
+    passes = [measure_steps(objective, lambda n: batch, (1,), torch.device("cpu"))[0].seconds for _ in range(repeats)]
     return float(np.min(passes))
 
 

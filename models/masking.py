@@ -97,7 +97,7 @@ def mask_patches(key: Tensor, n_patches: int, ratio: float = 0.15) -> Tensor:
     return hide_lowest(score, torch.ones_like(score, dtype=torch.bool), ratio)
 
 
-def drop_features(key: Tensor, cells: Ragged, ratio: float) -> Ragged:
+def drop_features(key: Tensor, cells: Ragged, ratio: float, stream: int = 3) -> Ragged:
     """Leave out each non-zero entry with probability `ratio`, as if it had not been measured.
 
     Parameters
@@ -105,6 +105,7 @@ def drop_features(key: Tensor, cells: Ragged, ratio: float) -> Ragged:
     key : [B] int64
     cells : of B cells
     ratio : 0 … 1
+    stream : another one for another modality
     """
-    score = uniform(key[cells.rows], cells.indices[:, None], stream=3).squeeze(1)  # [nnz]
+    score = uniform(key[cells.rows], cells.indices[:, None], stream).squeeze(1)  # [nnz]
     return cells.keep(score >= ratio)

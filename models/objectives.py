@@ -23,6 +23,7 @@ Metrics = dict[str, tuple[Tensor, Tensor]]
 ATAC_STAGE_1_OPEN_WEIGHT = 20.0
 FALSE_PAIR_SHARE = 0.5
 FEATURE_REDRAW_STEPS = 1000
+DROP_STREAMS = {"rna": 3, "atac": 4}  # of random numbers
 MAX_LOGITS = 2**22
 """Of the peak decoder, held at a time: 16 MB in float32, and as much for each tensor that is derived from them."""
 
@@ -271,10 +272,9 @@ class CellTypes(Objective):
 
     def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         if self.training and self.feature_dropout:
-            measured = [name for name in MODALITIES if batch[name] is not None]
-            batch = replace(
-                batch, **{name: drop_features(batch.key, batch[name], self.feature_dropout) for name in measured}
-            )
+            parts = {name: batch[name] for name in MODALITIES if batch[name] is not None}
+            drop = lambda name: drop_features(batch.key, parts[name], self.feature_dropout, DROP_STREAMS[name])
+            batch = replace(batch, **{name: drop(name) for name in parts})
         embedding, logits = self.model(batch)
         self.embedding, logits = embedding.detach(), logits.float()
         loss = F.cross_entropy(logits, batch.label, weight=self.class_weight, reduction="none")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.masking import drop_features
 from models.objectives import (
+    DROP_STREAMS,
     CellTypes,
     Distillation,
     JointPairs,
@@ -273,7 +274,9 @@ def test_feature_dropout_hides_part_of_the_cell_from_training_alone(other_modali
     batch = minibatch(label=torch.zeros(5, dtype=torch.int64))
     plain = objective(batch)[0]
     objective.feature_dropout = 0.5
-    thinned = replace(batch, **{name: drop_features(batch.key, batch[name], 0.5) for name in ("rna", "atac")})
+    thinned = replace(
+        batch, **{name: drop_features(batch.key, batch[name], 0.5, stream) for name, stream in DROP_STREAMS.items()}
+    )
     objective.train()
     dropped = objective(batch)[0]
     objective.feature_dropout = 0.0

@@ -123,6 +123,15 @@ def test_translation_is_learned_and_tuned(fit):
     np.testing.assert_allclose(squared_error(left, right, y_test), errors["ours"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("fit", [baselines.ridge_translation, baselines.neighbour_translation])
+def test_translation_without_validation_cells(fit):
+    (x, y), (x_test, _) = paired(60, 0), paired(10, 1)
+    left, right, setting = fit(x, y, x[:0], y[:0], x_test)
+    assert product(left, right).shape == (10, 60) and setting in (100.0, 15)
+    with pytest.raises(UserError, match="fewer than two"):
+        fit(x[:1], y[:1], x[:0], y[:0], x_test)
+
+
 def test_ridge_is_sklearns():
     (x, y), (x_test, _) = paired(300, 0), paired(50, 1)
     left, right, alpha = baselines.ridge_translation(x, y, x, y, x_test)

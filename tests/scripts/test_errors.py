@@ -143,6 +143,12 @@ def test_numbers_no_run_can_have(flags, ready_file, runs, tmp_path, capsys):
     assert f"--{name} {value}" in line
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_cell_cannot_lose_all_of_its_genes(share, ready_file, runs, tmp_path, capsys):
+    flags = complete("train_missing_celltype_func", ready_file, runs, tmp_path) | {"feature_dropout": share}
+    assert f"--feature_dropout {share} must be at least 0" in error_of(capsys, "train_missing_celltype_func", **flags)
+
+
 # Models ------------------------------------------------------------------------------------------------------------
 
 KINDS = [

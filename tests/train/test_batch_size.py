@@ -9,6 +9,7 @@ from utils.data.dataset import MicroBatch
 from utils.errors import UserError
 from utils.train import batch_size
 from utils.train.batch_size import BatchSize, Step, free_memory, largest_fit, measure_steps
+from utils.train.engine import TrainConfig
 
 AUTO = BatchSize("auto")
 
@@ -27,11 +28,11 @@ def test_measuring_changes_no_weight_and_stays_within_bounds(cells):
     stage = make_stage("rna", take(cells, 16, 4))
     before = {name: tensor.clone() for name, tensor in stage.objective.state_dict().items()}
     make = lambda n: stage.train[MicroBatch(np.resize(np.arange(16), n), np.ones(n, np.float32), 0, n)]
-    steps = measure_steps(stage.objective, make, 8, CPU.device, until_full=True)
-    assert [step.cells for step in steps] == [1, 2, 4, 8]
+    steps = measure_steps(stage.objective, make, (1, 3), CPU.device)
+    assert [step.cells for step in steps] == [1, 3]
     assert all(step.seconds > 0 for step in steps)
     assert steps[0].peak <= steps[-1].peak < free_memory(CPU.device)
-    assert [step.cells for step in measure_steps(stage.objective, make, 8, CPU.device, memory=1)] == [1, 2]
+    assert [step.cells for step in measure_steps(stage.objective, make, (1, 2, 4), CPU.device, memory=1)] == [1]
     assert_same_tensors(stage.objective.state_dict(), before)
     assert all(p.grad is None for p in stage.objective.parameters())
 
@@ -40,7 +41,7 @@ def test_the_measured_peak_is_that_of_the_step(cells):
     """A tensor of 200 MB within the pass is seen; and is forgotten for the next measurement."""
     stage = make_stage("rna", take(cells, 8, 2))
     make = lambda n: stage.train[MicroBatch(np.arange(n), np.ones(n, np.float32), 0, n)]
-    (plain,) = measure_steps(stage.objective, make, 1, CPU.device)
+    (plain,) = measure_steps(stage.objective, make, (1,), CPU.device)
     forward = stage.objective.forward
 
     def wasteful(batch):
@@ -48,10 +49,10 @@ def test_the_measured_peak_is_that_of_the_step(cells):
         return forward(batch)
 
     stage.objective.forward = wasteful
-    (large,) = measure_steps(stage.objective, make, 1, CPU.device)
+    (large,) = measure_steps(stage.objective, make, (1,), CPU.device)
     assert 150e6 < large.peak - plain.peak < 300e6
     stage.objective.forward = forward
-    (again,) = measure_steps(stage.objective, make, 1, CPU.device)
+    (again,) = measure_steps(stage.objective, make, (1,), CPU.device)
     assert again.peak < large.peak - 150e6
 
 
@@ -70,6 +71,20 @@ def test_a_resumed_run_keeps_the_cut(cells, tmp_path, monkeypatch):
     monkeypatch.setattr(batch_size, "measure_steps", None)  # there is nothing to measure
     train(make_stage("rna", cells), tmp_path / "resumed", batch_size=AUTO, grad_acc=2, resume=True)
     assert_same_tensors(last_weights(tmp_path / "resumed"), last_weights(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("grad_acc", "fastest", "memory", "cut"), [(1, 3, 1e9, 3), (4, 12, 1e9, 12), (4, 4, 1e9, 4), (4, 12, 80, 6)]
+)
+def test_the_fastest_divisor_that_fits_is_taken(grad_acc, fastest, memory, cut, cells, monkeypatch):
+    """Of 3 · grad_acc cells; a cell takes 10 bytes, and less time up to the fastest size."""
+    steps = lambda objective, make, sizes, *_: [Step(n, n / min(n, fastest), 10.0 * n) for n in sizes]
+    monkeypatch.setattr(batch_size, "measure_steps", steps)
+    monkeypatch.setattr(batch_size, "free_memory", lambda device: memory)
+    stage = make_stage("rna", take(cells, 20, 4))
+    config = TrainConfig(batch_size=AUTO, grad_acc=grad_acc)
+    chosen = batch_size.choose_batch_size(stage.objective, stage.train, config, CPU)
+    assert (chosen.batch_size, chosen.batch_size * chosen.grad_acc) == (cut, 3 * grad_acc)
 
 
 def test_nothing_fits(cells, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from scipy.sparse import csr_matrix
 from utils.errors import reading
 
 BLOCK_CELLS = 64
-"""Neighbours in the file that are wanted at about the same time (see `shuffled` in dataset.py)."""
+"""Neighbours in the file that are wanted at about the same time (see `shuffled`)."""
 
 
 def shuffled(n: int, rng: np.random.Generator, window: int = 2**13) -> np.ndarray:
@@ -112,29 +112,19 @@ class FileRows:
         self.values, self.indices = PlainArray(group["data"]), PlainArray(group["indices"])
         self.starts = group["indptr"][:].astype(np.int64)
         self.width = int(group.attrs["shape"][1])
-        if self.starts[0] or (np.diff(self.starts) < 0).any() or self.starts[-1] > self.values.size:
+        if Path(group.file.filename).resolve() != self.path:
+            raise ValueError("in another file")
+        n_values = min(self.values.size, self.indices.size)
+        if not len(self.starts) or self.starts[0] or (np.diff(self.starts) < 0).any() or self.starts[-1] > n_values:
             raise ValueError("the rows' beginnings are not in order")
         self.order = np.arange(len(self.starts) - 1)
         self._advised = set()
-        self._file = self._open()
+        self._file = FileIO(self.path)  # shared by all that are taken of these rows, and closed with the last of them
         self._identity = self._identify()
-
-    def _open(self) -> FileIO:
-        return FileIO(self.path)
 
     def _identify(self) -> tuple[int, int]:
         status = os.fstat(self._file.fileno())
         return status.st_size, status.st_mtime_ns
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_file": None, "_advised": set()}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__ |= state
-        with reading(self.path, "is gone or damaged", "start again"):
-            self._file = self._open()
-            if self._identify() != self._identity:
-                raise ValueError("it was written to in the meantime")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -161,6 +151,8 @@ class FileRows:
         """
         rows = self.order[rows]
         with reading(self.path, "is damaged", "run preprocess.py on the raw file again"):
+            if self._identify() != self._identity:
+                raise ValueError("it was written to in the meantime")
             file, spans = self._file.fileno(), np.stack([self.starts[rows], self.starts[rows + 1]], 1).tolist()
             self._advise(rows, file)
             values, indices = (

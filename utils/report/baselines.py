@@ -139,6 +139,8 @@ def nearest_neighbours(x_train, y_train, x_val=None, y_val=None, seed: int = 0, 
 
 
 def _pca(x, n_components: int, seed: int) -> PCA:
+    if min(x.shape) < 2:
+        raise UserError("The training cells are fewer than two, or have one feature: give a file with more.")
     return PCA(max(1, min(n_components, min(x.shape) - 1)), svd_solver="arpack", random_state=seed)
 
 
@@ -158,18 +160,22 @@ def ridge_translation(x_train, y_train, x_val, y_val, x_test, seed: int = 0) -> 
     pca = _pca(x_train, 50, seed)
     with_one = lambda x: np.hstack([pca.transform(_rows(x)), np.ones((x.shape[0], 1))]).astype(np.float32)
     pca.fit(_rows(x_train))
-    z, z_val = with_one(x_train), with_one(x_val)
+    z = with_one(x_train)
     gram, moments = z.T @ z, _dense(z.T @ _rows(y_train))
-    val_gram, val_moments = z_val.T @ z_val, _dense(z_val.T @ _rows(y_val))
     penalised = np.diag([1.0] * (len(gram) - 1) + [0.0])  # all but the mean
 
     def weights(alpha: float) -> np.ndarray:
         return np.linalg.solve(gram + alpha * penalised, moments).astype(np.float32)
 
-    def error(w: np.ndarray) -> float:  # squared, but for a constant
-        return float(((val_gram @ w) * w).sum(dtype=np.float64) - 2 * (val_moments * w).sum(dtype=np.float64))
+    alpha = 100.0
+    if x_val.shape[0]:
+        z_val = with_one(x_val)
+        val_gram, val_moments = z_val.T @ z_val, _dense(z_val.T @ _rows(y_val))
 
-    alpha = min(ALPHA_GRID, key=lambda alpha: error(weights(alpha))) if len(z_val) else 100.0
+        def error(w: np.ndarray) -> float:  # squared, but for a constant
+            return float(((val_gram @ w) * w).sum(dtype=np.float64) - 2 * (val_moments * w).sum(dtype=np.float64))
+
+        alpha = min(ALPHA_GRID, key=lambda alpha: error(weights(alpha)))
     return with_one(x_test), weights(alpha), alpha
 
 
@@ -185,12 +191,15 @@ def neighbour_translation(x_train, y_train, x_val, y_val, x_test, seed: int = 0)
     def weights(x, k: int) -> sparse.csr_matrix:
         return index.kneighbors_graph(pca.transform(_rows(x)), k).astype(np.float32) / k
 
-    def error(k: int) -> float:
-        mean, truth = weights(x_val, k) @ right, sparse.csr_matrix(y_val)
-        return float((mean.data**2).sum(dtype=np.float64) - 2 * mean.multiply(truth).sum(dtype=np.float64))
+    def error(k: int) -> float:  # squared, but for a constant
+        near, truth, total = weights(x_val, k), sparse.csr_matrix(y_val), 0.0
+        for start in range(0, near.shape[0], 64):  # means over many cells are hardly sparse
+            mean, part = near[start : start + 64] @ right, truth[start : start + 64]
+            total += (mean.data**2).sum(dtype=np.float64) - 2 * mean.multiply(part).sum(dtype=np.float64)
+        return total
 
     choices = [k for k in NEIGHBOURS if k <= right.shape[0]] or [1]
-    k = min(choices, key=error) if x_val.shape[0] else choices[-1]
+    k = min(choices, key=error) if x_val.shape[0] else min(15, right.shape[0])
     return weights(x_test, k), right, k
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix, issparse
+from scipy.special import expit
 
 from models.scmomer import ATAC_JOINT_OPEN_WEIGHT
 
@@ -17,7 +18,7 @@ def product(left, right) -> np.ndarray:
 
 def unweighted_probability(logits: np.ndarray) -> np.ndarray:
     """Probability that a peak is open, from the logits of a decoder trained with weighted open peaks."""
-    return 1 / (1 + np.exp(math.log(ATAC_JOINT_OPEN_WEIGHT) - logits))
+    return expit(logits - math.log(ATAC_JOINT_OPEN_WEIGHT))
 
 
 def squared_error(left, right, truth: csr_matrix) -> float:

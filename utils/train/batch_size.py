@@ -4,7 +4,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -59,10 +59,11 @@ def free_memory(device: torch.device) -> float:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    with suppress(OSError, ValueError):  # a container's limit; "max" is none
+    with suppress(OSError, ValueError, KeyError):  # a container's limit; "max" is none
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, limit - used)
+        counted = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, limit - used + int(counted["inactive_file"]))  # files read lately give way
     return free / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + _peak(reset=True)
 
 
@@ -79,28 +80,27 @@ def _peak(reset: bool = False) -> float:
 def measure_steps(
     objective: Objective,
     make_batch: Callable[[int], Minibatch],
-    most: int,
+    sizes: Iterable[int],
     device: torch.device,
     precision: str = "fp32",
     memory: float | None = None,
-    until_full: bool = False,
 ) -> list[Step]:
-    """Passes of 1, 2, 4 … cells, as long as they fit and larger ones are faster; weights stay what they are.
+    """Passes of growing minibatches, as long as they fit and larger ones are faster; weights stay what they are.
 
     Parameters
     ----------
     objective : on `device`
     make_batch : number of cells → minibatch
-    most : cells that there are at most
+    sizes : numbers of cells to try, increasing
     memory : bytes to stay below; by default a share of what is free
-    until_full : go on while they fit, also where it gains no speed
     """
     memory = SHARE * free_memory(device) if memory is None else memory
     moments = 2 * sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
     steps: list[Step] = []
-    n = 1
     objective.train()
-    while n <= most and (len(steps) < 2 or largest_fit(steps, memory) >= n):
+    for n in sizes:
+        if steps and (steps[-1].peak > memory or (len(steps) > 1 and largest_fit(steps, memory) < n)):
+            break
         batch = make_batch(n).to(device)
         for _ in range(2 if not steps else 1):  # the first one warms up
             if device.type == "cuda":
@@ -121,9 +121,8 @@ def measure_steps(
             objective.zero_grad(set_to_none=True)
         steps.append(Step(n, seconds, peak + moments))
         pace = [step.seconds_per_cell for step in steps]
-        if not until_full and len(pace) > 2 and min(pace[-2:]) > GAIN * min(pace[:-2]):
+        if len(pace) > 2 and min(pace[-2:]) > GAIN * min(pace[:-2]):
             break
-        n *= 2
     return steps
 
 
@@ -163,15 +162,15 @@ def choose_batch_size(objective: Objective, train: CellDataset, config, runtime:
         return train[MicroBatch(np.resize(longest, n), np.ones(n, np.float32), 0, n)]
 
     memory = SHARE * free_memory(runtime.device)
-    steps = measure_steps(objective, make_batch, cells, runtime.device, config.precision, memory)
+    sizes = [size for size in range(1, cells + 1) if cells % size == 0]
+    steps = measure_steps(objective, make_batch, sizes, runtime.device, config.precision, memory)
     steps = [step for step in steps if step.peak <= memory]
-    best = min(steps, key=lambda step: step.seconds_per_cell).cells if steps else 0
-    best = min(runtime.gather(best))  # all processes cut alike
-    if not best:
+    size = min(steps, key=lambda step: step.seconds_per_cell).cells if steps else 0
+    size = min(runtime.gather(size))  # all processes cut alike
+    if not size:
         raise UserError(
             "--batch_size auto: not even one cell fits into memory; use --tokens expressed, --precision bf16, or a "
             "smaller --dim or --depth"
         )
-    size = max(size for size in range(1, best + 1) if cells % size == 0)
     runtime.say(f"--batch_size auto: {size} cells at a time, {cells // size} times per step and process")
     return replace(config, batch_size=BatchSize(size), grad_acc=cells // size)

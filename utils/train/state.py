@@ -15,7 +15,7 @@ from utils.train.sums import Sums
 
 # Settings that may differ between a run and its resumption.
 MAY_CHANGE = {
-    *("epochs", "patience", "max_steps", "device", "num_workers", "save_steps", "resume", "overwrite"),
+    *("epochs", "patience", "max_steps", "device", "save_steps", "resume", "overwrite"),
     *("data_path", "ckpt_dir", "dir_train", "dir_val", "model_path", "rna_model_path", "atac_model_path"),
     *("pretrained_model_path", "gene_embedding_path"),
 }
