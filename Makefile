@@ -4,7 +4,7 @@ BIN := .venv/bin
 # The stamp is written last: an installation that failed half way leaves none and is done again.
 STAMP := .venv/.installed
 BENCH_STAMP := .venv/.installed_bench
-BENCHMARKS := rna_encoder atac_encoder loading throughput scaling table
+BENCHMARKS := rna_encoder atac_encoder loading throughput scaling where_time_goes table
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -1,0 +1,55 @@
+"""Which operations the RNA encoder's time goes to, by torch's profiler.
+
+    python benchmarks/where_time_goes.py
+
+Inference at the published size, of all genes and of 2,000 expressed ones; writes where_time_goes.md into --out_path.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.rna_encoder import make_ours
+from utils.cli import flag, parse_flags, run_script
+from utils.report.bench import RESULTS, machine
+
+WORKS = ("inference, expressed genes, fp32", "inference, all genes, fp32")
+
+
+@dataclass
+class Flags:
+    threads: int = flag("of the CPU", 2)
+    rows: int = flag("operations to show, those that take most", 12)
+    out_path: str = flag("folder for the result", RESULTS)
+
+
+def main() -> None:
+    (flags,) = parse_flags(__doc__, Flags)
+    torch.set_num_threads(flags.threads)
+    lines = [machine()]
+    for work in WORKS:
+        step = make_ours(work)
+        step()  # warms up
+        with profile(activities=[ProfilerActivity.CPU]) as watched:
+            step()
+        operations = sorted(watched.key_averages(), key=lambda op: op.self_cpu_time_total, reverse=True)
+        total = sum(op.self_cpu_time_total for op in operations)
+        lines += ["", f"{work}: {total / 1e6:.3g} s", "", "| operation | ms | share | calls |", "|---|---|---|---|"]
+        lines += [
+            f"| {op.key} | {op.self_cpu_time_total / 1e3:.1f} | {op.self_cpu_time_total / total:.1%} | {op.count} |"
+            for op in operations[: flags.rows]
+        ]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    out = Path(flags.out_path)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "where_time_goes.md").write_text(text)
+
+
+if __name__ == "__main__":
+    run_script(main)
