@@ -5,10 +5,13 @@ import random
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tqdm import tqdm
 
 from tests.helpers import (
     ATAC,
@@ -64,6 +67,8 @@ class Processes:
             if self.size > 1:
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.size)}
+            # tqdm's lock is shared with the parent: a process killed while it holds it would stop all that come after.
+            tqdm.set_lock(threading.RLock())
             call(self.script, *command_line(self.flags))
             code = 0
         except SystemExit as stopped:
