@@ -20,10 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.atac_encoder import ATACEncoder, ATACEncoderConfig
-from models.minibatch import Minibatch, Ragged
 from models.objectives import MaskedATAC, decoded_peak_bce
 from utils.cli import flag, parse_flags, run_script
-from utils.report.bench import RESULTS, Row, save_rows
+from utils.report.bench import RESULTS, Row, random_cells, save_rows
 
 N_CELLS, N_OPEN, FEW, MANY = 4, 10_000, 115_000, 1_154_464
 
@@ -50,18 +49,11 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-def cells(n_peaks: int) -> Ragged:
-    rng = np.random.default_rng(0)
-    peaks = np.concatenate([np.sort(rng.choice(n_peaks, N_OPEN, replace=False)) for _ in range(N_CELLS)])
-    return Ragged(torch.from_numpy(peaks), torch.ones(len(peaks)), torch.arange(N_CELLS + 1) * N_OPEN, n_peaks)
-
-
 def make_step(n_peaks: int):
     torch.manual_seed(0)
     objective = MaskedATAC(ATACEncoder(ATACEncoderConfig(), n_peaks))
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-4, fused=True)
-    rows = torch.arange(N_CELLS)
-    batch = Minibatch(rows, rows * 7919 + 13, torch.ones(N_CELLS), N_CELLS, atac=cells(n_peaks))
+    batch = random_cells("atac", n_peaks, N_OPEN, N_CELLS)
 
     def step() -> None:
         objective(batch)[0].mean().backward()
@@ -85,7 +77,7 @@ def main() -> None:
     del steps
 
     decoder, embedding = nn.Linear(128, MANY), torch.randn(N_CELLS, 128, requires_grad=True)
-    atac = cells(MANY)
+    atac = random_cells("atac", MANY, N_OPEN, N_CELLS).atac
     with LargestTensor(lambda tensor: tensor.ndim == 2 and N_CELLS in tensor.shape) as largest:
         decoded_peak_bce(decoder, embedding, atac, 5.0).mean().backward()
     print(f"a step of {N_CELLS} cells: {few:.3g} s at {FEW:,} peaks, {many:.3g} s at {MANY:,}")

@@ -10,7 +10,6 @@ GFLOP) takes 1/2,270 s. The files take 3.5 GB and are deleted afterwards. Writes
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,11 +30,10 @@ from utils.data.read import STAMP, STAMP_VERSION, read_cells
 from utils.data.rows import FileRows, select
 from utils.data.write import write_in_blocks
 from utils.report.bench import RESULTS, Row, save_rows
-from utils.report.stages import forget_peak_memory
+from utils.report.stages import forget_peak_memory, peak_memory
 
 N_GENES, N_EXPRESSED, BLOCK, BATCH = 20_000, 2_000, 5_000, 32
 CONSUMER = 0.25 * 990e12 / 109e9  # cells/s
-MB = 1024 if sys.platform != "darwin" else 2**20  # of ru_maxrss
 
 
 @dataclass
@@ -85,7 +83,7 @@ def watch(path: str, seconds: float) -> dict:
                 time.sleep(BATCH / pace)
             asked = time.perf_counter()
         found |= {"cells_per_second": n / (now - start)} if pace is None else {"waiting": waited / (now - start)}
-    found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MB
+    found["peak_mb"] = peak_memory() / 2**20
     return found
 
 

@@ -14,18 +14,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.atac_encoder import ATACEncoder, ATACEncoderConfig
-from models.minibatch import Minibatch, Ragged
 from models.objectives import MaskedATAC, MaskedRNA, Objective
 from models.rna_encoder import RNAEncoder, RNAEncoderConfig
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
-from utils.report.bench import machine
+from utils.report.bench import machine, random_cells
 from utils.train.batch_size import SHARE, Step, free_memory, largest_fit, measure_steps
 from utils.train.distributed import choose_device
 
@@ -42,31 +40,16 @@ class Flags:
     device: str = flag("auto, cpu or cuda; auto takes a GPU when there is one", "auto")
 
 
-def simulated(n_features: int, n_values: int, modality: str, n: int) -> Minibatch:
-    """Cells with `n_values` values each, at random."""
-    rng = np.random.default_rng(n)
-    indices = np.concatenate([np.sort(rng.choice(n_features, n_values, replace=False)) for _ in range(n)])
-    values = rng.uniform(1, 6, len(indices)) if modality == "rna" else np.ones(len(indices))
-    cells = Ragged(
-        torch.from_numpy(indices),
-        torch.from_numpy(values.astype(np.float32)),
-        torch.arange(n + 1) * n_values,
-        n_features,
-    )
-    rows = torch.arange(n)
-    return Minibatch(rows, rows * 7919 + 17, torch.ones(n), n, **{modality: cells})
-
-
 def rna(shape: RNAEncoderConfig, flags: Flags, tokens: str) -> tuple[Objective, partial]:
     torch.manual_seed(0)
     encoder = RNAEncoder(replace(shape, tokens=tokens), flags.genes)
-    return MaskedRNA(encoder, seed=0), partial(simulated, flags.genes, min(flags.expressed, flags.genes), "rna")
+    return MaskedRNA(encoder, seed=0), partial(random_cells, "rna", flags.genes, min(flags.expressed, flags.genes))
 
 
 def atac(flags: Flags) -> tuple[Objective, partial]:
     torch.manual_seed(0)
     encoder = ATACEncoder(ATACEncoderConfig(), flags.peaks)
-    return MaskedATAC(encoder), partial(simulated, flags.peaks, min(flags.open_peaks, flags.peaks), "atac")
+    return MaskedATAC(encoder), partial(random_cells, "atac", flags.peaks, min(flags.open_peaks, flags.peaks))
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,6 @@ Prints what is to be reached and what was measured, and writes rna_encoder.json 
 alone.
 """
 
-import resource
 import subprocess
 import sys
 import time
@@ -24,12 +23,11 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.minibatch import Minibatch, Ragged
 from models.objectives import MaskedRNA
 from models.rna_encoder import RNAEncoder, RNAEncoderConfig
 from utils.cli import flag, parse_flags, run_script
-from utils.report.bench import RESULTS, Row, save_rows
-from utils.report.stages import forget_peak_memory
+from utils.report.bench import RESULTS, Row, random_cells, save_rows
+from utils.report.stages import forget_peak_memory, peak_memory
 
 HAS_PEER = find_spec("performer_pytorch") is not None
 N_GENES, N_EXPRESSED = 16_906, 2_000
@@ -50,19 +48,10 @@ class Flags:
     out_path: str = flag("folder for the result", RESULTS)
 
 
-def cell() -> Minibatch:
-    """One cell with `N_EXPRESSED` expressed genes."""
-    rng = np.random.default_rng(0)
-    genes = np.sort(rng.choice(N_GENES, N_EXPRESSED, replace=False))
-    values = rng.uniform(1, 6, N_EXPRESSED).astype(np.float32)
-    rna = Ragged(torch.from_numpy(genes), torch.from_numpy(values), torch.tensor([0, N_EXPRESSED]), N_GENES)
-    return Minibatch(torch.zeros(1, dtype=torch.int64), torch.tensor([17]), torch.ones(1), 1, rna)
-
-
 def make_ours(work: str) -> Callable[[], None]:
     torch.manual_seed(0)
     config = RNAEncoderConfig(tokens="expressed" if "expressed" in work else "all")
-    objective, batch = MaskedRNA(RNAEncoder(config, N_GENES), seed=0), cell()
+    objective, batch = MaskedRNA(RNAEncoder(config, N_GENES), seed=0), random_cells("rna", N_GENES, N_EXPRESSED)
     autocast = lambda: torch.autocast("cpu", torch.bfloat16, enabled="bf16" in work)
 
     def train() -> None:
@@ -88,8 +77,8 @@ def make_peer(work: str) -> Callable[[], None]:
     from performer_pytorch import PerformerLM  # here, for a process that measures ours is to be without it
 
     torch.manual_seed(0)
-    model, batch = PerformerLM(num_tokens=7, dim=200, depth=6, max_seq_len=N_GENES, heads=10, dim_head=64), cell()
-    bins = batch.rna.dense().long().clamp(max=5)
+    model = PerformerLM(num_tokens=7, dim=200, depth=6, max_seq_len=N_GENES, heads=10, dim_head=64)
+    bins = random_cells("rna", N_GENES, N_EXPRESSED).rna.dense().long().clamp(max=5)
     target = bins > 0
 
     def train() -> None:
@@ -107,8 +96,8 @@ def make_peer(work: str) -> Callable[[], None]:
     return train
 
 
-def peak_memory(work: str, threads: int) -> float:
-    """MB of a process that does one step."""
+def memory_of(work: str, threads: int) -> float:
+    """MiB of a process that does one step."""
     forget_peak_memory()
     command = [sys.executable, __file__, "--only", work, "--threads", str(threads)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
@@ -119,13 +108,13 @@ def main() -> None:
     torch.set_num_threads(flags.threads)
     if flags.only:
         (make_peer if flags.only.startswith("peer") else make_ours)(flags.only)()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 2**20))
+        print(peak_memory() / 2**20)
         return
     peers = ["peer training", "peer inference"] if HAS_PEER else []
     if not peers:
         print("performer-pytorch is not installed (see --help): ours alone")
     works = [*peers, *REACH]
-    memory = {work: peak_memory(work, flags.threads) for work in works}
+    memory = {work: memory_of(work, flags.threads) for work in works}
     steps = {work: (make_peer if work in peers else make_ours)(work) for work in works}
     seconds = {work: [] for work in steps}
     for repeat in range(flags.repeats + 1):
@@ -138,7 +127,7 @@ def main() -> None:
     median = {work: float(np.median(times)) for work, times in seconds.items()}
     rows = []
     for work, (speed, share) in REACH.items():
-        print(f"{work}: {median[work]:.3g} s, peak {memory[work]:,.0f} MB")
+        print(f"{work}: {median[work]:.3g} s, peak {memory[work]:,.0f} MiB")
         if peers:
             peer = f"peer {work.split(',')[0]}"
             rows.append(Row(f"RNA encoder, {work}", median[peer] / median[work], speed, "× the peer's speed"))

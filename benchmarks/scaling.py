@@ -17,12 +17,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.plan import simulated
 from models.atac_encoder import ATACEncoder, ATACEncoderConfig
 from models.objectives import MaskedATAC, MaskedRNA
 from models.rna_encoder import RNAEncoder, RNAEncoderConfig
 from utils.cli import flag, parse_flags, run_script
-from utils.report.bench import RESULTS, machine, read_rows
+from utils.report.bench import RESULTS, machine, random_cells, read_rows
 from utils.report.plots import scaling
 from utils.train.batch_size import measure_steps
 
@@ -39,13 +38,13 @@ class Flags:
 def rna_pass(n_genes: int, n_expressed: int, tokens: str, cells: int = 1) -> tuple:
     torch.manual_seed(0)
     objective = MaskedRNA(RNAEncoder(RNAEncoderConfig(tokens=tokens), n_genes), seed=0)
-    return objective, simulated(n_genes, n_expressed, "rna", cells)
+    return objective, random_cells("rna", n_genes, n_expressed, cells)
 
 
 def atac_pass(n_peaks: int) -> tuple:
     torch.manual_seed(0)
     objective = MaskedATAC(ATACEncoder(ATACEncoderConfig(), n_peaks))
-    return objective, simulated(n_peaks, N_OPEN, "atac", 4)
+    return objective, random_cells("atac", n_peaks, N_OPEN, 4)
 
 
 def seconds(objective, batch, repeats: int) -> float:

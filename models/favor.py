@@ -67,9 +67,8 @@ class _Favor(torch.autograd.Function):
     def forward(ctx, x, to_q, to_k, to_v, to_out, bias, features, valid):
         heads, to_kv = len(to_q) // features.shape[1], torch.cat([to_k, to_v])
         y = x.new_empty(*x.shape[:2], len(to_out))
-        context = x.new_zeros(
-            len(x), heads, len(features), features.shape[1] + 1, dtype=torch.float32
-        )  # [B, H, m, d+1]
+        shape = len(x), heads, len(features), features.shape[1] + 1  # [B, H, m, d + 1]
+        context = x.new_zeros(shape, dtype=torch.float32)
         tops = x.new_full((len(x), 1, 1, 1), -torch.inf, dtype=torch.float32)
         for cells in _cells(x, heads, features):
             c, top, bias_of_c = context[cells], tops[cells], torch.zeros_like(context[cells][:, :, :1])

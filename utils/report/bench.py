@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from models.minibatch import Minibatch, Ragged
 from utils.report.stages import ROOT
 
 RESULTS = str(ROOT / "benchmarks" / "results")
@@ -50,6 +52,17 @@ class Row:
 def number(value: float) -> str:
     """Three digits, or all of a large number's."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def random_cells(modality: str, n_features: int, n_values: int, n_cells: int = 1) -> Minibatch:
+    """A minibatch of cells with `n_values` values each, at random: only size matters."""
+    rng = np.random.default_rng(n_cells)
+    indices = np.concatenate([np.sort(rng.choice(n_features, n_values, replace=False)) for _ in range(n_cells)])
+    values = rng.uniform(1, 6, len(indices)) if modality == "rna" else np.ones(len(indices))
+    offsets = torch.arange(n_cells + 1) * n_values
+    cells = Ragged(torch.from_numpy(indices), torch.from_numpy(values.astype(np.float32)), offsets, n_features)
+    rows = torch.arange(n_cells)
+    return Minibatch(rows, rows * 7919 + 17, torch.ones(n_cells), n_cells, **{modality: cells})
 
 
 def machine() -> str:

@@ -1,6 +1,7 @@
 """Running the scripts one after the other, and keeping what each cost."""
 
 import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -17,6 +18,14 @@ def forget_peak_memory() -> None:
     """Let this process's peak be what it uses now: on Linux a process inherits the peak of the one that starts it."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> float:
+    """Largest resident memory of this process in bytes; since it was last forgotten where the system tells (Linux)."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Stages:

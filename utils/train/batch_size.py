@@ -1,8 +1,6 @@
 """Which minibatch fits into memory and is fastest: a few steps tell."""
 
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -16,7 +14,7 @@ from models.minibatch import Minibatch
 from models.objectives import Objective
 from utils.data.dataset import CellDataset, MicroBatch
 from utils.errors import UserError
-from utils.report.stages import forget_peak_memory
+from utils.report.stages import forget_peak_memory, peak_memory
 from utils.train.distributed import Runtime
 
 SHARE = 0.8
@@ -64,17 +62,9 @@ def free_memory(device: torch.device) -> float:
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         counted = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         free = min(free, limit - used + int(counted["inactive_file"]))  # files read lately give way
-    return free / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + _peak(reset=True)
-
-
-def _peak(reset: bool = False) -> float:
-    """Largest resident memory of this process in bytes; since the last reset where the system has that (Linux)."""
-    if reset:
-        forget_peak_memory()
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    forget_peak_memory()
+    resident = peak_memory()
+    return free / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + resident
 
 
 def measure_steps(
@@ -106,7 +96,7 @@ def measure_steps(
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             else:
-                _peak(reset=True)
+                forget_peak_memory()
             started = time.perf_counter()
             try:
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -117,7 +107,7 @@ def measure_steps(
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds = time.perf_counter() - started
-            peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak()
+            peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
             objective.zero_grad(set_to_none=True)
         steps.append(Step(n, seconds, peak + moments))
         pace = [step.seconds_per_cell for step in steps]
