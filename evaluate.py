@@ -7,7 +7,8 @@ A cell type model is scored on the labels of the test cells, beside the majority
 regression (on all features, and on 50 principal components), fitted on the same training cells and tuned on the same
 validation cells; its embedding beside principal components. A model with a student is scored on translation, how well
 it tells, from the measured modality, the one it has not seen, beside the mean, nearest neighbours and ridge regression.
-Writes evaluation_<split>.json, .csv and .png (and a confusion matrix) into --out_path.
+Writes evaluation_<split>.json, .csv and .png into --out_path; of cell types also the confusion matrix, and what each
+method predicted for each cell, predicted_<split>.csv.
 """
 
 import json
@@ -21,6 +22,7 @@ from scipy.sparse import csr_matrix, hstack
 from models.minibatch import other
 from utils.cli import flag, parse_flags, run_script
 from utils.data.dataset import CellDataset
+from utils.data.labels import label_codes, limit_labels
 from utils.data.read import Cells, read_cells
 from utils.errors import UserError
 from utils.report.baselines import (
@@ -126,15 +128,20 @@ def score_types(
     dataset = CellDataset({name: cells.values[name][rows] for name in saved.model_config.inputs}, cells.obs.index[rows])
     prediction = predict_types(saved, dataset, config, runtime)
     predicted = {"scmomer": prediction.types}
+    # Baselines learn from the labels that the model learned from, and see the same unlabelled training cells.
+    codes = label_codes(labels, sorted(set(labels.dropna())))
+    labelled = limit_labels(codes, cells, saved.training.get("labels_per_type", 0), saved.training["seed"]) >= 0
     known = [row[labelled[row]] for row in (cells.rows("train"), cells.rows("val"))]
     (x_train, x_val), (y_train, y_val) = [data(row) for row in known], [labels.iloc[row].to_numpy() for row in known]
-    x, chosen = data(rows), {}
+    x, x_all, chosen = data(rows), data(cells.rows("train")), {}
     for name, fit in TYPE_BASELINES.items():
-        estimator, chosen[name] = fit(x_train, y_train, x_val, y_val, seed=0)
+        estimator, chosen[name] = fit(x_train, y_train, x_val, y_val, seed=0, x_all=x_all)
         predicted[name] = estimator.predict(x)
         if name == "nearest neighbours":
             components = estimator["pca"].transform(x)
     confusion(truth, prediction.types, out / f"confusion_{flags.split}.png")
+    by_cell = pd.DataFrame({"label": truth} | predicted, index=cells.obs.index[rows])
+    by_cell.to_csv(out / f"predicted_{flags.split}.csv", index_label="barcode")
     table = {}
     for name, types in predicted.items():
         table[name] = classification_scores(truth, types)

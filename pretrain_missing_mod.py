@@ -18,7 +18,7 @@ import torch
 from models.objectives import Distillation
 from models.scmomer import ScMomer, ScMomerConfig
 from models.student import StudentConfig
-from utils.cli import flag, parse_flags, run_script, with_defaults
+from utils.cli import check_numbers, flag, parse_flags, run_script, with_defaults
 from utils.data.dataset import train_and_val
 from utils.data.latents import read_latents
 from utils.data.read import read_cells
@@ -36,10 +36,14 @@ class Flags:
     ckpt_dir: str = flag("folder for model folders")
     model_name: str = flag("name of the model folder")
     missing: Literal["atac", "rna"] = flag("modality that will be missing, and that the student stands in for", "atac")
+    feature_dropout: float = flag(
+        "share of the measured genes or peaks that the student is not shown while training", 0.0
+    )
 
 
 def main() -> None:
     flags, config, shape = parse_flags(__doc__, Flags, with_defaults(TrainConfig, batch_size=32), StudentConfig)
+    check_numbers(flags, "feature_dropout", below=1)
     with distributed_run(config.device) as runtime:
         cells = read_cells(flags.data_path, ("rna", "atac"))
         teacher = load_model(flags.model_path, "multimodal")
@@ -61,7 +65,7 @@ def main() -> None:
             training=asdict(flags) | asdict(config),
             parents={"teacher": teacher.hash},
         )
-        objective = Distillation(model)
+        objective = Distillation(model, flags.feature_dropout)
         folder = Path(flags.ckpt_dir) / flags.model_name
         fit(objective, train, val, config, runtime, folder, saved.writer(model), saved.identity)
 

@@ -17,7 +17,7 @@ import torch
 from models.fusion import FusionConfig
 from models.objectives import JointPairs
 from models.scmomer import ScMomer, ScMomerConfig
-from utils.cli import flag, parse_flags, run_script, with_defaults
+from utils.cli import check_numbers, flag, parse_flags, run_script, with_defaults
 from utils.data.dataset import train_and_val
 from utils.data.read import read_cells
 from utils.train.checkpoint import SavedModel, check_fits, load_model, load_strictly, part
@@ -33,10 +33,12 @@ class Flags:
     ckpt_dir: str = flag("folder for model folders")
     model_name: str = flag("name of the model folder")
     trainable_blocks: int = flag("last blocks of each encoder that are trained on; negative for everything", 2)
+    feature_dropout: float = flag("share of a cell's expressed genes and open peaks that the towers are not shown", 0.0)
 
 
 def main() -> None:
     flags, config, shape = parse_flags(__doc__, Flags, with_defaults(TrainConfig, batch_size=8), FusionConfig)
+    check_numbers(flags, "feature_dropout", below=1)
     with distributed_run(config.device) as runtime:
         cells = read_cells(flags.data_path, ("rna", "atac"))
         parents = {"rna": load_model(flags.rna_model_path, "rna"), "atac": load_model(flags.atac_model_path, "atac")}
@@ -60,7 +62,7 @@ def main() -> None:
             training=asdict(flags) | asdict(config),
             parents={name: parent.hash for name, parent in parents.items()},
         )
-        objective = JointPairs(model, flags.trainable_blocks)
+        objective = JointPairs(model, flags.trainable_blocks, flags.feature_dropout)
         folder = Path(flags.ckpt_dir) / flags.model_name
         fit(objective, train, val, config, runtime, folder, saved.writer(model), saved.identity)
 

@@ -5,7 +5,8 @@
 
 Input: labelled cells from preprocess.py and a folder of pretrain_missing_mod.py. Only the modality that the student
 reads is looked at. For comparison, --other_modality zeros leaves the student out, and --other_modality measured (with a
-folder of pretrain_multimodal.py) reads both modalities. Output: <ckpt_dir>/<model>, ready for predict_cell_type.py.
+folder of pretrain_multimodal.py) reads both modalities. Where no cell was measured in both, start from a folder of
+pretrain_rna.py or pretrain_atac.py with --other_modality zeros. Output: <ckpt_dir>/<model>, for predict_cell_type.py.
 """
 
 from dataclasses import asdict, dataclass
@@ -15,11 +16,12 @@ from typing import Literal
 import torch
 
 from models.classifier import ClassifierConfig
+from models.minibatch import MODALITIES, other
 from models.objectives import CellTypes
 from models.scmomer import OtherModality, ScMomer, ScMomerConfig
-from utils.cli import flag, parse_flags, run_script, with_defaults
+from utils.cli import check_numbers, flag, parse_flags, run_script, with_defaults
 from utils.data.dataset import train_and_val
-from utils.data.labels import class_weights, encode_labels
+from utils.data.labels import class_weights, encode_labels, limit_labels
 from utils.data.read import read_cells
 from utils.errors import UserError
 from utils.train.calibrate import calibrate
@@ -31,7 +33,7 @@ from utils.train.engine import TrainConfig, fit
 @dataclass
 class Flags:
     data_path: str = flag("preprocessed, labelled cells, .h5ad or .h5mu")
-    pretrained_model_path: str = flag("model folder of pretrain_missing_mod.py (or pretrain_multimodal.py)")
+    pretrained_model_path: str = flag("model folder of pretrain_missing_mod.py (or of another stage, see above)")
     ckpt_dir: str = flag("folder for model folders")
     model: str = flag("name of the model folder to write")
     label_column: str = flag("column of obs with cell types", "cell_type")
@@ -41,37 +43,46 @@ class Flags:
     missing: Literal["atac", "rna"] = flag("modality to leave out with --other_modality zeros", "atac")
     trainable_blocks: int = flag("last encoder blocks that are trained on; negative for everything", 2)
     train_student: bool = flag("train the student on, too", False)
-    feature_dropout: float = flag(
-        "share of a cell's expressed genes and open peaks left out in each training step", 0.0
-    )
+    feature_dropout: float = flag("share of a cell's genes and peaks left out in each training step", 0.0)
+    labels_per_type: int = flag("labelled training cells to learn from, at most so many of a type; 0 for all", 0)
+    pretrained_lr_scale: float = flag("learning rate of all but the classifier, as a multiple of --learning_rate", 1.0)
     class_balance: float = flag("exponent b of class weights (1 / class size)^b: 0 none, 1 full balance", 0.0)
 
 
 def main() -> None:
     train_defaults = with_defaults(TrainConfig, batch_size=8, patience=5)
     flags, config, shape = parse_flags(__doc__, Flags, train_defaults, ClassifierConfig)
-    if not 0 <= flags.feature_dropout < 1:
-        raise UserError(f"--feature_dropout {flags.feature_dropout} must be at least 0 and below 1")
+    check_numbers(flags, "feature_dropout", below=1)
+    check_numbers(flags, "labels_per_type", "pretrained_lr_scale")
     with distributed_run(config.device) as runtime:
-        parent = load_model(flags.pretrained_model_path, "student", "multimodal")
-        if flags.other_modality == "student" and parent.kind != "student":
+        parent = load_model(flags.pretrained_model_path, "student", "multimodal", *MODALITIES)
+        is_alone = parent.kind in MODALITIES
+        if (flags.other_modality == "student" and parent.kind != "student") or (
+            flags.other_modality != "zeros" and is_alone
+        ):
             raise UserError(
                 f"{parent.path}: has no student; run pretrain_missing_mod.py first, "
-                "or choose --other_modality zeros or measured"
+                f"or choose --other_modality {'zeros' if is_alone else 'zeros or measured'}"
             )
         parts = {name: part for name, part in parent.config.items() if name != "student"} | {"classifier": shape}
-        options = {"missing": flags.missing, "other_modality": flags.other_modality}
+        missing = other(parent.kind) if is_alone else flags.missing
+        options = {"missing": missing, "other_modality": flags.other_modality}
         if flags.other_modality == "student":
             parts["student"], options["missing"] = parent.config["student"], parent.options["missing"]
         model_config = ScMomerConfig(**parts, **options)
         cells = read_cells(flags.data_path, model_config.inputs)
         check_fits(parent, cells.features, cells.stamp, flags.data_path)
         codes, classes = encode_labels(cells, flags.label_column)
+        codes = limit_labels(codes, cells, flags.labels_per_type, config.seed)
 
         torch.manual_seed(config.seed)
-        n_features = {name: len(features) for name, features in parent.features.items()}
-        model = ScMomer(model_config, n_features["rna"], n_features["atac"], len(classes))
-        load_parts(model, parent.state, new="classifier.", path=parent.path)
+        n_features = [len(parent.features.get(name, ())) for name in MODALITIES]
+        model = ScMomer(model_config, *n_features, len(classes))
+        state, new = parent.state, ("classifier.",)
+        if is_alone:
+            tower = f"towers.{parent.kind}."
+            state, new = {tower + name: weights for name, weights in state.items()}, ("classifier.", "fusion.", tower)
+        load_parts(model, state, new, parent.path)
 
         train, val = train_and_val(cells, config.seed, keep=codes >= 0, labels=codes)
         weights = class_weights(train.labels, len(classes), flags.class_balance)
@@ -85,7 +96,14 @@ def main() -> None:
             training=asdict(flags) | asdict(config),
             parents={"pretrained": parent.hash},
         )
-        objective = CellTypes(model, flags.trainable_blocks, flags.train_student, weights, flags.feature_dropout)
+        objective = CellTypes(
+            model,
+            flags.trainable_blocks,
+            flags.train_student,
+            weights,
+            flags.feature_dropout,
+            flags.pretrained_lr_scale,
+        )
         folder = Path(flags.ckpt_dir) / flags.model
         fit(objective, train, val, config, runtime, folder, saved.writer(model), saved.identity)
         calibrate(folder, val, config, runtime)

@@ -130,6 +130,19 @@ class Objective(nn.Module):
     def before_step(self, step: int) -> None:
         """Called by the engine before optimiser step `step`, which counts from 0 over all epochs."""
 
+    def parameter_groups(self) -> list[dict]:
+        """What is trained, as the optimiser takes it; `scale` multiplies the learning rate."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "scale": 1.0}]
+
+    def leave_out(self, batch: Minibatch, share: float) -> Minibatch:
+        """While training, the cells without a random share of their expressed genes and open peaks."""
+        if not (self.training and share):
+            return batch
+        parts = {name: batch[name] for name in MODALITIES if batch[name] is not None}
+        return replace(
+            batch, **{name: drop_features(batch.key, part, share, DROP_STREAMS[name]) for name, part in parts.items()}
+        )
+
 
 class MaskedRNA(Objective):
     """Stage I: predict the bins of hidden expressed genes by cross-entropy."""
@@ -182,17 +195,27 @@ class MaskedATAC(Objective):
 
 
 class JointPairs(Objective):
-    """Stage II: reconstruct true pairs from their joint embedding, and tell true pairs from false ones."""
+    """Stage II: reconstruct true pairs from their joint embedding, and tell true pairs from false ones.
 
-    def __init__(self, model: ScMomer, trainable_blocks: int = 2):
+    Parameters
+    ----------
+    model : ScMomer without a classifier
+    trainable_blocks : how many of the encoders' last blocks are trained; negative for everything
+    feature_dropout : share of a cell's expressed genes and open peaks that the towers are not shown while training;
+        what is reconstructed is the whole cell
+    """
+
+    def __init__(self, model: ScMomer, trainable_blocks: int = 2, feature_dropout: float = 0.0):
         super().__init__()
+        self.feature_dropout = feature_dropout
         self.towers, self.fusion = model.towers, model.fusion
         self.decoders, self.pair_head = model.decoders, model.pair_head
         for tower in self.towers.values():
             unfreeze_last_blocks(tower.encoder, trainable_blocks)
 
     def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
-        embedding = self.fusion({name: tower(batch[name]) for name, tower in self.towers.items()})
+        shown = self.leave_out(batch, self.feature_dropout)
+        embedding = self.fusion({name: tower(shown[name]) for name, tower in self.towers.items()})
         self.embedding = embedding.detach()
         rna_mse, atac_bce = reconstruction(self.decoders, embedding, batch)
         pair_logits = self.pair_head(embedding).float()
@@ -218,16 +241,21 @@ class Distillation(Objective):
     """Stage III: the student learns the teacher's latent; fusion and decoders learn to live with the student's.
 
     The towers are frozen, so the measured modality's latent is a constant of the cell and comes with the minibatch.
+
+    Parameters
+    ----------
+    model : ScMomer with a student
+    feature_dropout : share of the measured modality's features that the student is not shown while training
     """
 
-    def __init__(self, model: ScMomer):
+    def __init__(self, model: ScMomer, feature_dropout: float = 0.0):
         super().__init__()
-        self.missing = model.config.missing
+        self.missing, self.feature_dropout = model.config.missing, feature_dropout
         self.student, self.fusion, self.decoders = model.student, model.fusion, model.decoders
 
     def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         present = other(self.missing)
-        stand_in = self.student(batch[present]).float()
+        stand_in = self.student(self.leave_out(batch, self.feature_dropout)[present]).float()
         self.embedding = stand_in.detach()
         teacher = batch.latent[self.missing]
         latent_mse = (stand_in - teacher).square().mean(1)
@@ -252,6 +280,7 @@ class CellTypes(Objective):
     train_student : whether the student is trained on, too
     class_weight : [n_classes] float32 or None, factors on the loss of each class
     feature_dropout : share of a cell's expressed genes and open peaks that are left out at random while training
+    pretrained_lr_scale : learning rate of all but the classifier, as a multiple
     """
 
     def __init__(
@@ -261,21 +290,26 @@ class CellTypes(Objective):
         train_student: bool = False,
         class_weight: Tensor | None = None,
         feature_dropout: float = 0.0,
+        pretrained_lr_scale: float = 1.0,
     ):
         super().__init__()
-        self.model, self.feature_dropout = model, feature_dropout
+        self.model, self.feature_dropout, self.pretrained_lr_scale = model, feature_dropout, pretrained_lr_scale
         for tower in model.towers.values():
             unfreeze_last_blocks(tower.encoder, trainable_blocks)
         if model.config.student:
             model.student.requires_grad_(train_student)
         self.register_buffer("class_weight", class_weight, persistent=False)
 
+    def parameter_groups(self) -> list[dict]:
+        new = {id(p) for p in self.model.classifier.parameters()}
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in trained if id(p) in new], "scale": 1.0},
+            {"params": [p for p in trained if id(p) not in new], "scale": self.pretrained_lr_scale},
+        ]
+
     def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
-        if self.training and self.feature_dropout:
-            parts = {name: batch[name] for name in MODALITIES if batch[name] is not None}
-            drop = lambda name: drop_features(batch.key, parts[name], self.feature_dropout, DROP_STREAMS[name])
-            batch = replace(batch, **{name: drop(name) for name in parts})
-        embedding, logits = self.model(batch)
+        embedding, logits = self.model(self.leave_out(batch, self.feature_dropout))
         self.embedding, logits = embedding.detach(), logits.float()
         loss = F.cross_entropy(logits, batch.label, weight=self.class_weight, reduction="none")
         hits = (logits.argmax(1) == batch.label).float()

@@ -37,9 +37,9 @@ class ScMomerConfig:
     other_modality : what stands in the place of `missing`: the student's latent, zeros, or the measured one
     """
 
-    rna: RNAEncoderConfig
-    atac: ATACEncoderConfig
-    fusion: FusionConfig
+    rna: RNAEncoderConfig | None = None
+    atac: ATACEncoderConfig | None = None
+    fusion: FusionConfig = FusionConfig()
     student: StudentConfig | None = None
     classifier: ClassifierConfig | None = None
     missing: Literal["atac", "rna"] = "atac"

@@ -1,5 +1,6 @@
 """Command lines: dataclasses become flags, and a user's mistake becomes one sentence."""
 
+import math
 import os
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
@@ -56,6 +57,20 @@ def with_defaults(config: type, **defaults) -> type:
 def flag(help: str, default=MISSING):
     """A dataclass field that is a flag; without a default it must be given."""
     return field(metadata={"help": help}) if default is MISSING else field(default=default, metadata={"help": help})
+
+
+def check_numbers(flags: object, *names: str, least: float = 0, below: float = math.inf) -> None:
+    """Refuse flags whose number is not at least `least` and below `below`.
+
+    Raises
+    ------
+    UserError
+        That names the flag and the limits.
+    """
+    for name in names:
+        if not least <= getattr(flags, name) < below:
+            limits = f"at least {least:g}" + (f" and below {below:g}" if below < math.inf else "")
+            raise UserError(f"--{name} {getattr(flags, name)} must be {limits}")
 
 
 def run_script(main: Callable[[], None]) -> None:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.classifier import ClassifierConfig
+from models.fusion import ATACTower, RNATower
 from models.masking import drop_features
 from models.objectives import (
     DROP_STREAMS,
@@ -18,6 +20,8 @@ from models.objectives import (
     peak_bce,
     unfreeze_last_blocks,
 )
+from models.scmomer import ScMomer, ScMomerConfig
+from models.student import Student
 from tests.models.helpers import (
     LATENT_DIM,
     N_CLASSES,
@@ -267,21 +271,72 @@ def test_decoders_start_at_the_best_constant():
         assert loss(seldom * shift) > loss(0.0)
 
 
-@pytest.mark.parametrize("other_modality", ["student", "measured"])
-def test_feature_dropout_hides_part_of_the_cell_from_training_alone(other_modality):
-    """In training the loss is that of the thinned cell; in evaluation nothing is left out."""
-    objective = celltypes(other_modality)
+THINNED = {
+    "JointPairs": lambda: JointPairs(scmomer()),
+    "Distillation": lambda: Distillation(scmomer(other_modality="student")),
+    "CellTypes student": celltypes,
+    "CellTypes measured": lambda: celltypes("measured"),
+}
+
+
+@pytest.mark.parametrize("make", THINNED.values(), ids=THINNED)
+def test_feature_dropout_hides_part_of_the_cell_from_training_alone(make):
+    """In training the model is shown the thinned cell, and has to tell the whole one; in evaluation it is shown all."""
+    objective = make()
     batch = minibatch(label=torch.zeros(5, dtype=torch.int64))
-    plain = objective(batch)[0]
+    plain = objective.eval()(batch)[0]
     objective.feature_dropout = 0.5
     thinned = replace(
         batch, **{name: drop_features(batch.key, batch[name], 0.5, stream) for name, stream in DROP_STREAMS.items()}
     )
-    objective.train()
-    dropped = objective(batch)[0]
-    objective.feature_dropout = 0.0
-    torch.testing.assert_close(dropped, objective(thinned)[0])
+    shown = []
+    with pytest.MonkeyPatch.context() as patch:  # what the objective's modules are given
+        for module in objective.modules():
+            if isinstance(module, (RNATower, ATACTower, Student)):
+                patch.setattr(module, "forward", lambda x, was=module.forward: shown.append(x) or was(x))
+        torch.manual_seed(0)
+        dropped = objective.train()(batch)[0]
+    assert shown and all(torch.equal(x.indices, thinned[name].indices) for x, name in named(shown))
     assert not torch.allclose(dropped, plain)
-    objective.feature_dropout = 0.5
-    objective.eval()
-    torch.testing.assert_close(objective(batch)[0], plain)
+    torch.testing.assert_close(objective.eval()(batch)[0], plain)
+
+
+def named(shown):
+    """What modules were shown, with the modality it is of."""
+    return [(x, "rna" if x.width == N_GENES else "atac") for x in shown]
+
+
+def test_the_reconstructed_cell_is_the_whole_one():
+    """Stage II on thinned cells, by hand."""
+    model, batch = scmomer(), minibatch(true_pair=torch.ones(5, dtype=torch.bool))
+    objective = JointPairs(model, feature_dropout=0.5).train()
+    shown = objective.leave_out(batch, 0.5)
+    assert len(shown.rna.indices) < len(batch.rna.indices)
+    _, metrics = objective(batch)
+    mse = (model.decoders["rna"](model.embed(shown)) - batch.rna.dense()).square().mean(1)
+    assert metrics["rna_mse"][0].item() == pytest.approx(mse.sum().item(), rel=1e-5)
+
+
+def test_the_classifier_may_learn_faster_than_what_was_pretrained():
+    """One step of Adam moves every weight by its own learning rate."""
+    objective = CellTypes(scmomer(classes=True, other_modality="zeros"), -1, pretrained_lr_scale=0.1)
+    assert {id(p) for group in objective.parameter_groups() for p in group["params"]} == {
+        id(p) for p in objective.parameters() if p.requires_grad
+    }
+    before = {name: p.detach().clone() for name, p in objective.named_parameters()}
+    groups = [group | {"lr": 1e-2 * group["scale"]} for group in objective.parameter_groups()]
+    optimizer = torch.optim.Adam(groups, eps=1e-12)
+    objective(minibatch(label=torch.arange(5) % 3))[0].sum().backward()
+    optimizer.step()
+    moved = {name: (p.detach() - before[name]).abs().max().item() for name, p in objective.named_parameters()}
+    for name, size in moved.items():
+        if size > 1e-5:  # where the gradient is not of rounding alone
+            assert size == pytest.approx(1e-2 if ".classifier." in name else 1e-3, rel=0.01), name
+    assert moved["model.classifier.layers.1.weight"] and moved["model.towers.rna.pooling.projection.weight"]
+
+
+def test_a_model_of_one_modality_has_no_other_tower():
+    config = ScMomerConfig(rna=rna_encoder().config, classifier=ClassifierConfig(), other_modality="zeros")
+    model = ScMomer(config, N_GENES, 0, 3)
+    assert set(model.towers) == {"rna"}
+    assert model(minibatch())[1].shape == (5, 3)

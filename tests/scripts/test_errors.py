@@ -161,7 +161,7 @@ KINDS = [
         "holds a model with a student (pretrain_missing_mod.py); expected",
     ),
     ("pretrain_missing_mod", "model_path", "rna", "expected a multimodal model (pretrain_multimodal.py)"),
-    ("train_missing_celltype_func", "pretrained_model_path", "rna", "expected a model with a student"),
+    ("train_missing_celltype_func", "pretrained_model_path", "rna", "choose --other_modality zeros"),
     (
         "train_missing_celltype_func",
         "pretrained_model_path",

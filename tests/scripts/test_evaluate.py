@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 
 from models.minibatch import other
-from tests.helpers import error_of, run
+from tests.helpers import TRAINING, error_of, records, run
 from utils.data.dataset import CellDataset, MicroBatch
+from utils.data.labels import label_codes, limit_labels
 from utils.data.read import read_cells
+from utils.report.baselines import majority_class, nearest_neighbours
 from utils.report.metrics import cell_auroc, classification_scores
 from utils.train.checkpoint import load_model
 
@@ -69,6 +71,46 @@ def test_cell_types(ready_file, runs, missing, tmp_path, capsys):
     best = max(TYPE_ROWS, key=lambda name: table[name]["accuracy"])
     winner = next(line for line in told.splitlines() if line.startswith("best accuracy: ")).split(": ")[1]
     assert table[winner]["accuracy"] == table[best]["accuracy"]
+
+
+def test_what_each_method_predicted_is_kept(ready_file, runs, tmp_path):
+    table = evaluated(ready_file, runs["celltype_atac"], tmp_path)
+    by_cell = pd.read_csv(tmp_path / "predicted_val.csv", index_col="barcode")
+    cells = read_cells(ready_file, ("rna",))
+    rows = cells.rows("val")
+    assert list(by_cell.index) == list(cells.obs.index[rows]) and list(by_cell.label) == list(cells.labels().iloc[rows])
+    for name in TYPE_ROWS:
+        assert (by_cell[name] == by_cell.label).mean() == pytest.approx(table[name]["accuracy"])
+
+
+def test_baselines_learn_from_the_labels_that_the_model_learned_from(ready_file, runs, tmp_path, monkeypatch):
+    """Three labels of a type, the same cells for all; and components from all training cells."""
+    run(
+        "train_missing_celltype_func",
+        **TRAINING | {"data_path": ready_file, "ckpt_dir": tmp_path, "epochs": 1},
+        pretrained_model_path=runs["student_atac"],
+        model="few",
+        labels_per_type=3,
+        seed=5,
+    )
+    cells, seen = read_cells(ready_file, ("rna",)), {}
+
+    def spy(x_train, y_train, *others, **options):
+        seen["labelled"], seen["all"] = (x_train, y_train), options["x_all"]
+        return majority_class(x_train, y_train)
+
+    monkeypatch.setattr("evaluate.TYPE_BASELINES", {"nearest neighbours": nearest_neighbours, "spy": spy})
+    evaluated(ready_file, tmp_path / "few", tmp_path)
+    labels = cells.labels()
+    codes = label_codes(labels, sorted(set(labels)))
+    few = limit_labels(codes, cells, 3, 5)
+    train = cells.rows("train")
+    learned = train[few[train] >= 0]
+    assert set(pd.Series(seen["labelled"][1]).value_counts()) == {3}
+    assert (seen["labelled"][0] != cells.values["rna"][learned]).nnz == 0
+    assert (seen["all"] != cells.values["rna"][train]).nnz == 0
+    curve = next(r for r in records(tmp_path / "few") if r["phase"] == "train")
+    assert curve["step"] == -(-len(learned) // TRAINING["batch_size"] // TRAINING.get("grad_acc", 1))
 
 
 def test_translation(ready_file, runs, missing, tmp_path):

@@ -185,6 +185,27 @@ def test_columns_in_any_order_and_unknown_ones_change_nothing(labelled, query, m
     assert_same_predictions(label(changed, model, tmp_path), labelled)
 
 
+@pytest.mark.parametrize("kind", ["rna", "atac"])
+def test_one_modality_alone_is_enough(kind, runs, simulation, ready_file, tmp_path):
+    """From a stage-I encoder to predictions; its weights are taken over, and the model has no other tower."""
+    run(
+        "train_missing_celltype_func",
+        **TRAINING | {"data_path": ready_file, "ckpt_dir": tmp_path, "learning_rate": 1e-2},
+        pretrained_model_path=runs[kind],
+        model="alone",
+        other_modality="zeros",
+        trainable_blocks=0,
+    )
+    alone, encoder = weights(tmp_path / "alone"), weights(runs[kind])
+    assert {name.split(".")[1] for name in alone if name.startswith("towers.")} == {kind}
+    blocks = [name for name in encoder if ".blocks." in name]
+    assert blocks and all((alone[f"towers.{kind}.{name}"] == encoder[name]).all() for name in blocks)
+    predicted = label(simulation.mdata[kind].copy(), tmp_path / "alone", tmp_path)
+    types = load_model(tmp_path / "alone", "celltype").labels
+    assert set(predicted.obs["predicted_cell_type"]) <= set(types) == set(simulation.mdata.obs["cell_type"])
+    assert np.ptp(predicted.obsm["X_scmomer"], axis=0).max() > 1e-3
+
+
 def test_outdated_symbols_change_nothing(runs, simulation, tmp_path):
     query = simulation.mdata["rna"].copy()
     expected = label(query, runs["celltype_atac"], tmp_path)

@@ -97,6 +97,30 @@ def encode_labels(cells, column: str) -> tuple[np.ndarray, list[str]]:
     return label_codes(labels, classes), classes
 
 
+def limit_labels(codes: np.ndarray, cells, per_type: int, seed: int) -> np.ndarray:
+    """Class numbers with those of all but `per_type` training cells of each type taken away, to learn from few labels.
+
+    Parameters
+    ----------
+    codes : [cells] class numbers, -1 for none
+    cells : utils.data.read.Cells
+    per_type : 0 for all; validation and test cells keep theirs in any case
+    seed : of the draw, which depends on barcodes but not on their order
+
+    Returns
+    -------
+    [cells] int64
+    """
+    if not per_type:
+        return codes
+    train = cells.rows("train")
+    draw = pd.util.hash_array(np.asarray([f"{seed} {barcode}" for barcode in cells.obs.index[train]], dtype=object))
+    place = pd.DataFrame({"code": codes[train], "draw": draw}).groupby("code")["draw"].rank(method="first")
+    codes = codes.copy()
+    codes[train[place.to_numpy() > per_type]] = -1
+    return codes
+
+
 def label_codes(labels, classes: list[str]) -> np.ndarray:
     """[cells] int64 position of each label in `classes`, -1 where it is not there."""
     number = {name: i for i, name in enumerate(classes)}

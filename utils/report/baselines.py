@@ -6,6 +6,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.dummy import DummyClassifier
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.pipeline import Pipeline
@@ -22,7 +23,7 @@ ALPHA_GRID = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
 """Strengths of ridge regression's penalty, in cells."""
 
 
-def logistic_regression(x_train, y_train, x_val=None, y_val=None, seed: int = 0) -> tuple[Pipeline, float]:
+def logistic_regression(x_train, y_train, x_val=None, y_val=None, seed: int = 0, x_all=None) -> tuple[Pipeline, float]:
     """Multinomial logistic regression with an L2 penalty on log-normalised expression.
 
     Each gene is divided by its largest training value, which keeps zeros and hence sparsity.
@@ -35,8 +36,8 @@ def logistic_regression(x_train, y_train, x_val=None, y_val=None, seed: int = 0)
     x_val, y_val : as above, optional
         Validation cells; they choose the penalty (mean of accuracy and macro-F1) and are not fitted. Without
         validation cells of at least two classes, C is 1.
-    seed : int
-        For the interface's sake: this solver draws nothing.
+    seed, x_all
+        For the interface's sake: this solver draws nothing, and has no use for unlabelled cells.
 
     Returns
     -------
@@ -54,7 +55,7 @@ def logistic_regression(x_train, y_train, x_val=None, y_val=None, seed: int = 0)
 
 
 def pca_logistic_regression(
-    x_train, y_train, x_val=None, y_val=None, seed: int = 0, n_components: int = 50
+    x_train, y_train, x_val=None, y_val=None, seed: int = 0, x_all=None, n_components: int = 50
 ) -> tuple[Pipeline, float]:
     """Logistic regression on principal components: the usual quick annotation of single cells.
 
@@ -65,6 +66,8 @@ def pca_logistic_regression(
     ----------
     x_train, y_train, x_val, y_val, seed
         As in :func:`logistic_regression`; `seed` starts the eigensolver.
+    x_all : matrix [cells, genes], optional
+        Training cells with and without a label, from which the components are taken; by default `x_train`.
     n_components : int
         At most so many; fewer when there are fewer cells or genes.
 
@@ -78,7 +81,8 @@ def pca_logistic_regression(
     UserError
         The training cells hold fewer than two classes.
     """
-    steps = [("pca", _pca(x_train, n_components, seed)), ("scale", StandardScaler())]
+    pca = _pca(x_train if x_all is None else x_all, n_components, seed)
+    steps = [("pca", FrozenEstimator(pca)), ("scale", StandardScaler())]
     return _tuned(steps, x_train, y_train, x_val, y_val, seed)
 
 
@@ -109,12 +113,12 @@ def _tuned(steps: list, x_train, y_train, x_val, y_val, seed: int) -> tuple[Pipe
     return Pipeline([*transform.steps, ("classify", best)]), float(best.C)
 
 
-def majority_class(x_train, y_train, x_val=None, y_val=None, seed: int = 0) -> tuple[DummyClassifier, None]:
+def majority_class(x_train, y_train, x_val=None, y_val=None, seed: int = 0, x_all=None) -> tuple[DummyClassifier, None]:
     """The most frequent type for every cell."""
     return DummyClassifier(strategy="most_frequent").fit(x_train, y_train), None
 
 
-def nearest_neighbours(x_train, y_train, x_val=None, y_val=None, seed: int = 0, n_components: int = 50):
+def nearest_neighbours(x_train, y_train, x_val=None, y_val=None, seed: int = 0, x_all=None, n_components: int = 50):
     """Vote of the nearest training cells on principal components.
 
     Parameters and errors are those of :func:`pca_logistic_regression`; validation cells choose the number of neighbours
@@ -126,8 +130,8 @@ def nearest_neighbours(x_train, y_train, x_val=None, y_val=None, seed: int = 0, 
     k : int
     """
     y_train = np.asarray(y_train)
-    pca = _pca(x_train, n_components, seed)
-    z_train = pca.fit_transform(_rows(x_train))
+    pca = _pca(x_train if x_all is None else x_all, n_components, seed)
+    z_train = pca.transform(_rows(x_train))
     choices = [k for k in NEIGHBOURS if k <= len(z_train)] or [1]
     fits = {k: KNeighborsClassifier(k).fit(z_train, y_train) for k in choices}
     k = 15 if 15 in fits else choices[-1]
@@ -139,9 +143,11 @@ def nearest_neighbours(x_train, y_train, x_val=None, y_val=None, seed: int = 0, 
 
 
 def _pca(x, n_components: int, seed: int) -> PCA:
+    """Principal components of the rows of x."""
     if min(x.shape) < 2:
         raise UserError("The training cells are fewer than two, or have one feature: give a file with more.")
-    return PCA(max(1, min(n_components, min(x.shape) - 1)), svd_solver="arpack", random_state=seed)
+    n_components = max(1, min(n_components, min(x.shape) - 1))
+    return PCA(n_components, svd_solver="arpack", random_state=seed).fit(_rows(x))
 
 
 def ridge_translation(x_train, y_train, x_val, y_val, x_test, seed: int = 0) -> tuple[np.ndarray, np.ndarray, float]:
@@ -159,7 +165,6 @@ def ridge_translation(x_train, y_train, x_val, y_val, x_test, seed: int = 0) -> 
     """
     pca = _pca(x_train, 50, seed)
     with_one = lambda x: np.hstack([pca.transform(_rows(x)), np.ones((x.shape[0], 1))]).astype(np.float32)
-    pca.fit(_rows(x_train))
     z = with_one(x_train)
     gram, moments = z.T @ z, _dense(z.T @ _rows(y_train))
     penalised = np.diag([1.0] * (len(gram) - 1) + [0.0])  # all but the mean
@@ -184,7 +189,7 @@ def neighbour_translation(x_train, y_train, x_val, y_val, x_test, seed: int = 0)
 
     As :func:`ridge_translation`, with the number of neighbours in the penalty's place; `right` is sparse.
     """
-    pca = _pca(x_train, 50, seed).fit(_rows(x_train))
+    pca = _pca(x_train, 50, seed)
     index = NearestNeighbors().fit(pca.transform(_rows(x_train)))
     right = sparse.csr_matrix(y_train, dtype=np.float32)
 

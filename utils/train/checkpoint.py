@@ -202,14 +202,14 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], path: str | Path 
         ) from None
 
 
-def load_parts(module: nn.Module, state: dict[str, Tensor], new: str, path: str | Path | None) -> None:
-    """Load a parent's weights into a model that has one part more, and perhaps others less.
+def load_parts(module: nn.Module, state: dict[str, Tensor], new: str | tuple, path: str | Path | None) -> None:
+    """Load a parent's weights into a model that has some parts more, and perhaps others less.
 
     Parameters
     ----------
     module : the model
     state : the parent's weights
-    new : prefix of the part that the parent does not have (it keeps its fresh weights)
+    new : prefix or prefixes of what the parent may not have (it keeps its fresh weights)
     path : the parent's folder, for messages
     """
     names = module.state_dict()

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from models.objectives import Objective
+from utils.cli import check_numbers
 from utils.data.dataset import CellDataset, Plan, make_loader
 from utils.errors import UserError
 from utils.train.batch_size import BatchSize, choose_batch_size
@@ -66,11 +67,10 @@ class TrainConfig:
     overwrite: bool = field(default=False, metadata={"help": "replace a model of the same name"})
 
     def __post_init__(self):
-        least = dict.fromkeys(("epochs", "grad_acc", "save_steps"), 1)
-        least |= dict.fromkeys(("batch_size", "patience", "max_steps", "seed", "learning_rate", "weight_decay"), 0)
-        for name, smallest in (least | {"warmup_epochs": 0, "cycle_epochs": 1e-3}).items():
-            if not getattr(self, name) >= smallest:
-                raise UserError(f"--{name} {getattr(self, name)} must be at least {smallest:g}")
+        check_numbers(self, "epochs", "grad_acc", "save_steps", least=1)
+        check_numbers(self, "batch_size", "patience", "max_steps", "seed", "learning_rate", "weight_decay")
+        check_numbers(self, "warmup_epochs")
+        check_numbers(self, "cycle_epochs", least=1e-3)
 
 
 def fit(
@@ -108,9 +108,12 @@ def fit(
     """
     state_folder = workshop(folder) / "state"
     objective.to(runtime.device)
-    parameters = [p for p in objective.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True, betas=(0.9, 0.999)
+        objective.parameter_groups(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=True,
+        betas=(0.9, 0.999),
     )
     progress, best_metrics = Progress(), {}
     resume = config.resume or (runtime.restarted and has_state(state_folder))
@@ -140,7 +143,7 @@ def fit(
         module = objective
         if runtime.world_size > 1:
             module = share_gradients(objective, train[next(iter(plan))], config, runtime)
-        n_trained = sum(p.numel() for p in parameters)
+        n_trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
         runtime.say(
             f"{folder.name}: {len(train):,} training and {len(val):,} validation cells, "
             f"{n_trained:,} trained parameters, {plan.n_steps} steps of {plan.step_size} cells per epoch, "
@@ -299,7 +302,7 @@ def train_epoch(
         is_bad, stopping = runtime.any(not is_finite, bool(stop.name))
         if guard.passes(not is_bad, progress.step, runtime):
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["scale"]
             optimizer.step()
             add_up(sums, step_sums)
         else:
