@@ -1,6 +1,7 @@
 """ATAC encoder: a transformer whose tokens are patches, stretches of genome with equally many peaks (after scCLIP)."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,13 @@ class ATACEncoderConfig:
     heads: int = field(default=8, metadata={"help": "attention heads per layer"})
     dim_head: int = field(default=64, metadata={"help": "width of one attention head"})
     ff_mult: int = field(default=4, metadata={"help": "feed-forward width as a multiple of --dim"})
+    patch_maps: Literal["shared", "own"] = field(
+        default="shared",
+        metadata={
+            "help": "one linear map for all patches, as published, or one for each: --n_patches times the weights, but "
+            "few cells suffice to learn what a peak means"
+        },
+    )
 
 
 class ViTBlock(nn.Module):
@@ -57,8 +65,9 @@ class ATACEncoder(nn.Module):
         self.config = config
         self.n_peaks = n_peaks
         self.patch_size = -(-n_peaks // config.n_patches)
-        # One linear map, shared by all patches, kept as rows: embedding a patch is summing the rows of its open peaks.
-        self.peak_rows = nn.Parameter(torch.empty(self.patch_size, config.dim).uniform_(-1, 1) * self.patch_size**-0.5)
+        # The linear map is kept as rows: embedding a patch is summing the rows of its open peaks.
+        n_rows = self.patch_size * (config.n_patches if config.patch_maps == "own" else 1)
+        self.peak_rows = nn.Parameter(torch.empty(n_rows, config.dim).uniform_(-1, 1) * self.patch_size**-0.5)
         self.patch_bias = nn.Parameter(torch.zeros(config.dim))
         self.mask_token = nn.Parameter(torch.zeros(config.dim))
         self.cls_token = nn.Parameter(torch.randn(config.dim) * 0.02)
@@ -72,7 +81,7 @@ class ATACEncoder(nn.Module):
         bag = atac.rows * self.config.n_patches + atac.indices // self.patch_size  # [nnz] increasing
         n_bags = len(atac) * self.config.n_patches
         offsets = F.pad(torch.bincount(bag, minlength=n_bags).cumsum(0), (1, -1))
-        sums = F.embedding_bag(atac.indices % self.patch_size, self.peak_rows, offsets, mode="sum")
+        sums = F.embedding_bag(atac.indices % len(self.peak_rows), self.peak_rows, offsets, mode="sum")
         return sums.unflatten(0, (len(atac), -1)) + self.patch_bias
 
     def forward(self, atac: Ragged, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -95,11 +95,17 @@ class RNAEncoder(nn.Module):
 
 
 class GenePooling(nn.Module):
-    """Gene states → one number per gene (ReLU of an affine map) → bias-free linear map over genes."""
+    """Gene states → one number per gene (ReLU of an affine map) → bias-free linear map over genes.
+
+    The numbers begin around 1, a plain sum over the expressed genes. Begun around 0, they were seen to fall below it
+    for all genes within the first epochs of stage II, where ReLU has no gradient: the tower then says the same of all
+    cells, for ever.
+    """
 
     def __init__(self, dim: int, n_genes: int, latent_dim: int):
         super().__init__()
         self.scalar = nn.Linear(dim, 1)
+        nn.init.ones_(self.scalar.bias)
         self.projection = nn.Linear(n_genes, latent_dim, bias=False)
 
     def forward(self, states: Tensor, tokens: GeneTokens) -> Tensor:

@@ -123,6 +123,15 @@ def test_gene_pooling_is_the_dense_formula(tokens_kind):
     torch.testing.assert_close(pooling(states, tokens), scalars @ pooling.projection.weight.T, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_gene_pooling_begins_alive(seed):
+    """Every gene's number is positive for LayerNormed states of any cell: none has to be brought back to life."""
+    torch.manual_seed(seed)
+    pooling = GenePooling(64, N_GENES, LATENT_DIM)
+    scalars = pooling.scalar(F.layer_norm(torch.randn(50, 200, 64), [64])).detach()
+    assert (scalars > 0).float().mean() > 0.9 and scalars.mean().item() == pytest.approx(1.0, abs=0.05)
+
+
 def test_gene_embedding_is_frozen_on_request():
     assert not rna_encoder(freeze_gene_embedding=True).gene_embedding.weight.requires_grad
     assert rna_encoder().gene_embedding.weight.requires_grad
@@ -150,16 +159,19 @@ def test_redrawn_features_depend_on_the_seed_alone():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("patch_maps", ["shared", "own"])
 @pytest.mark.parametrize(
     ("n_peaks", "n_patches", "patch_size"), [(96, 8, 12), (97, 8, 13), (10, 7, 2), (5, 8, 1), (8, 1, 8)]
 )
-def test_patch_embedding_is_the_dense_linear_map(n_peaks, n_patches, patch_size):
+def test_patch_embedding_is_the_dense_linear_map(n_peaks, n_patches, patch_size, patch_maps):
     """Of the zero-padded peak vector, cut into equal patches; patches may lie wholly behind the last peak."""
-    encoder = jitter(ATACEncoder(replace(ATAC, n_patches=n_patches), n_peaks), scale=1.0)
+    encoder = jitter(ATACEncoder(replace(ATAC, n_patches=n_patches, patch_maps=patch_maps), n_peaks), scale=1.0)
     assert encoder.patch_size == patch_size
     dense = accessibility((n_peaks, n_peaks // 2, 0, 1), n_peaks)
     padded = F.pad(torch.from_numpy(dense), (0, n_patches * patch_size - n_peaks))
-    expected = padded.unflatten(1, (n_patches, patch_size)) @ encoder.peak_rows + encoder.patch_bias
+    patches, rows = padded.unflatten(1, (n_patches, patch_size)), encoder.peak_rows
+    rows = rows.expand(n_patches, -1, -1) if patch_maps == "shared" else rows.unflatten(0, (n_patches, patch_size))
+    expected = torch.einsum("bnp,npd->bnd", patches, rows) + encoder.patch_bias
     torch.testing.assert_close(encoder.embed_patches(ragged(dense)), expected, atol=1e-5, rtol=0)
     states, pooled = encoder(ragged(dense))
     assert states.shape == (4, 1 + n_patches, 16)
