@@ -28,6 +28,7 @@ from utils.train.calibrate import calibrate
 from utils.train.checkpoint import SavedModel, check_fits, load_model, load_parts
 from utils.train.distributed import distributed_run
 from utils.train.engine import TrainConfig, fit
+from utils.train.infer import InferConfig, embed_sample
 
 
 @dataclass
@@ -85,6 +86,8 @@ def main() -> None:
         load_parts(model, state, new, parent.path)
 
         train, val = train_and_val(cells, config.seed, keep=codes >= 0, labels=codes)
+        infer_config = InferConfig(device=config.device, precision=config.precision)
+        model.classifier.standardise(embed_sample(model, train, infer_config, runtime, config.seed))
         weights = class_weights(train.labels, len(classes), flags.class_balance)
         saved = SavedModel(
             kind="celltype",

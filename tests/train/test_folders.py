@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,21 @@ def test_a_file_the_manifest_does_not_list_is_not_trusted(model, name, there):
         (model / name).unlink()
     with pytest.raises(UserError, match=str(model)):
         load_model(model, "rna")
+
+
+def test_a_folder_from_before_the_classifier_standardised_loads(runs, tmp_path):
+    """And predicts as it always did: of what is not there, nothing is changed."""
+    saved = load_model(runs["celltype_atac"], "celltype")
+    older = {name: x for name, x in saved.state.items() if name not in ("classifier.mean", "classifier.deviation")}
+    assert len(older) == len(saved.state) - 2
+    write_folder(tmp_path / "older", replace(saved, state=older).write)
+    model = load_model(tmp_path / "older", "celltype").build()
+    embedding = torch.randn(3, len(saved.state["classifier.mean"]))
+    torch.testing.assert_close(model.classifier(embedding), model.classifier.layers(embedding))
+    del older["classifier.layers.1.weight"]
+    write_folder(tmp_path / "broken", replace(saved, state=older).write)
+    with pytest.raises(UserError):
+        load_model(tmp_path / "broken", "celltype").build()
 
 
 @pytest.mark.parametrize("path", ["absent", "file", "empty"])

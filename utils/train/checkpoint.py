@@ -125,11 +125,13 @@ class SavedModel:
         n_features = {name: len(self.features.get(name, ())) for name in FEATURE_FILES}
         with reading(self.path, *NO_MODEL):
             model = ScMomer(self.model_config, n_features["rna"], n_features["atac"], len(self.labels))
-        load_strictly(model, self.state, self.path)
+        older = {name: x for name, x in model.state_dict().items() if name in NEUTRAL and name not in self.state}
+        load_strictly(model, older | self.state, self.path)
         return model.eval()
 
 
 WEIGHTS = "model.safetensors"
+NEUTRAL = ("classifier.mean", "classifier.deviation")  # not in older folders; fresh ones change nothing
 NO_MODEL = ("holds what is no saved model", "restore the folder, or train again")
 FEATURE_FILES = {"rna": "genes", "atac": "peaks"}
 

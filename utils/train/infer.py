@@ -15,6 +15,7 @@ from tqdm import tqdm
 from models.minibatch import Minibatch
 from models.scmomer import ScMomer
 from utils.data.dataset import CellDataset, LengthPlan, make_loader
+from utils.data.rows import select
 from utils.errors import UserError
 from utils.train.checkpoint import SavedModel
 from utils.train.distributed import Runtime
@@ -102,6 +103,18 @@ def infer(
     shares = [share for share in runtime.gather(mine) if share is not None]  # a process may have had none
     order = np.argsort(np.concatenate([rows for rows, _ in shares]), kind="stable")
     return tuple(np.concatenate(parts)[order] for parts in zip(*(arrays for _, arrays in shares), strict=True))
+
+
+def embed_sample(
+    model: ScMomer, dataset: CellDataset, config: InferConfig, runtime: Runtime, seed: int, n: int = 2**13
+) -> Tensor:
+    """[at most n, latent_dim] embeddings of cells drawn from a dataset, the same on every process."""
+    rows = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:n])
+    sample = CellDataset(
+        {name: select(matrix, rows) for name, matrix in dataset.values.items()}, dataset.barcodes[rows]
+    )
+    (embeddings,) = infer(lambda batch: (model.embed(batch),), model, sample, config, runtime, "embedding")
+    return torch.from_numpy(embeddings)
 
 
 @dataclass
