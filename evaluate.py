@@ -62,6 +62,7 @@ class Flags:
     split: str = flag("which cells to score: test, val or train", "test")
     label_column: str | None = flag("column of obs with cell types; by default the one the model was trained on", None)
     out_path: str | None = flag("folder for the results; by default <model_path>/evaluation", None)
+    model_alone: bool = flag("leave out the baselines of cell types", False)
 
 
 def main() -> None:
@@ -133,12 +134,12 @@ def score_types(
     labelled = limit_labels(codes, cells, saved.training.get("labels_per_type", 0), saved.training["seed"]) >= 0
     known = [row[labelled[row]] for row in (cells.rows("train"), cells.rows("val"))]
     (x_train, x_val), (y_train, y_val) = [data(row) for row in known], [labels.iloc[row].to_numpy() for row in known]
-    x, x_all, chosen = data(rows), data(cells.rows("train")), {}
-    for name, fit in TYPE_BASELINES.items():
+    x, x_all, chosen, embeddings = data(rows), data(cells.rows("train")), {}, {"scmomer": prediction.embedding}
+    for name, fit in () if flags.model_alone else TYPE_BASELINES.items():
         estimator, chosen[name] = fit(x_train, y_train, x_val, y_val, seed=0, x_all=x_all)
         predicted[name] = estimator.predict(x)
         if name == "nearest neighbours":
-            components = estimator["pca"].transform(x)
+            embeddings["50 principal components"] = estimator["pca"].transform(x)
     confusion(truth, prediction.types, out / f"confusion_{flags.split}.png")
     by_cell = pd.DataFrame({"label": truth} | predicted, index=cells.obs.index[rows])
     by_cell.to_csv(out / f"predicted_{flags.split}.csv", index_label="barcode")
@@ -155,10 +156,7 @@ def score_types(
     batches = None if batches is None else batches.iloc[rows]
     return table | {
         "calibration_error": expected_calibration_error(prediction.probability[in_model], codes[in_model]),
-        "embeddings": {
-            name: embedding_scores(embedding, truth, batches)
-            for name, embedding in (("scmomer", prediction.embedding), ("50 principal components", components))
-        },
+        "embeddings": {name: embedding_scores(embedding, truth, batches) for name, embedding in embeddings.items()},
     }
 
 

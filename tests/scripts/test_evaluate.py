@@ -83,6 +83,16 @@ def test_what_each_method_predicted_is_kept(ready_file, runs, tmp_path):
         assert (by_cell[name] == by_cell.label).mean() == pytest.approx(table[name]["accuracy"])
 
 
+def test_the_model_alone_has_the_same_scores(ready_file, runs, tmp_path):
+    with_others = evaluated(ready_file, runs["celltype_atac"], tmp_path / "all")
+    flags = {"data_path": ready_file, "model_path": runs["celltype_atac"], "split": "val", "device": "cpu"}
+    run("evaluate", **flags, model_alone=True, out_path=tmp_path / "alone")
+    alone = json.loads((tmp_path / "alone" / "evaluation_val.json").read_text())
+    assert not TYPE_ROWS - {"scmomer"} & alone.keys()
+    assert alone["scmomer"] == with_others["scmomer"]
+    assert alone["embeddings"] == {"scmomer": with_others["embeddings"]["scmomer"]}
+
+
 def test_baselines_learn_from_the_labels_that_the_model_learned_from(ready_file, runs, tmp_path, monkeypatch):
     """Three labels of a type, the same cells for all; and components from all training cells."""
     run(
