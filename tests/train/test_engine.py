@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from models import objectives
+from models.objectives import Objective
 from tests.helpers import (
     CPU,
     KINDS,
@@ -23,7 +24,7 @@ from tests.helpers import (
 )
 from utils.data.dataset import MicroBatch, Plan, make_loader
 from utils.errors import UserError
-from utils.train.engine import TrainConfig, evaluate
+from utils.train.engine import TrainConfig, decayed_groups, evaluate
 from utils.train.log import workshop
 from utils.train.schedule import learning_rate
 
@@ -88,7 +89,8 @@ def test_a_step_follows_the_mean_gradient_of_its_cells(batch_size, grad_acc, cli
     stage = make_stage("rna", cells)
     batch = stage.train[MicroBatch(np.arange(5), np.ones(5, np.float32), 0, 5)]
     stage.objective(batch)[0].mean().backward()
-    gradient = torch.cat([p.grad.flatten() for p in stage.objective.parameters()])
+    order = [p for group in decayed_groups(stage.objective, 0.0) for p in group["params"]]  # of the optimiser
+    gradient = torch.cat([p.grad.flatten() for p in order])
     assert gradient.norm() > 0.01
     if clip_norm:
         gradient *= clip_norm / gradient.norm()
@@ -306,6 +308,24 @@ def test_what_a_run_leaves(cells, tmp_path):
     for row in rows[::2]:  # the rate of the epoch's last step
         assert row["learning_rate"] == pytest.approx(learning_rate(row["epoch"] - 1 / 3, 1e-3, 2, 4))
         assert row["cells_per_second"] == pytest.approx(20 / row["seconds"], rel=0.05)
+
+
+def test_weight_decay_is_of_matrices_alone():
+    """Without a gradient, a step multiplies a matrix by 1 - learning rate * decay and leaves the rest."""
+
+    class Still(Objective):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.norm = torch.nn.Linear(3, 2), torch.nn.LayerNorm(2)
+
+    objective = Still()
+    before = {name: p.detach().clone() for name, p in objective.named_parameters()}
+    optimizer = torch.optim.AdamW(decayed_groups(objective, 0.5), lr=0.1)
+    for p in objective.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for name, p in objective.named_parameters():
+        torch.testing.assert_close(p.detach(), before[name] * (0.95 if name == "layer.weight" else 1.0))
 
 
 def test_frozen_weights_stay_and_all_others_move(cells, tmp_path):

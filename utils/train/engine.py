@@ -43,7 +43,15 @@ class TrainConfig:
     )
     grad_acc: int = field(default=1, metadata={"help": "forward passes per optimiser step"})
     learning_rate: float = field(default=1e-4, metadata={"help": "peak learning rate of AdamW"})
-    weight_decay: float = field(default=0.0, metadata={"help": "decoupled weight decay; 0 makes it Adam, as published"})
+    weight_decay: float = field(
+        default=0.0, metadata={"help": "decoupled weight decay of matrices; 0 makes it Adam, as published"}
+    )
+    adam_epsilon: float = field(
+        default=1e-8,
+        metadata={
+            "help": "added to the root of Adam's second moment; 1e-6 damps weights with rare gradients, of peaks"
+        },
+    )
     warmup_epochs: float = field(default=5, metadata={"help": "epochs of linear warm-up"})
     cycle_epochs: float = field(
         default=15, metadata={"help": "epochs of the first cosine cycle; each next one doubles"}
@@ -109,9 +117,9 @@ def fit(
     state_folder = workshop(folder) / "state"
     objective.to(runtime.device)
     optimizer = torch.optim.AdamW(
-        objective.parameter_groups(),
+        decayed_groups(objective, config.weight_decay),
         lr=config.learning_rate,
-        weight_decay=config.weight_decay,
+        eps=config.adam_epsilon,
         fused=True,
         betas=(0.9, 0.999),
     )
@@ -207,6 +215,16 @@ def fit(
             runtime.say(f"saved {folder}{kept}")
         runtime.barrier()
         return best_metrics
+
+
+def decayed_groups(objective: Objective, weight_decay: float) -> list[dict]:
+    """The objective's parameter groups, each cut into matrices, which decay, and biases and norms, which do not."""
+    groups = []
+    for group in objective.parameter_groups():
+        for is_matrix in (True, False):
+            params = [p for p in group["params"] if (p.ndim > 1) == is_matrix]
+            groups += [group | {"params": params, "weight_decay": weight_decay * is_matrix}] if params else []
+    return groups
 
 
 def share_gradients(objective: Objective, batch, config: TrainConfig, runtime: Runtime) -> nn.Module:
