@@ -39,11 +39,14 @@ class Flags:
     feature_dropout: float = flag(
         "share of the measured genes or peaks that the student is not shown while training", 0.0
     )
+    alone_weight: float = flag("weight of reconstructing the cell from the student's latent alone", 0.0)
+    blank_decoders: bool = flag("start the decoders anew, from the training means, for a better translation", False)
 
 
 def main() -> None:
     flags, config, shape = parse_flags(__doc__, Flags, with_defaults(TrainConfig, batch_size=32), StudentConfig)
     check_numbers(flags, "feature_dropout", below=1)
+    check_numbers(flags, "alone_weight")
     with distributed_run(config.device) as runtime:
         cells = read_cells(flags.data_path, ("rna", "atac"))
         teacher = load_model(flags.model_path, "multimodal")
@@ -54,6 +57,8 @@ def main() -> None:
         parts, options = teacher.config | {"student": shape}, {"missing": flags.missing, "other_modality": "student"}
         model = ScMomer(ScMomerConfig(**parts, **options), len(cells.features["rna"]), len(cells.features["atac"]))
         load_parts(model, teacher.state, new="student.", path=teacher.path)
+        if flags.blank_decoders:
+            model.start_decoders_at_mean(cells.train_mean("rna"), cells.train_mean("atac"), blank=True)
 
         train, val = train_and_val(cells, config.seed, latents=latents)
         saved = SavedModel(
@@ -65,7 +70,7 @@ def main() -> None:
             training=asdict(flags) | asdict(config),
             parents={"teacher": teacher.hash},
         )
-        objective = Distillation(model, flags.feature_dropout)
+        objective = Distillation(model, flags.feature_dropout, flags.alone_weight)
         folder = Path(flags.ckpt_dir) / flags.model_name
         fit(objective, train, val, config, runtime, folder, saved.writer(model), saved.identity)
 

@@ -34,11 +34,14 @@ class Flags:
     model_name: str = flag("name of the model folder")
     trainable_blocks: int = flag("last blocks of each encoder that are trained on; negative for everything", 2)
     feature_dropout: float = flag("share of a cell's expressed genes and open peaks that the towers are not shown", 0.0)
+    pair_weight: float = flag("weight of telling true pairs from false ones", 1.0)
+    alone_weight: float = flag("weight of reconstructing the cell from each modality alone; 0 as published", 0.0)
 
 
 def main() -> None:
     flags, config, shape = parse_flags(__doc__, Flags, with_defaults(TrainConfig, batch_size=8), FusionConfig)
     check_numbers(flags, "feature_dropout", below=1)
+    check_numbers(flags, "alone_weight", "pair_weight")
     with distributed_run(config.device) as runtime:
         cells = read_cells(flags.data_path, ("rna", "atac"))
         parents = {"rna": load_model(flags.rna_model_path, "rna"), "atac": load_model(flags.atac_model_path, "atac")}
@@ -62,7 +65,9 @@ def main() -> None:
             training=asdict(flags) | asdict(config),
             parents={name: parent.hash for name, parent in parents.items()},
         )
-        objective = JointPairs(model, flags.trainable_blocks, flags.feature_dropout)
+        objective = JointPairs(
+            model, flags.trainable_blocks, flags.feature_dropout, flags.alone_weight, flags.pair_weight
+        )
         folder = Path(flags.ckpt_dir) / flags.model_name
         fit(objective, train, val, config, runtime, folder, saved.writer(model), saved.identity)
 

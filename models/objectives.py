@@ -203,11 +203,22 @@ class JointPairs(Objective):
     trainable_blocks : how many of the encoders' last blocks are trained; negative for everything
     feature_dropout : share of a cell's expressed genes and open peaks that the towers are not shown while training;
         what is reconstructed is the whole cell
+    alone_weight : of the same reconstruction from each modality's latent alone. At 0, as published, the tower whose
+        measurements say more may do all the work, and the other's latent stay without meaning
+    pair_weight : of telling true pairs from false ones. At 1, as published, its gradients, which few cells make mostly
+        noise, are many times those of the reconstruction
     """
 
-    def __init__(self, model: ScMomer, trainable_blocks: int = 2, feature_dropout: float = 0.0):
+    def __init__(
+        self,
+        model: ScMomer,
+        trainable_blocks: int = 2,
+        feature_dropout: float = 0.0,
+        alone_weight: float = 0.0,
+        pair_weight: float = 1.0,
+    ):
         super().__init__()
-        self.feature_dropout = feature_dropout
+        self.feature_dropout, self.alone_weight, self.pair_weight = feature_dropout, alone_weight, pair_weight
         self.towers, self.fusion = model.towers, model.fusion
         self.decoders, self.pair_head = model.decoders, model.pair_head
         for tower in self.towers.values():
@@ -215,20 +226,31 @@ class JointPairs(Objective):
 
     def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         shown = self.leave_out(batch, self.feature_dropout)
-        embedding = self.fusion({name: tower(shown[name]) for name, tower in self.towers.items()})
+        latents = {name: tower(shown[name]) for name, tower in self.towers.items()}
+        embedding = self.fusion(latents)
         self.embedding = embedding.detach()
         rna_mse, atac_bce = reconstruction(self.decoders, embedding, batch)
         pair_logits = self.pair_head(embedding).float()
         is_true = batch.true_pair.long()
         pair_ce = F.cross_entropy(pair_logits, is_true, reduction="none")
         # Divided by the expected share of true pairs, the reconstruction weighs the same whatever a minibatch holds.
-        loss = is_true * (rna_mse + atac_bce) / (1 - FALSE_PAIR_SHARE) + pair_ce
+        loss = is_true * (rna_mse + atac_bce) / (1 - FALSE_PAIR_SHARE) + self.pair_weight * pair_ce
         pair_hits = (pair_logits.argmax(1) == is_true).float()
-        return loss, {
+        metrics = {
             "rna_mse": weighted(rna_mse, batch.weight * is_true),
             "atac_bce": weighted(atac_bce, batch.weight * is_true),
             "pair_accuracy": weighted(pair_hits, batch.weight),
         }
+        for name in self.towers if self.alone_weight else ():
+            rna_mse, atac_bce = reconstruction(self.decoders, self.fusion(alone(latents, name)), batch)
+            loss = loss + self.alone_weight * is_true * (rna_mse + atac_bce) / (1 - FALSE_PAIR_SHARE)
+            metrics[f"rna_mse_of_{name}"] = weighted(rna_mse, batch.weight * is_true)
+        return loss, metrics
+
+
+def alone(latents: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The latents [B, latent_dim] with all but one modality's at zero."""
+    return {key: latent if key == name else torch.zeros_like(latent) for key, latent in latents.items()}
 
 
 def reconstruction(decoders: nn.ModuleDict, embedding: Tensor, batch: Minibatch) -> tuple[Tensor, Tensor]:
@@ -246,11 +268,12 @@ class Distillation(Objective):
     ----------
     model : ScMomer with a student
     feature_dropout : share of the measured modality's features that the student is not shown while training
+    alone_weight : of reconstructing the cell from the student's latent alone, as in `JointPairs`
     """
 
-    def __init__(self, model: ScMomer, feature_dropout: float = 0.0):
+    def __init__(self, model: ScMomer, feature_dropout: float = 0.0, alone_weight: float = 0.0):
         super().__init__()
-        self.missing, self.feature_dropout = model.config.missing, feature_dropout
+        self.missing, self.feature_dropout, self.alone_weight = model.config.missing, feature_dropout, alone_weight
         self.student, self.fusion, self.decoders = model.student, model.fusion, model.decoders
 
     def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
@@ -259,15 +282,20 @@ class Distillation(Objective):
         self.embedding = stand_in.detach()
         teacher = batch.latent[self.missing]
         latent_mse = (stand_in - teacher).square().mean(1)
-        rna_mse, atac_bce = reconstruction(
-            self.decoders, self.fusion({present: batch.latent[present], self.missing: stand_in}), batch
-        )
-        return latent_mse + rna_mse + atac_bce, {
+        latents = {present: batch.latent[present], self.missing: stand_in}
+        rna_mse, atac_bce = reconstruction(self.decoders, self.fusion(latents), batch)
+        loss = latent_mse + rna_mse + atac_bce
+        metrics = {
             "latent_mse": weighted(latent_mse, batch.weight),
             "latent_cosine": weighted(F.cosine_similarity(stand_in, teacher), batch.weight),
             "rna_mse": weighted(rna_mse, batch.weight),
             "atac_bce": weighted(atac_bce, batch.weight),
         }
+        if self.alone_weight:
+            rna_mse, atac_bce = reconstruction(self.decoders, self.fusion(alone(latents, self.missing)), batch)
+            loss = loss + self.alone_weight * (rna_mse + atac_bce)
+            metrics["rna_mse_of_student"] = weighted(rna_mse, batch.weight)
+        return loss, metrics
 
 
 class CellTypes(Objective):

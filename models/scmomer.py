@@ -81,16 +81,18 @@ class ScMomer(nn.Module):
             self.pair_head = PairDiscriminator(latent_dim, config.fusion.pair_hidden)
 
     @torch.no_grad()
-    def start_decoders_at_mean(self, mean_expression: Tensor, open_share: Tensor) -> None:
+    def start_decoders_at_mean(self, mean_expression: Tensor, open_share: Tensor, blank: bool = False) -> None:
         """Let the decoders begin with what is true of all cells, so that training is about what differs between them.
-
         Parameters
         ----------
         mean_expression : [n_genes] mean log-normalised value of the training cells
         open_share : [n_peaks] share of the training cells in which a peak is open; its bias becomes the logit at which
             the weighted cross-entropy of a constant is least, log(w p / (1 - p))
+        blank : whether their weights begin at zero; drawn at random, those of rare peaks stay as noise
         """
         share = open_share.clamp(1e-4, 1 - 1e-4)
+        for decoder in self.decoders.values() if blank else ():
+            decoder.weight.zero_()
         self.decoders["rna"].bias.copy_(mean_expression)
         self.decoders["atac"].bias.copy_((ATAC_JOINT_OPEN_WEIGHT * share / (1 - share)).log())
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.classifier import ClassifierConfig
+from models.classifier import Classifier, ClassifierConfig
 from models.fusion import ATACTower, RNATower
 from models.masking import drop_features
 from models.objectives import (
@@ -251,10 +251,13 @@ def test_the_pooler_is_trained_on_wherever_it_is_read():
 
 @torch.no_grad()
 def test_decoders_start_at_the_best_constant():
-    """For a cell embedding that says nothing, no other constants have a lower loss on these cells."""
+    """Blank, they say the same of all cells, and no other constants have a lower loss on these cells."""
     model = scmomer()
     rna, atac = torch.from_numpy(expression()), torch.from_numpy(accessibility())
+    drawn = model.decoders["rna"].weight.clone()
     model.start_decoders_at_mean(rna.mean(0), atac.mean(0))
+    assert torch.equal(model.decoders["rna"].weight, drawn)
+    model.start_decoders_at_mean(rna.mean(0), atac.mean(0), blank=True)
     torch.testing.assert_close(model.decoders["rna"].bias, rna.mean(0))
     bias = model.decoders["atac"].bias
     assert bias.isfinite().all()
@@ -264,7 +267,8 @@ def test_decoders_start_at_the_best_constant():
 
     seldom = (atac.mean(0) > 0) & (atac.mean(0) < 1)  # the others have no finite best
     assert seldom.sum() > 20
-    assert model.decoders["rna"](torch.zeros(1, LATENT_DIM))[0].tolist() == rna.mean(0).tolist()
+    for embedding in (torch.zeros(1, LATENT_DIM), torch.randn(1, LATENT_DIM)):
+        assert model.decoders["rna"](embedding)[0].tolist() == rna.mean(0).tolist()
     for shift in (0.3, -0.3):
         for peak in seldom.nonzero().flatten().tolist()[:10]:
             assert loss(F.one_hot(torch.tensor(peak), N_PEAKS) * shift) > loss(0.0)
@@ -315,6 +319,53 @@ def test_the_reconstructed_cell_is_the_whole_one():
     _, metrics = objective(batch)
     mse = (model.decoders["rna"](model.embed(shown)) - batch.rna.dense()).square().mean(1)
     assert metrics["rna_mse"][0].item() == pytest.approx(mse.sum().item(), rel=1e-5)
+
+
+@torch.no_grad()
+def test_each_modality_alone_reconstructs_the_whole_cell():
+    """Loss of stage II with its two weights, by hand: of true pairs, with the other latent at zero."""
+    model, batch = scmomer(), minibatch(true_pair=torch.tensor([True, False, True, True, False]))
+    plain, metrics = JointPairs(model)(batch)
+    loss, told = JointPairs(model, alone_weight=0.3, pair_weight=0.1)(batch)
+    pair_logits = model.pair_head(model.embed(batch))
+    expected = plain - 0.9 * F.cross_entropy(pair_logits, batch.true_pair.long(), reduction="none")
+    for name in ("rna", "atac"):
+        z = {key: torch.zeros(5, LATENT_DIM) for key in ("rna", "atac")} | {name: model.towers[name](batch[name])}
+        mse = (model.decoders["rna"](model.fusion(z)) - batch.rna.dense()).square().mean(1)
+        bce = peak_bce(model.decoders["atac"](model.fusion(z)), batch.atac, 5.0)
+        expected += 0.3 * batch.true_pair * (mse + bce) / 0.5
+        assert told[f"rna_mse_of_{name}"][0].item() == pytest.approx(mse[batch.true_pair].sum().item(), rel=1e-5)
+        assert told[f"rna_mse_of_{name}"][1] == 3
+    torch.testing.assert_close(loss, expected)
+    assert told["rna_mse"][0] == metrics["rna_mse"][0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("missing", ["atac", "rna"])
+def test_the_student_alone_reconstructs_the_whole_cell(missing):
+    """Loss of stage III with `alone_weight`, by hand: the measured latent at zero."""
+    model, batch = scmomer(other_modality="student", missing=missing), minibatch()
+    loss, told = Distillation(model, alone_weight=0.3)(batch)
+    stand_in = model.student(batch["rna" if missing == "atac" else "atac"])
+    embedding = model.fusion({name: torch.zeros(5, LATENT_DIM) for name in ("rna", "atac")} | {missing: stand_in})
+    mse = (model.decoders["rna"](embedding) - batch.rna.dense()).square().mean(1)
+    bce = peak_bce(model.decoders["atac"](embedding), batch.atac, 5.0)
+    torch.testing.assert_close(loss, Distillation(model)(batch)[0] + 0.3 * (mse + bce))
+    assert told["rna_mse_of_student"][0].item() == pytest.approx(mse.sum().item(), rel=1e-5)
+
+
+def test_embeddings_are_standardised_before_the_classifier():
+    """By the cells it was shown; an element in which they do not differ is left small."""
+    classifier = Classifier(ClassifierConfig(classifier_dropout=0.0), 3, 2)
+    embeddings = torch.randn(50, 3) * torch.tensor([1e-2, 5.0, 0.0]) + torch.tensor([3.0, -1.0, 2.0])
+    as_drawn = classifier(embeddings)
+    torch.testing.assert_close(as_drawn, classifier.layers(embeddings))
+    classifier.standardise(embeddings)
+    seen = []
+    classifier.layers.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    classifier(embeddings)
+    torch.testing.assert_close(seen[0].mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen[0].std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]), atol=1e-4, rtol=0)
 
 
 def test_the_classifier_may_learn_faster_than_what_was_pretrained():

@@ -78,6 +78,7 @@ class TrainConfig:
         check_numbers(self, "epochs", "grad_acc", "save_steps", least=1)
         check_numbers(self, "batch_size", "patience", "max_steps", "seed", "learning_rate", "weight_decay")
         check_numbers(self, "warmup_epochs")
+        check_numbers(self, "adam_epsilon", least=1e-12)
         check_numbers(self, "cycle_epochs", least=1e-3)
 
 
