@@ -1,49 +1,63 @@
-"""The whole sequence on SNARE-seq2 mouse cortex: paired training cells, RNA alone at test time.
+"""One cell of the study on SNARE-seq2 mouse cortex: a fold and a seed, RNA alone at test time.
 
-    python benchmarks/snareseq2.py --data_path snareseq2_mop.h5mu --out_path runs/snareseq2
+    python benchmarks/snareseq2.py --data_path snareseq2_mop.h5mu --fold 0 --seed 0
 
-8,622 cells, 1,677 genes, 25,734 peaks, ten batches; two of them are test cells (09J and 09K in fold 0). Trains all
-stages at a size for two CPU cores, fine-tunes with the student, without it and with measured ATAC, and writes
-results.json and results.md, the table of benchmarks/SNARESEQ2.md, into --out_path (an earlier run there is replaced).
-Without the data file it says so.
+8,622 cells, 1,677 genes, 25,734 peaks, ten batches, of which a fold leaves two out for testing. Trains all stages at a
+size for two CPU cores, fine-tunes with the student and without it, on all labels and on few, and sets simple baselines
+beside all. --ablations adds what is lost without stage I, without stage II, with measured ATAC and with ATAC alone;
+--peers adds scANVI and MultiVI (`make study` installs them). Writes <out_path>/results.json, which benchmarks/study.py
+makes into tables; an earlier run there is replaced.
 """
 
 import json
-import os
-import platform
 import shlex
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
 from utils.report.stages import Stages
+from utils.report.study import save_run
 
-RNA_SHAPE = "--tokens expressed --dim 128 --depth 3 --heads 4 --dim_head 32"
-ATAC_SHAPE = "--dim 96 --depth 3 --heads 4 --dim_head 24"
-FINE_TUNE = (
-    "--epochs 5 --cycle_epochs 4 --batch_size 16 --grad_acc 2 --learning_rate 5e-4 --trainable_blocks -1 "
-    "--class_balance 0.3"
-)
 FOLDS = ("09J,09K", "09H,09I", "09F,09G")  # the test batches; the other four are in no fold's
-WAYS = {
-    "student": ("RNA only, student for ATAC", "student"),
-    "zeros": ("RNA only, no student", "multimodal"),
-    "measured": ("RNA + measured ATAC", "multimodal"),
-}
+FEW_LABELS = (10, 30, 100)
+RNA_SHAPE = "--tokens expressed --dim 64 --depth 2 --heads 2 --dim_head 32"
+ATAC_SHAPE = "--dim 64 --depth 2 --heads 4 --dim_head 16 --n_patches 32 --patch_maps own"
+RNA = "--mask_ratio 0.3 --epochs 4 --cycle_epochs 3 --batch_size 32 --learning_rate 1e-3"
+ATAC = "--mask_ratio 0.5 --epochs 4 --cycle_epochs 3 --batch_size 16 --learning_rate 2e-3"
+JOIN = (
+    "--epochs 5 --cycle_epochs 4 --batch_size 16 --learning_rate 1e-3 --feature_dropout 0.3 --alone_weight 1 "
+    "--pair_weight 0.03"
+)
+STUDENT = (
+    "--epochs 12 --cycle_epochs 11 --batch_size 32 --learning_rate 1e-3 --feature_dropout 0.5 --alone_weight 20 "
+    "--blank_decoders --adam_epsilon 1e-6 --weight_decay 0.3 --patience 0 --keep last"
+)
+FINE_TUNE = (
+    "--batch_size 16 --grad_acc 2 --learning_rate 1e-3 --trainable_blocks 0 --class_balance 0.3 --feature_dropout 0.5 "
+    "--patience 0 --keep last"
+)
+ALL_LABELS = f"{FINE_TUNE} --epochs 12 --cycle_epochs 11"
+UNTRAINED = "--max_steps 1 --learning_rate 0"  # leaves the weights as they were drawn
 
 
 @dataclass
 class Flags:
     data_path: str = flag("snareseq2_mop.h5mu, raw counts", "../shared/data/snareseq2_mop.h5mu")
-    out_path: str = flag("folder for the runs and the table", "runs/snareseq2")
+    out_path: str | None = flag(
+        "folder for the models and results.json; by default runs/snareseq2/fold<f>_seed<s>", None
+    )
     fold: int = flag("which two batches are test cells: 0 09J and 09K, 1 09H and 09I, 2 09F and 09G", 0)
-    seed: int = flag("of the split's validation cells and of all training", 0)
+    seed: int = flag("of the split's validation cells, of the few labels and of all training", 0)
+    ablations: bool = flag("also train without stage I, without stage II, with measured ATAC, and on ATAC alone", False)
+    peers: bool = flag("also train scANVI and MultiVI", False)
+    multivi_epochs: int = flag("of MultiVI, half a minute each; 0 leaves it out", 60)
 
 
 def main() -> None:
@@ -53,71 +67,157 @@ def main() -> None:
     if not Path(flags.data_path).is_file():
         print(f"skipped: {flags.data_path} is not there; give --data_path")
         return
-    out = Path(flags.out_path).resolve()
-    data, ready, runs = (shlex.quote(str(p)) for p in (Path(flags.data_path).resolve(), out / "ready.h5mu", out))
-    common = f"--data_path {ready} --ckpt_dir {runs} --seed {flags.seed} --overwrite --warmup_epochs 1"
-    stages = Stages()
-    stages.run(
-        "preprocess",
-        f"preprocess.py --data_path {data} --out_path {ready} --split_by batch --test_groups {FOLDS[flags.fold]} "
-        f"--target_sum 1000 --seed {flags.seed}",
-    )
-    for name, command in training_commands(common, ready, runs).items():
-        stages.run(name, command)
-    for way, (_, parent) in WAYS.items():
-        stages.run(
-            f"fine-tune, {way}",
-            f"train_missing_celltype_func.py {common} --model celltype_{way} --pretrained_model_path {runs}/{parent} "
-            f"--other_modality {way} {FINE_TUNE}",
+    out = Path(flags.out_path or f"runs/snareseq2/fold{flags.fold}_seed{flags.seed}").resolve()
+    study = Study(Path(flags.data_path).resolve(), out, flags.fold, flags.seed)
+    study.pretrain()
+    study.student("student", "multimodal")
+    study.cell_types("scMomer", "student", f"--train_student {ALL_LABELS}")
+    study.cell_types("scMomer without the student", "multimodal", f"--other_modality zeros {ALL_LABELS}")
+    for n in FEW_LABELS:
+        study.few_labels("scMomer", "student", "--train_student", n)
+        study.few_labels("scMomer without the student", "multimodal", "--other_modality zeros", n)
+    study.translation("student")
+    if flags.ablations:
+        study.ablations()
+    if flags.peers:
+        study.peers(flags.multivi_epochs)
+    study.save()
+
+
+class Study:
+    """Runs the scripts for one fold and one seed, and keeps what they tell."""
+
+    def __init__(self, data: Path, out: Path, fold: int, seed: int):
+        shutil.rmtree(out, ignore_errors=True)
+        self.data, self.out, self.ready = shlex.quote(str(data)), out, shlex.quote(str(out / "ready.h5mu"))
+        self.fold, self.seed, self.stages = fold, seed, Stages()
+        self.cells: dict[str, pd.DataFrame] = {}
+        self.told: dict = {"translation": {}, "settings": {}}
+
+    def path(self, name: str) -> str:
+        return shlex.quote(str(self.out / name))
+
+    def train(self, stage: str, script: str, flags: str) -> None:
+        common = f"--data_path {self.ready} --ckpt_dir {self.path('')} --seed {self.seed} --warmup_epochs 1"
+        self.stages.run(stage, f"{script}.py {common} {flags}")
+
+    def pretrain(self) -> None:
+        """The split; stages I and II, and the teacher's latents."""
+        self.stages.run(
+            "preprocess",
+            f"preprocess.py --data_path {self.data} --out_path {self.ready} --split_by batch "
+            f"--test_groups {FOLDS[self.fold]} --target_sum 1000 --seed {self.seed}",
         )
-    for model in (*(f"celltype_{way}" for way in WAYS), "student"):
-        stages.run(f"evaluate {model}", f"evaluate.py --data_path {ready} --model_path {runs}/{model}")
-    report(out, stages.used, flags.fold, flags.seed)
+        self.stage_one("", RNA, ATAC)
+        self.join("multimodal", "")
 
+    def stage_one(self, suffix: str, rna: str, atac: str) -> None:
+        self.train(f"stage I, RNA{suffix}", "pretrain_rna", f"--model_name rna{suffix} {RNA_SHAPE} {rna}")
+        self.train(f"stage I, ATAC{suffix}", "pretrain_atac", f"--model_name atac{suffix} {ATAC_SHAPE} {atac}")
 
-def training_commands(common: str, ready: str, runs: str) -> dict[str, str]:
-    """Stage → command, from stage I to the student."""
-    return {
-        "pretrain RNA": f"pretrain_rna.py {common} --model_name rna {RNA_SHAPE} --mask_ratio 0.3 "
-        "--epochs 5 --cycle_epochs 4 --batch_size 16 --grad_acc 2 --learning_rate 5e-4",
-        "pretrain ATAC": f"pretrain_atac.py {common} --model_name atac {ATAC_SHAPE} "
-        "--epochs 6 --cycle_epochs 5 --batch_size 32 --learning_rate 1e-3",
-        "join": f"pretrain_multimodal.py {common} --model_name multimodal --rna_model_path {runs}/rna "
-        f"--atac_model_path {runs}/atac --epochs 5 --cycle_epochs 4 --batch_size 16 --grad_acc 2 --learning_rate 1e-3",
-        "latents": f"get_latent_emb.py --data_path {ready} --model_path {runs}/multimodal --ckpt_dir {runs}/latents",
-        "student": f"pretrain_missing_mod.py {common} --model_name student --model_path {runs}/multimodal "
-        f"--dir_train {runs}/latents --dir_val {runs}/latents --epochs 15 --cycle_epochs 14 --batch_size 32 "
-        "--learning_rate 1e-3",
-    }
+    def join(self, name: str, suffix: str, flags: str = JOIN) -> None:
+        parents = f"--rna_model_path {self.path('rna' + suffix)} --atac_model_path {self.path('atac' + suffix)}"
+        self.train(
+            f"stage II, {name}",
+            "pretrain_multimodal",
+            f"--model_name {name} {parents} --trainable_blocks -1 {flags}",
+        )
+        self.stages.run(
+            f"latents, {name}",
+            f"get_latent_emb.py --data_path {self.ready} --model_path {self.path(name)} "
+            f"--ckpt_dir {self.path(f'latents_{name}')}",
+        )
 
+    def student(self, name: str, teacher: str, flags: str = STUDENT) -> None:
+        latents = self.path(f"latents_{teacher}")
+        self.train(
+            f"stage III, {name}",
+            "pretrain_missing_mod",
+            f"--model_name {name} --model_path {self.path(teacher)} --dir_train {latents} --dir_val {latents} {flags}",
+        )
 
-def report(out: Path, stages: dict, fold: int, seed: int) -> None:
-    """Write results.json and results.md."""
-    load = lambda model: json.loads((out / model / "evaluation" / "evaluation_test.json").read_text())
-    types = {title: load(f"celltype_{way}")["scmomer"] for way, (title, _) in WAYS.items()}
-    for name in ("nearest neighbours", "logistic regression", "PCA + logistic regression"):
-        types[f"RNA only, {name}"] = load("celltype_student")[name]
-        types[f"RNA + measured ATAC, {name}"] = load("celltype_measured")[name]
-    translation = {name: row for name, row in load("student").items() if isinstance(row, dict)}
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}, CPU"
-    total = sum(stage["seconds"] for stage in stages.values())
-    told = {"fold": fold, "seed": seed, "machine": machine}
-    told |= {"cell_types": types, "translation": translation, "stages": stages}
-    (out / "results.json").write_text(json.dumps(told, indent=1))
+    def cell_types(self, method: str, parent: str, flags: str, group: str = "all labels") -> None:
+        """Fine-tune, and keep what it and the baselines say of the test cells."""
+        name = f"{method}, {group}".replace(" ", "_").replace(",", "")
+        self.train(
+            f"fine-tune {method}, {group}",
+            "train_missing_celltype_func",
+            f"--model {name} --pretrained_model_path {self.path(parent)} {flags}",
+        )
+        alone = " --model_alone" if group in self.cells else ""  # the baselines are there already
+        self.stages.run(
+            f"evaluate {method}, {group}",
+            f"evaluate.py --data_path {self.ready} --model_path {self.path(name)}{alone}",
+        )
+        folder = self.out / name / "evaluation"
+        cells = pd.read_csv(folder / "predicted_test.csv", index_col="barcode", dtype=str, keep_default_na=False)
+        cells = cells.rename(columns={"scmomer": method})
+        self.keep(group, cells)
+        table = json.loads((folder / "evaluation_test.json").read_text())
+        self.told["settings"][f"{method}, {group}"] = {
+            row: scores["setting"] for row, scores in table.items() if isinstance(scores, dict) and "setting" in scores
+        }
+        self.told.setdefault("embeddings", table["embeddings"])
 
-    def scored(row: dict, name: str) -> str:
-        low, high = row[f"{name}_95%"]
-        return f"{row[name]:.3f} ({low:.3f}–{high:.3f})"
+    def keep(self, group: str, cells: pd.DataFrame) -> None:
+        """Add methods to a group; what is there already (the baselines) stays."""
+        known = self.cells.get(group)
+        if known is None:
+            self.cells[group] = cells
+        else:
+            self.cells[group] = known.join(cells[[name for name in cells if name not in known]])
 
-    lines = ["| cell types of the test batches | accuracy (95 %) | macro-F1 (95 %) |", "|---|---|---|"]
-    lines += [f"| {name} | {scored(row, 'accuracy')} | {scored(row, 'macro_f1')} |" for name, row in types.items()]
-    lines += ["", "| RNA → ATAC | AUROC per peak | AUROC per cell |", "|---|---|---|"]
-    lines += [f"| {name} | {row['peak_auroc']:.3f} | {row['cell_auroc']:.3f} |" for name, row in translation.items()]
-    lines += ["", "| stage | seconds | peak memory (GB) |", "|---|---|---|"]
-    lines += [f"| {name} | {used['seconds']:.0f} | {used['peak_memory_gb']:.2f} |" for name, used in stages.items()]
-    lines += [f"| all | {total:.0f} | |", "", f"Fold {fold}, seed {seed}; {machine}."]
-    (out / "results.md").write_text("\n".join(lines) + "\n")
-    print("\n" + "\n".join(lines))
+    def few_labels(self, method: str, parent: str, flags: str, n: int) -> None:
+        """The same from n labelled training cells of each type; each is seen more often, as they are fewer."""
+        epochs = max(12, 1800 // n)
+        few = f"--labels_per_type {n} --epochs {epochs} --cycle_epochs {epochs - 1} --pretrained_lr_scale 0.1"
+        self.cell_types(method, parent, f"{flags} {FINE_TUNE} {few}", f"{n} labels per type")
+
+    def translation(self, name: str) -> None:
+        self.stages.run(f"evaluate {name}", f"evaluate.py --data_path {self.ready} --model_path {self.path(name)}")
+        table = json.loads((self.out / name / "evaluation" / "evaluation_test.json").read_text())
+        self.told["translation"] |= {row: scores for row, scores in table.items() if isinstance(scores, dict)}
+
+    def ablations(self) -> None:
+        """What each part is good for, with all labels."""
+        tune = f"--train_student {ALL_LABELS}"
+        measured = f"--other_modality measured {ALL_LABELS}"
+        self.cell_types("scMomer, RNA + measured ATAC", "multimodal", measured, "RNA and ATAC")
+        self.stage_one("_untrained", UNTRAINED, UNTRAINED)
+        self.join("multimodal_without_I", "_untrained")
+        self.student("student_without_I", "multimodal_without_I")
+        self.cell_types("scMomer without stage I", "student_without_I", tune)
+        self.join("multimodal_without_II", "", UNTRAINED)
+        self.student("student_without_II", "multimodal_without_II")
+        self.cell_types("scMomer without stage II", "student_without_II", tune)
+        self.train_from_scratch(tune)
+        self.student("student_of_rna", "multimodal", f"{STUDENT} --missing rna")
+        self.cell_types("scMomer, ATAC alone", "student_of_rna", tune, "ATAC alone")
+
+    def train_from_scratch(self, tune: str) -> None:
+        """Nothing pretrained at all: the same model, fine-tuned from its random weights."""
+        self.join("multimodal_untrained", "_untrained", UNTRAINED)
+        self.student("student_untrained", "multimodal_untrained", UNTRAINED)
+        self.cell_types("scMomer without pretraining", "student_untrained", tune)
+
+    def peers(self, multivi_epochs: int) -> None:
+        """scANVI and MultiVI, in a process of their own."""
+        folder, few = self.out / "peers", ",".join(map(str, FEW_LABELS))
+        self.stages.run(
+            "scANVI and MultiVI",
+            f"benchmarks/peers.py --data_path {self.data} --ready_path {self.ready} --seed {self.seed} "
+            f"--out_path {self.path('peers')} --labels_per_type {few} --multivi_epochs {multivi_epochs}",
+        )
+        for path in sorted(folder.glob("*.csv")):
+            self.keep(path.stem, pd.read_csv(path, index_col="barcode", dtype=str, keep_default_na=False))
+        peers = json.loads((folder / "peers.json").read_text())
+        self.told["translation"] |= peers.pop("translation")
+        self.told["peers"] = peers
+
+    def save(self) -> None:
+        path = self.out / "results.json"
+        save_run(path, self.cells, fold=self.fold, seed=self.seed, stages=self.stages.used, **self.told)
+        print(f"\nwrote {path}; tables: python benchmarks/study.py --results_path {self.out}")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ def confusion_counts(true, predicted) -> tuple[np.ndarray, np.ndarray]:
     return counts, classes
 
 
-def _scores_of_counts(counts: np.ndarray) -> dict[str, float]:
+def scores_of_counts(counts: np.ndarray) -> dict[str, float]:
+    """What `classification_scores` gives, from the counts [true classes, predicted classes]."""
     hit, size, called = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
     present = size > 0
     recall = hit[present] / size[present]
@@ -94,7 +95,7 @@ def classification_scores(true, predicted) -> dict[str, float]:
         The lists differ in length.
     """
     counts, _ = confusion_counts(true, predicted)
-    return _scores_of_counts(counts)
+    return scores_of_counts(counts)
 
 
 def per_class_table(true, predicted) -> pd.DataFrame:
@@ -163,7 +164,7 @@ def bootstrap_interval(
         sizes = counts.sum(axis=1)
         shares = counts / np.maximum(sizes, 1)[:, None]
         shares[sizes == 0, 0] = 1  # a class that is only predicted: no cells to draw, from any distribution
-        values = [_scores_of_counts(rng.multinomial(sizes, shares))[score] for _ in range(n)]
+        values = [scores_of_counts(rng.multinomial(sizes, shares))[score] for _ in range(n)]
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

@@ -1,0 +1,158 @@
+"""scANVI and MultiVI on the cells of a preprocessed file: what each says of the test cells.
+
+    python benchmarks/peers.py --data_path snareseq2_mop.h5mu --ready_path runs/snareseq2/fold0_seed0/ready.h5mu \\
+        --out_path runs/snareseq2/fold0_seed0/peers
+
+Both are given the raw counts of all cells, also of the test cells (their RNA), and the labels of training cells alone;
+settings are those of scvi-tools' tutorials. Writes "<group>.csv", predicted types by barcode, for all labels and for
+each of --labels_per_type; and peers.json with the translation scores of MultiVI.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+from scipy import sparse
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.cli import flag, parse_flags, run_script
+from utils.data.labels import label_codes, limit_labels
+from utils.data.read import Cells, read_cells, read_raw
+from utils.errors import UserError
+from utils.report.baselines import logistic_regression
+from utils.report.metrics import translation_scores
+
+UNKNOWN = "unknown"
+
+
+@dataclass
+class Flags:
+    data_path: str = flag("raw counts, .h5ad or .h5mu")
+    ready_path: str = flag("the same cells from preprocess.py, for their split")
+    out_path: str = flag("folder for the results")
+    label_column: str = flag("column of obs with cell types", "cell_type")
+    batch_column: str = flag("column of obs with batches", "batch")
+    seed: int = flag("of training, and of the draw of few labels", 0)
+    labels_per_type: str = flag("numbers of labelled training cells per type, with commas", "")
+    scvi_epochs: int = flag("epochs of scVI; 0 for its own choice, 400 below 20,000 cells", 0)
+    multivi_epochs: int = flag("epochs of MultiVI at most; 0 leaves it out (its own choice is 500)", 60)
+
+
+def main() -> None:
+    (flags,) = parse_flags(__doc__, Flags)
+    try:
+        import scvi
+    except ImportError:
+        raise UserError("scvi-tools is not installed; run `make study`, or pip install scvi-tools==1.4.2") from None
+    scvi.settings.seed = flags.seed
+    modalities = ("rna", "atac") if flags.multivi_epochs else ("rna",)
+    cells = read_cells(flags.ready_path, modalities)
+    counts = raw_counts(flags.data_path, cells, modalities)
+    out = Path(flags.out_path)
+    out.mkdir(parents=True, exist_ok=True)
+    groups = {"all labels": 0} | {f"{n} labels per type": int(n) for n in flags.labels_per_type.split(",") if n}
+    told: dict = {"scvi-tools": scvi.__version__, "seconds": {}, "translation": {}}
+    predicted = scanvi(scvi, counts["rna"], cells, flags, groups, told)
+    if flags.multivi_epochs:
+        labels = multivi(scvi, counts, cells, flags, groups, told)
+        predicted = {group: predicted[group].join(labels[group]) for group in groups}
+    for group, table in predicted.items():
+        table.to_csv(out / f"{group}.csv", index_label="barcode")
+    (out / "peers.json").write_text(json.dumps(told, indent=1))
+
+
+def raw_counts(path: str, cells: Cells, modalities: tuple[str, ...]) -> dict[str, AnnData]:
+    """modality → counts of the model's features, cells as in the preprocessed file."""
+    with read_raw(path) as file:
+        raw = file.content()
+    parts = {name: raw[name] for name in modalities} if isinstance(raw, MuData) else {"rna": raw}
+    out = {}
+    for name, part in parts.items():
+        part = part[cells.obs.index, cells.features[name]]
+        out[name] = AnnData(part.X.tocsr().astype(np.float32), obs=pd.DataFrame(index=cells.obs.index.astype(str)))
+        out[name].var_names = cells.features[name]
+    return out
+
+
+def known_labels(cells: Cells, flags: Flags, per_type: int) -> np.ndarray:
+    """[cells] labels of the training cells that a group may see, UNKNOWN for all others."""
+    labels = cells.labels(flags.label_column)
+    codes = limit_labels(label_codes(labels, sorted(set(labels.dropna()))), cells, per_type, flags.seed)
+    known = np.full(len(labels), UNKNOWN, dtype=object)
+    train = cells.rows("train")[codes[cells.rows("train")] >= 0]
+    known[train] = labels.iloc[train]
+    return known
+
+
+def scanvi(scvi, rna: AnnData, cells: Cells, flags: Flags, groups: dict[str, int], told: dict) -> dict:
+    """group → predicted types of the test cells: scVI once, then scANVI for every group."""
+    started = time.monotonic()
+    rna = rna.copy()
+    rna.obs["batch"] = cells.obs[flags.batch_column].astype(str).to_numpy() if flags.batch_column in cells.obs else "0"
+    scvi.model.SCVI.setup_anndata(rna, batch_key="batch")
+    base = scvi.model.SCVI(rna, n_layers=2, n_latent=30, gene_likelihood="nb")
+    base.train(max_epochs=flags.scvi_epochs or None, enable_progress_bar=True)
+    told["seconds"]["scVI"] = round(time.monotonic() - started, 1)
+    test, predicted = cells.rows("test"), {}
+    for group, per_type in groups.items():
+        started = time.monotonic()
+        rna.obs["known"] = known_labels(cells, flags, per_type)
+        model = scvi.model.SCANVI.from_scvi_model(base, UNKNOWN, labels_key="known", adata=rna)
+        model.train(max_epochs=20, n_samples_per_label=100)
+        types = np.asarray(model.predict(rna))[test]
+        predicted[group] = pd.DataFrame({"scANVI": types}, index=cells.obs.index[test])
+        told["seconds"][f"scANVI, {group}"] = round(time.monotonic() - started, 1)
+    return predicted
+
+
+def multivi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups: dict, told: dict) -> dict:
+    """Translation scores into `told`; and group → types by logistic regression on MultiVI's latent space."""
+    started = time.monotonic()
+    test = cells.rows("test")
+    is_paired = np.ones(len(cells.obs), np.float32)
+    is_paired[test] = 0
+    atac = sparse.csr_matrix(sparse.diags(is_paired) @ (counts["atac"].X > 0).astype(np.float32))
+    atac.eliminate_zeros()  # test cells have RNA alone
+    mdata = MuData({"rna": counts["rna"].copy(), "atac": AnnData(atac, obs=counts["atac"].obs, var=counts["atac"].var)})
+    mdata.obs["modality"] = np.where(is_paired, "paired", "expression")
+    mdata.obs["batch"] = cells.obs[flags.batch_column].astype(str).to_numpy()
+    scvi.model.MULTIVI.setup_mudata(
+        mdata,
+        batch_key="modality",
+        categorical_covariate_keys=["batch"],
+        modalities={"rna_layer": "rna", "atac_layer": "atac"},
+    )
+    model = scvi.model.MULTIVI(mdata)
+    model.train(max_epochs=flags.multivi_epochs)
+    told["multivi_epochs"] = len(model.history["train_loss_epoch"])
+
+    def accessibility(start: int, stop: int) -> np.ndarray:
+        return model.get_normalized_accessibility(indices=test[start:stop], return_numpy=True)
+
+    scores = accessibility(0, len(test)).astype(np.float32)
+    told["translation"]["MultiVI"] = translation_scores(
+        cells.values["atac"][test],
+        lambda start, stop: scores[:, start:stop],
+        cell_scores=lambda start, stop: scores[start:stop],
+    )
+    latent, labels, predicted = model.get_latent_representation(), cells.labels(flags.label_column), {}
+    val = cells.rows("val")[labels.notna().to_numpy()[cells.rows("val")]]
+    for group, per_type in groups.items():
+        known = known_labels(cells, flags, per_type)
+        rows = np.flatnonzero(known != UNKNOWN)
+        estimator, _ = logistic_regression(latent[rows], known[rows], latent[val], labels.iloc[val].to_numpy())
+        types = estimator.predict(latent[test])
+        predicted[group] = pd.DataFrame({"MultiVI + logistic regression": types}, index=cells.obs.index[test])
+    told["seconds"]["MultiVI"] = round(time.monotonic() - started, 1)
+    return predicted
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,114 @@
+"""One cell of the study on RNA alone: immune_rna.h5ad or scanpy's pbmc68k_reduced, one of five folds and one seed.
+
+    python benchmarks/rna_only.py --data immune --data_path immune_rna.h5ad --fold 0 --seed 0
+    python benchmarks/rna_only.py --data pbmc68k --fold 0 --seed 0
+
+A few hundred human cells without batches: a fold leaves out a fifth of each type's cells (types of one cell are always
+training cells). Stage I is trained on the file's own training cells, without labels; then the cell types, beside the
+same baselines. Writes <out_path>/results.json for benchmarks/study.py.
+"""
+
+import json
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData, read_h5ad
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.cli import flag, parse_flags, run_script
+from utils.data.write import write_whole
+from utils.errors import UserError
+from utils.report.stages import Stages
+from utils.report.study import save_run
+
+N_FOLDS = 5
+SHAPE = "--tokens expressed --dim 64 --depth 2 --heads 2 --dim_head 32"
+STAGE_ONE = "--mask_ratio 0.3 --epochs 20 --cycle_epochs 19 --batch_size 16 --learning_rate 1e-3"
+FINE_TUNE = (
+    "--epochs 40 --cycle_epochs 39 --batch_size 16 --learning_rate 1e-3 --trainable_blocks 0 --class_balance 0.3 "
+    "--feature_dropout 0.5 --patience 0 --keep last"
+)
+
+
+@dataclass
+class Flags:
+    data: Literal["immune", "pbmc68k"] = flag("which cells", "immune")
+    data_path: str = flag("immune_rna.h5ad; pbmc68k is inside the scanpy package", "../shared/data/immune_rna.h5ad")
+    out_path: str | None = flag("folder for the models; by default runs/rna_only/<data>_fold<f>_seed<s>", None)
+    fold: int = flag(f"which fifth of the cells is for testing, 0 … {N_FOLDS - 1}", 0)
+    seed: int = flag("of the validation cells and of all training", 0)
+
+
+def main() -> None:
+    (flags,) = parse_flags(__doc__, Flags)
+    if not 0 <= flags.fold < N_FOLDS:
+        raise UserError(f"--fold {flags.fold} is none of 0 … {N_FOLDS - 1}")
+    if flags.data == "immune" and not Path(flags.data_path).is_file():
+        print(f"skipped: {flags.data_path} is not there; give --data_path")
+        return
+    out = Path(flags.out_path or f"runs/rna_only/{flags.data}_fold{flags.fold}_seed{flags.seed}").resolve()
+    shutil.rmtree(out, ignore_errors=True)
+    adata = read_h5ad(flags.data_path) if flags.data == "immune" else pbmc68k()
+    adata.obs["fold"] = folds(adata.obs["cell_type"].astype(str).to_numpy())
+    write_whole(adata, out / "raw.h5ad")
+    stages, path = Stages(), lambda name: shlex.quote(str(out / name))
+    stages.run(
+        "preprocess",
+        f"preprocess.py --data_path {path('raw.h5ad')} --out_path {path('ready.h5ad')} --split_by fold "
+        f"--test_groups {flags.fold} --target_sum median --seed {flags.seed}",
+    )
+    common = f"--data_path {path('ready.h5ad')} --ckpt_dir {path('')} --seed {flags.seed} --warmup_epochs 1"
+    stages.run("stage I", f"pretrain_rna.py {common} --model_name rna {SHAPE} {STAGE_ONE}")
+    stages.run(
+        "fine-tune",
+        f"train_missing_celltype_func.py {common} --model celltype --pretrained_model_path {path('rna')} "
+        f"--other_modality zeros {FINE_TUNE}",
+    )
+    stages.run("evaluate", f"evaluate.py --data_path {path('ready.h5ad')} --model_path {path('celltype')}")
+    folder = out / "celltype" / "evaluation"
+    cells = pd.read_csv(folder / "predicted_test.csv", index_col="barcode", dtype=str, keep_default_na=False)
+    table = json.loads((folder / "evaluation_test.json").read_text())
+    save_run(
+        out / "results.json",
+        {"all labels": cells.rename(columns={"scmomer": "scMomer"})},
+        data=flags.data,
+        fold=flags.fold,
+        seed=flags.seed,
+        stages=stages.used,
+        embeddings=table["embeddings"],
+    )
+    print(f"\nwrote {out / 'results.json'}")
+
+
+def pbmc68k() -> AnnData:
+    """scanpy's 700 human blood cells with the 765 genes of their `raw`, log values; the types are its bulk labels."""
+    from scanpy.datasets import pbmc68k_reduced
+
+    raw = pbmc68k_reduced()
+    types = raw.obs["bulk_labels"].astype(str).to_numpy()
+    return AnnData(raw.raw.X.copy(), pd.DataFrame({"cell_type": types}, index=raw.obs_names), raw.raw.var[[]].copy())
+
+
+def folds(types: np.ndarray) -> np.ndarray:
+    """[cells] number of the fold in which a cell is a test cell, as text; "-" for types of one cell.
+
+    Each type's cells, in an order drawn once and for all, go to the folds in turn.
+    """
+    rng, fold, turn = np.random.default_rng(0), np.full(len(types), "-", dtype=object), 0
+    for kind in sorted(set(types)):
+        rows = rng.permutation(np.flatnonzero(types == kind))
+        if len(rows) > 1:
+            fold[rows] = [str((turn + i) % N_FOLDS) for i in range(len(rows))]
+            turn += len(rows)
+    return fold
+
+
+if __name__ == "__main__":
+    run_script(main)

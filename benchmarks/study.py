@@ -1,0 +1,177 @@
+"""The study's runs as tables and one figure.
+
+    python benchmarks/study.py
+
+Reads every results.json that benchmarks/snareseq2.py wrote (kept as benchmarks/results/snareseq2/fold<f>_seed<s>.json)
+and every one of benchmarks/rna_only.py, and puts the tables between the two marks of RESULTS.md, the figure beside the
+results. Trains nothing.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.cli import flag, parse_flags, run_script
+from utils.errors import UserError
+from utils.report.bench import RESULTS
+from utils.report.plots import bars
+from utils.report.study import Run, interval, load_runs, mean_score
+
+ALL = "all labels"
+OURS, PLAIN = "scMomer", "scMomer without the student"
+LINEAR = ("logistic regression", "PCA + logistic regression")
+MARKS = ("<!-- tables: python benchmarks/study.py -->", "<!-- end of tables -->")
+SCORES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+
+
+@dataclass
+class Flags:
+    results_path: str = flag("folder with one .json for each run of snareseq2.py", str(RESULTS / "snareseq2"))
+    rna_only_path: str = flag("folder with one .json for each run of rna_only.py", str(RESULTS / "rna_only"))
+    page: str = flag("the page whose tables are replaced", str(RESULTS.parent / "RESULTS.md"))
+    n_bootstrap: int = flag("resamples for an interval", 1000)
+
+
+def main() -> None:
+    (flags,) = parse_flags(__doc__, Flags)
+    page = Path(flags.page)
+    text = page.read_text()
+    if not all(mark in text for mark in MARKS):
+        raise UserError(f"{page}: lacks the lines {MARKS[0]} and {MARKS[1]}, between which the tables go")
+    runs = load_runs(flags.results_path)
+    tables = [covered(runs)]
+    for group in groups_of(runs):
+        tables += [f"### RNA alone at test time, {group}" if "ATAC" not in group else f"### {group} at test time"]
+        tables += [types_table(runs, group, flags.n_bootstrap)]
+    tables += ["### What each part is for", parts_table(runs, flags.n_bootstrap)]
+    tables += ["### RNA → ATAC", translation_table(runs)]
+    tables += ["### Time and memory", cost_table(runs)]
+    if Path(flags.rna_only_path).is_dir():
+        for name, of in by_data(load_runs(flags.rna_only_path)).items():
+            tables += [f"### {name}", covered(of), types_table(of, ALL, flags.n_bootstrap)]
+    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
+    page.write_text("\n\n".join([before + MARKS[0], *tables, MARKS[1] + after]))
+    figure(runs, Path(flags.results_path).with_suffix(".png"), flags.n_bootstrap)
+    print("\n\n".join(tables) + f"\n\nwrote {page}")
+
+
+def covered(runs: list[Run]) -> str:
+    """Which folds and seeds there are, when and where they were run."""
+    which = ", ".join(f"fold {run.fold} seed {run.told['seed']}" for run in runs)
+    where = "; ".join(sorted({f"{run.told['machine']}, {run.told['date']}" for run in runs}))
+    return f"{len(runs)} runs ({which}); {where}."
+
+
+def by_data(runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs by the data set they are of."""
+    names = dict.fromkeys(run.told["data"] for run in runs)
+    return {name: [run for run in runs if run.told["data"] == name] for name in names}
+
+
+def groups_of(runs: list[Run]) -> list[str]:
+    """All groups of the runs, "all labels" first, then by the number of labels."""
+    groups = {group for run in runs for group in run.cells}
+    return sorted(
+        groups,
+        key=lambda group: (group != ALL, not group[0].isdigit(), int(group.split()[0]) if group[0].isdigit() else 0),
+    )
+
+
+def methods_of(runs: list[Run], group: str) -> list[str]:
+    """All methods of a group, ours first."""
+    found = dict.fromkeys(name for run in runs for name in run.cells.get(group, ()) if name != "label")
+    return sorted(found, key=lambda name: not name.startswith(OURS))
+
+
+def types_table(runs: list[Run], group: str, n: int) -> str:
+    """Mean scores with intervals; and by how much ours is above each."""
+    ours = next(name for name in methods_of(runs, group) if name.startswith(OURS))
+    lines = [
+        f"| | runs | accuracy (95 %) | macro-F1 (95 %) | {ours} is better by, accuracy | macro-F1 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method in methods_of(runs, group):
+        of = [run for run in runs if method in run.cells.get(group, ())]
+        cells = [
+            spoken(mean_score(of, group, method, score), interval(of, group, method, score, n=n)) for score in SCORES
+        ]
+        cells += ["" if method == ours else difference(of, group, ours, method, score, n) for score in SCORES]
+        lines.append(f"| {method} | {len(of)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def difference(runs: list[Run], group: str, ours: str, other: str, score: str, n: int) -> str:
+    """Points by which one is above the other, in runs that have both, bold where the interval excludes zero."""
+    runs = [run for run in runs if {ours, other} <= set(run.cells.get(group, ()))]
+    if not runs:
+        return ""
+    mean = mean_score(runs, group, ours, score) - mean_score(runs, group, other, score)
+    low, high = interval(runs, group, ours, score, against=other, n=n)
+    text = f"{100 * mean:+.1f} ({100 * low:+.1f} … {100 * high:+.1f})"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def parts_table(runs: list[Run], n: int) -> str:
+    """Student against no student, for every number of labels."""
+    lines = ["| the student adds | runs | accuracy | macro-F1 |", "|---|---|---|---|"]
+    for group in groups_of(runs):
+        of = [run for run in runs if {OURS, PLAIN} <= set(run.cells.get(group, ()))]
+        if of:
+            added = (difference(of, group, OURS, PLAIN, score, n) for score in SCORES)
+            lines.append(f"| {group} | {len(of)} | {' | '.join(added)} |")
+    return "\n".join(lines)
+
+
+def translation_table(runs: list[Run]) -> str:
+    """Mean over the runs, with the least and the largest."""
+    names = dict.fromkeys(name for run in runs for name in run.told["translation"])
+    measures = {
+        "peak_auroc": "AUROC per peak",
+        "cell_auroc": "AUROC per cell",
+        "peak_ap": "AP per peak",
+        "cell_ap": "AP per cell",
+    }
+    lines = [f"| | runs | {' | '.join(measures.values())} |", "|---|---|" + "---|" * len(measures)]
+    for name in names:
+        rows = [run.told["translation"][name] for run in runs if name in run.told["translation"]]
+        cells = []
+        for measure in measures:
+            values = [row[measure] for row in rows]
+            cells.append(f"{np.mean(values):.4f} ({min(values):.4f}–{max(values):.4f})")
+        lines.append(f"| {OURS if name == 'scmomer' else name} | {len(rows)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cost_table(runs: list[Run]) -> str:
+    """Of every stage, mean seconds over the runs and the largest memory."""
+    lines = ["| stage | seconds | peak memory (GB) |", "|---|---|---|"]
+    for name in dict.fromkeys(name for run in runs for name in run.told["stages"]):
+        used = [run.told["stages"][name] for run in runs if name in run.told["stages"]]
+        memory = max(row["peak_memory_gb"] for row in used)
+        lines.append(f"| {name} | {np.mean([row['seconds'] for row in used]):.0f} | {memory:.2f} |")
+    return "\n".join(lines)
+
+
+def spoken(mean: float, bounds: tuple[float, float]) -> str:
+    return f"{mean:.3f} ({bounds[0]:.3f}–{bounds[1]:.3f})"
+
+
+def figure(runs: list[Run], path: Path, n: int) -> None:
+    """Macro-F1 of every method that was run with few labels, too, against the number of labels."""
+    groups = [group for group in groups_of(runs) if "ATAC" not in group]
+    shown = [
+        m
+        for m in methods_of(runs, groups[0])
+        if all(m in methods_of(runs, g) for g in groups) and m != "majority class"
+    ]
+    values = {m: {g: mean_score(runs, g, m, "macro_f1") for g in groups} for m in shown}
+    intervals = {m: {g: interval(runs, g, m, "macro_f1", n=n) for g in groups} for m in shown}
+    bars(values, path, "SNARE-seq2, macro-F1 of the test batches, RNA alone", intervals)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,94 @@
+"""Results of a study: kept without loss, averaged, and differences between methods bootstrapped in pairs."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+
+from utils.errors import UserError
+from utils.report.study import interval, load_runs, mean_score, save_run
+
+TYPES = np.array(["Astro", "L2/3", "NA", "T cell"])
+ALL = "all labels"
+
+
+def answers(rng, truth, right: float) -> np.ndarray:
+    """True types, but for a share of the cells, which get any."""
+    return np.where(rng.random(len(truth)) < right, truth, rng.choice(TYPES, len(truth)))
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Two folds with two seeds; "twin" says what "good" says, and "rare" is in one run alone."""
+    rng, tables = np.random.default_rng(0), {}
+    for fold in (0, 1):
+        truth = rng.choice(TYPES, 300, p=(0.5, 0.3, 0.15, 0.05))
+        for seed in (0, 1):
+            good = answers(rng, truth, 0.7)
+            cells = {"label": truth, "good": good, "twin": good, "bad": answers(rng, truth, 0.3)}
+            if (fold, seed) == (0, 1):
+                cells["rare"] = answers(rng, truth, 0.5)
+            tables[fold, seed] = pd.DataFrame(cells)
+            save_run(
+                tmp_path / f"fold{fold}_seed{seed}.json", {ALL: tables[fold, seed]}, fold=fold, seed=seed, x={"a": 1}
+            )
+    return load_runs(tmp_path), tables
+
+
+def test_what_is_saved_is_read(study):
+    runs, tables = study
+    assert [(run.fold, run.told["seed"]) for run in runs] == list(tables)
+    for run, table in zip(runs, tables.values(), strict=True):
+        assert run.told["x"] == {"a": 1} and run.told["machine"]
+        assert np.array(run.told["classes"])[run.cells[ALL]].tolist() == table.to_numpy().tolist()
+
+
+def test_means_are_those_of_sklearn(study):
+    runs, tables = study
+    accuracy = np.mean([accuracy_score(table["label"], table["good"]) for table in tables.values()])
+    macro_f1 = np.mean([f1_score(table["label"], table["good"], average="macro") for table in tables.values()])
+    assert mean_score(runs, ALL, "good", "accuracy") == pytest.approx(accuracy)
+    assert mean_score(runs, ALL, "good", "macro_f1") == pytest.approx(macro_f1)
+    table = tables[0, 1]
+    assert mean_score(runs, ALL, "rare", "accuracy") == pytest.approx(accuracy_score(table["label"], table["rare"]))
+    assert np.isnan(mean_score(runs, ALL, "nobody", "accuracy")) and np.isnan(
+        mean_score(runs, "none", "good", "accuracy")
+    )
+    assert all(np.isnan(interval(runs, ALL, "good", "accuracy", against="nobody")))
+
+
+def test_interval_of_one_method_is_the_binomials(tmp_path):
+    """One run, one type: the accuracy of 400 cells, of which 300 are right."""
+    cells = pd.DataFrame({"label": np.repeat("A", 400), "good": np.repeat(["A", "B"], [300, 100])})
+    save_run(tmp_path / "one.json", {ALL: cells}, fold=0, seed=0)
+    low, high = interval(load_runs(tmp_path), ALL, "good", "accuracy", n=2000)
+    deviation = np.sqrt(0.75 * 0.25 / 400)
+    assert low == pytest.approx(0.75 - 1.96 * deviation, abs=0.004)
+    assert high == pytest.approx(0.75 + 1.96 * deviation, abs=0.004)
+
+
+def test_differences_are_paired(study):
+    runs, _ = study
+    assert interval(runs, ALL, "good", "macro_f1", against="twin", n=50) == (0.0, 0.0)
+    low, high = interval(runs, ALL, "good", "macro_f1", against="bad", n=200)
+    mean = mean_score(runs, ALL, "good", "macro_f1") - mean_score(runs, ALL, "bad", "macro_f1")
+    assert 0.2 < low < mean < high
+    assert interval(runs, ALL, "bad", "macro_f1", against="good", n=200) == pytest.approx((-high, -low))
+
+
+def test_seeds_that_differ_widen_the_interval(tmp_path):
+    """Two seeds, right and wrong in all cells: drawn twice each, the mean is 0, 1/2 or 1."""
+    for seed, answer in enumerate("AB"):
+        cells = pd.DataFrame({"label": np.repeat("A", 50), "lucky": np.repeat(answer, 50)})
+        save_run(tmp_path / f"{seed}.json", {ALL: cells}, fold=0, seed=seed)
+    runs = load_runs(tmp_path)
+    assert mean_score(runs, ALL, "lucky", "accuracy") == 0.5
+    assert interval(runs, ALL, "lucky", "accuracy", n=200) == (0.0, 1.0)
+
+
+def test_what_cannot_be_kept_or_read(tmp_path):
+    many = pd.DataFrame({"label": [f"type {i}" for i in range(53)]})
+    with pytest.raises(UserError, match="53 cell types"):
+        save_run(tmp_path / "many.json", {ALL: many}, fold=0, seed=0)
+    with pytest.raises(UserError, match="holds no results"):
+        load_runs(tmp_path)

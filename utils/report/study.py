@@ -1,0 +1,153 @@
+"""Results of a study over folds and seeds: kept small, read again, averaged, with intervals.
+
+A run is one fold with one seed. It keeps what each method said of each test cell, so that differences between methods
+can be bootstrapped in pairs, and tables be made anew without training anything.
+"""
+
+import json
+import string
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils.errors import UserError
+from utils.report.bench import machine
+from utils.report.metrics import scores_of_counts
+
+LETTERS = string.ascii_letters  # one for each cell type
+
+
+@dataclass
+class Run:
+    """One fold with one seed.
+
+    Attributes
+    ----------
+    told : all that the file holds
+    cells : group ("all labels", "30 labels per type", …) → [test cells, "label" and methods], the types as numbers
+    n_classes : numbers of all groups are below this
+    """
+
+    told: dict
+    cells: dict[str, pd.DataFrame]
+    n_classes: int
+
+    @property
+    def fold(self) -> int:
+        return self.told["fold"]
+
+
+def save_run(path: str | Path, groups: dict[str, pd.DataFrame], **told) -> None:
+    """Write one run as JSON: a cell's type is a letter, a method's predictions are a word of them.
+
+    Parameters
+    ----------
+    groups : group → [test cells, "label" and methods] of type names
+    told : fold, seed, and what else is to be kept
+
+    Raises
+    ------
+    UserError
+        If there are more types than letters.
+    """
+    classes = sorted({str(name) for cells in groups.values() for name in np.unique(cells.to_numpy().astype(str))})
+    if len(classes) > len(LETTERS):
+        raise UserError(f"{len(classes)} cell types; a study can keep {len(LETTERS)}")
+    letter = dict(zip(classes, LETTERS, strict=False))
+    words = {
+        group: {name: "".join(letter[str(kind)] for kind in column) for name, column in cells.items()}
+        for group, cells in groups.items()
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = {"date": date.today().isoformat(), "machine": machine()} | told
+    path.write_text(json.dumps(told | {"classes": classes, "cells": words}, indent=1) + "\n")
+
+
+def load_runs(folder: str | Path) -> list[Run]:
+    """All runs of a folder, by name.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
+    paths = sorted(Path(folder).glob("*.json"))
+    if not paths:
+        raise UserError(f"{folder}: holds no results; run the study first")
+    runs = []
+    for path in paths:
+        told = json.loads(path.read_text())
+        numbers = {letter: i for i, letter in enumerate(LETTERS)}
+        cells = {
+            group: pd.DataFrame({name: [numbers[letter] for letter in word] for name, word in words.items()})
+            for group, words in told.pop("cells").items()
+        }
+        runs.append(Run(told, cells, len(told["classes"])))
+    return runs
+
+
+def score_of(truth: np.ndarray, predicted: np.ndarray, n_classes: int, score: str) -> float:
+    """One score of `classification_scores`, for class numbers."""
+    counts = np.bincount(truth * n_classes + predicted, minlength=n_classes**2)
+    return scores_of_counts(counts.reshape(n_classes, n_classes))[score]
+
+
+def mean_score(runs: list[Run], group: str, method: str, score: str) -> float:
+    """Mean over the runs that have this method; NaN where none has."""
+    values = [
+        score_of(run.cells[group]["label"].to_numpy(), run.cells[group][method].to_numpy(), run.n_classes, score)
+        for run in runs
+        if method in run.cells.get(group, ())
+    ]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def interval(
+    runs: list[Run], group: str, method: str, score: str, against: str | None = None, n: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of a mean score, or of the difference to another method's.
+
+    A resample draws seeds with replacement within each fold, and test cells with replacement within each fold and true
+    type: the same cells for all seeds and for both methods, which makes the difference a paired one. Folds are not
+    drawn: the interval is about these batches.
+
+    Parameters
+    ----------
+    runs : of which those with both methods are used
+    group, method, score : as in `mean_score`
+    against : the other method
+    n, seed : resamples, and of their draw
+
+    Returns
+    -------
+    low, high : NaN where no run has the method
+    """
+    methods = [method] if against is None else [method, against]
+    runs = [run for run in runs if all(name in run.cells.get(group, ()) for name in methods)]
+    if not runs:
+        return float("nan"), float("nan")
+    folds = {fold: [run for run in runs if run.fold == fold] for fold in {run.fold for run in runs}}
+    rng, means = np.random.default_rng(seed), []
+    sign = (1.0, -1.0)[: len(methods)]
+    by_type = {
+        fold: [
+            rows.to_numpy() for _, rows in pd.Series(range(len(of[0].cells[group]))).groupby(of[0].cells[group].label)
+        ]
+        for fold, of in folds.items()
+    }
+    columns = {id(run): run.cells[group][["label", *methods]].to_numpy().T for run in runs}
+    for _ in range(n):
+        values = []
+        for fold, of in folds.items():
+            drawn = np.concatenate([rng.choice(rows, len(rows)) for rows in by_type[fold]])
+            for i in rng.integers(len(of), size=len(of)):
+                truth, *predicted = columns[id(of[i])][:, drawn]
+                each = [score_of(truth, column, of[i].n_classes, score) for column in predicted]
+                values.append(np.dot(sign, each))
+        means.append(np.mean(values))
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
