@@ -77,11 +77,13 @@ def main() -> None:
         study.few_labels("scMomer", "student", "--train_student", n)
         study.few_labels("scMomer without the student", "multimodal", "--other_modality zeros", n)
     study.translation("student")
-    if flags.ablations:
-        study.ablations()
+    study.save()
     if flags.peers:
         study.peers(flags.multivi_epochs)
-    study.save()
+        study.save()
+    if flags.ablations:
+        study.ablations()
+        study.save()
 
 
 class Study:
