@@ -4,11 +4,13 @@ BIN := .venv/bin
 # The stamp is written last: an installation that failed half way leaves none and is done again.
 STAMP := .venv/.installed
 BENCH_STAMP := .venv/.installed_bench
+STUDY_STAMP := .venv/.installed_study
+DATA ?= snareseq2_mop.h5mu
 BENCHMARKS := rna_encoder atac_encoder loading throughput scaling where_time_goes table
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench soak clean
+.PHONY: help demo test lint bench study soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 14
@@ -37,6 +39,20 @@ soak: $(STAMP) ## kill and resume every training script, read thousands of broke
 $(BENCH_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps performer-pytorch==1.1.4 local-attention==1.9.0 axial-positional-embedding==0.3.12
 	@touch $(BENCH_STAMP)
+
+study: $(STUDY_STAMP) ## SNARE-seq2 study: folds and seeds not in benchmarks/results yet (DATA=…; an hour each)
+	for seed in 0 1 2; do for fold in 0 1 2; do \
+		run=fold$${fold}_seed$$seed; kept=benchmarks/results/snareseq2/$$run.json; \
+		[ -f $$kept ] && continue; \
+		extra=; [ $$fold = 0 ] && extra=--ablations; \
+		$(BIN)/python benchmarks/snareseq2.py --data_path $(DATA) --fold $$fold --seed $$seed --peers $$extra \
+			&& cp runs/snareseq2/$$run/results.json $$kept || exit 1; \
+	done; done
+	$(BIN)/python benchmarks/study.py
+
+$(STUDY_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet scvi-tools==1.4.2
+	@touch $(STUDY_STAMP)
 
 clean: ## remove demo_output/ and caches (not .venv)
 	rm -rf demo_output .pytest_cache .ruff_cache .hypothesis

@@ -30,7 +30,7 @@ from utils.report.study import save_run
 
 N_FOLDS = 5
 SHAPE = "--tokens expressed --dim 64 --depth 2 --heads 2 --dim_head 32"
-STAGE_ONE = "--mask_ratio 0.3 --epochs 20 --cycle_epochs 19 --batch_size 16 --learning_rate 1e-3"
+STAGE_ONE = "--mask_ratio 0.3 --epochs 20 --cycle_epochs 19 --batch_size 16 --grad_acc 1 --learning_rate 1e-3"
 FINE_TUNE = (
     "--epochs 40 --cycle_epochs 39 --batch_size 16 --learning_rate 1e-3 --trainable_blocks 0 --class_balance 0.3 "
     "--feature_dropout 0.5 --patience 0 --keep last"

@@ -29,7 +29,7 @@ FOLDS = ("09J,09K", "09H,09I", "09F,09G")  # the test batches; the other four ar
 FEW_LABELS = (10, 30, 100)
 RNA_SHAPE = "--tokens expressed --dim 64 --depth 2 --heads 2 --dim_head 32"
 ATAC_SHAPE = "--dim 64 --depth 2 --heads 4 --dim_head 16 --n_patches 32 --patch_maps own"
-RNA = "--mask_ratio 0.3 --epochs 4 --cycle_epochs 3 --batch_size 32 --learning_rate 1e-3"
+RNA = "--mask_ratio 0.3 --epochs 4 --cycle_epochs 3 --batch_size 16 --grad_acc 1 --learning_rate 1e-3"
 ATAC = "--mask_ratio 0.5 --epochs 4 --cycle_epochs 3 --batch_size 16 --learning_rate 2e-3"
 JOIN = (
     "--epochs 5 --cycle_epochs 4 --batch_size 16 --learning_rate 1e-3 --feature_dropout 0.3 --alone_weight 1 "
