@@ -1,7 +1,7 @@
 """Stage III, second half: a student learns to stand in for the missing modality.
 
 From the measured modality alone it predicts the latent that the teacher gave the other one; fusion and decoders are
-trained along, so that the cell embedding still reconstructs both.
+trained along, so that the cell embedding still reconstructs both; with --alone_weight also from the student alone.
 
     python pretrain_missing_mod.py --data_path cells.ready.h5mu --model_path runs/multimodal \\
         --dir_train runs/latents --dir_val runs/latents --ckpt_dir runs --model_name student

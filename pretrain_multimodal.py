@@ -1,7 +1,8 @@
 """Stage II: join the two encoders on paired cells.
 
 The cell embedding must reconstruct both modalities of true pairs, and tell true pairs from false ones, which join the
-RNA of one cell with the ATAC of a cell of another type. The encoders' lower blocks stay as stage I left them.
+RNA of one cell with the ATAC of a cell of another type. The encoders' lower blocks stay as stage I left them. With few
+cells, each modality alone should reconstruct, too (--alone_weight 1), and pairs weigh little (--pair_weight 0.03).
 
     python pretrain_multimodal.py --data_path cells.ready.h5mu --rna_model_path runs/rna --atac_model_path runs/atac \\
         --ckpt_dir runs --model_name multimodal

@@ -19,6 +19,7 @@ from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
 from utils.report.bench import RESULTS
 from utils.report.plots import bars
+from utils.report.stages import ROOT
 from utils.report.study import Run, interval, load_runs, mean_score
 
 ALL = "all labels"
@@ -30,9 +31,9 @@ SCORES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 
 @dataclass
 class Flags:
-    results_path: str = flag("folder with one .json for each run of snareseq2.py", str(RESULTS / "snareseq2"))
-    rna_only_path: str = flag("folder with one .json for each run of rna_only.py", str(RESULTS / "rna_only"))
-    page: str = flag("the page whose tables are replaced", str(RESULTS.parent / "RESULTS.md"))
+    results_path: str = flag("folder with one .json for each run of snareseq2.py", f"{RESULTS}/snareseq2")
+    rna_only_path: str = flag("folder with one .json for each run of rna_only.py", f"{RESULTS}/rna_only")
+    page: str = flag("the page whose tables are replaced", f"{ROOT}/benchmarks/RESULTS.md")
     n_bootstrap: int = flag("resamples for an interval", 1000)
 
 

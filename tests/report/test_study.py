@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
+from benchmarks import study as tables
 from utils.errors import UserError
 from utils.report.study import interval, load_runs, mean_score, save_run
 
@@ -84,6 +85,51 @@ def test_seeds_that_differ_widen_the_interval(tmp_path):
     runs = load_runs(tmp_path)
     assert mean_score(runs, ALL, "lucky", "accuracy") == 0.5
     assert interval(runs, ALL, "lucky", "accuracy", n=200) == (0.0, 1.0)
+
+
+def test_the_page_gets_the_tables_and_keeps_its_words(tmp_path, monkeypatch):
+    """Rows by hand: 3 of 4 and 2 of 4 right, and two runs of which one has no student."""
+    truth = np.array(["A", "A", "B", "B"])
+    both = {tables.OURS: ["A", "A", "B", "A"], tables.PLAIN: ["A", "B", "A", "B"]}
+    stages = (
+        {"stage I": {"seconds": 10.0, "peak_memory_gb": 1.0}},
+        {"stage I": {"seconds": 20.0, "peak_memory_gb": 1.5}},
+    )
+    ranked = dict.fromkeys(("peak_auroc", "cell_auroc", "peak_ap", "cell_ap"), 0.625)
+    for fold, methods in enumerate((both, {tables.OURS: both[tables.OURS]})):
+        groups = {
+            ALL: pd.DataFrame({"label": truth} | methods),
+            "30 labels per type": pd.DataFrame({"label": truth} | methods),
+        }
+        told = {"stages": stages[fold], "translation": {"scmomer": ranked}}
+        save_run(tmp_path / "runs" / f"{fold}.json", groups, fold=fold, seed=0, **told)
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n\n{tables.MARKS[0]}\nstale\n{tables.MARKS[1]}\n\nafter\n")
+    flags = [
+        "--results_path",
+        tmp_path / "runs",
+        "--rna_only_path",
+        tmp_path / "no",
+        "--page",
+        page,
+        "--n_bootstrap",
+        20,
+    ]
+    monkeypatch.setattr("sys.argv", ["study.py", *map(str, flags)])
+    for _ in range(2):  # the second time it replaces its own tables
+        tables.main()
+        text = page.read_text()
+        assert text.startswith("before\n\n") and text.endswith("\n\nafter\n") and "stale" not in text
+        assert "2 runs (fold 0 seed 0, fold 1 seed 0)" in text
+        assert text.count("| scMomer | 2 | 0.750 (") == 2  # for all labels and for few
+        assert text.count("| scMomer without the student | 1 | 0.500 (") == 2
+        assert "| all labels | 1 | +25.0 (" in text
+        assert "| scMomer | 2 | 0.6250 (0.6250–0.6250) |" in text
+        assert "| stage I | 15 | 1.50 |" in text
+    assert (tmp_path / "runs.png").stat().st_size > 10_000
+    page.write_text("no marks")
+    with pytest.raises(UserError, match="lacks the lines"):
+        tables.main()
 
 
 def test_what_cannot_be_kept_or_read(tmp_path):
