@@ -27,7 +27,7 @@ from utils.errors import UserError
 from utils.train.calibrate import calibrate
 from utils.train.checkpoint import SavedModel, check_fits, load_model, load_parts
 from utils.train.distributed import distributed_run
-from utils.train.engine import TrainConfig, fit
+from utils.train.engine import TrainConfig, fit, starts_anew
 from utils.train.infer import InferConfig, embed_sample
 
 
@@ -86,8 +86,10 @@ def main() -> None:
         load_parts(model, state, new, parent.path)
 
         train, val = train_and_val(cells, config.seed, keep=codes >= 0, labels=codes)
-        infer_config = InferConfig(device=config.device, precision=config.precision)
-        model.classifier.standardise(embed_sample(model, train, infer_config, runtime, config.seed))
+        folder = Path(flags.ckpt_dir) / flags.model
+        if starts_anew(folder, config, runtime):
+            infer_config = InferConfig(device=config.device, precision=config.precision)
+            model.classifier.standardise(embed_sample(model, train, infer_config, runtime, config.seed))
         weights = class_weights(train.labels, len(classes), flags.class_balance)
         saved = SavedModel(
             kind="celltype",
@@ -107,7 +109,6 @@ def main() -> None:
             flags.feature_dropout,
             flags.pretrained_lr_scale,
         )
-        folder = Path(flags.ckpt_dir) / flags.model
         fit(objective, train, val, config, runtime, folder, saved.writer(model), saved.identity)
         calibrate(folder, val, config, runtime)
 

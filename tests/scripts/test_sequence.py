@@ -402,7 +402,9 @@ def test_temperature_calibrates_the_confidence(labelled, model, query, tmp_path)
     weight, bias = (
         [saved.state[f"classifier.layers.{i}.{name}"].numpy() for i in (1, 4)] for name in ("weight", "bias")
     )
-    hidden = np.maximum(labelled.obsm["X_scmomer"] @ weight[0].T + bias[0], 0)
+    mean, deviation = (saved.state[f"classifier.{name}"].numpy() for name in ("mean", "deviation"))
+    assert mean.any() and (deviation != 1).all()
+    hidden = np.maximum((labelled.obsm["X_scmomer"] - mean) / deviation @ weight[0].T + bias[0], 0)
     logits = (hidden @ weight[1].T + bias[1]) / saved.temperature
     probability = np.exp(logits - logits.max(1, keepdims=True))
     probability /= probability.sum(1, keepdims=True)

@@ -125,7 +125,7 @@ def fit(
         betas=(0.9, 0.999),
     )
     progress, best_metrics = Progress(), {}
-    resume = config.resume or (runtime.restarted and has_state(state_folder))
+    resume = not starts_anew(folder, config, runtime)
     if not config.batch_size:
         cut = saved_cut(state_folder) if resume else None
         config = replace(config, **cut) if cut else choose_batch_size(objective, train, config, runtime)
@@ -137,8 +137,6 @@ def fit(
         progress, best_metrics = load_state(state_folder, objective, optimizer, identity)
         config = keep_step_size(config, progress.step_size, runtime)
         runtime.say(f"resuming {folder.name} at epoch {progress.epoch + 1}, optimiser step {progress.step}")
-    elif folder.exists() and not config.overwrite and not runtime.restarted:
-        raise UserError(f"{folder}: exists already; add --resume, --overwrite, or choose another --model_name")
     with StopSignal() as stop:
         runtime.barrier()  # nobody writes before everybody has looked
         if runtime.is_main and not resume:
@@ -216,6 +214,21 @@ def fit(
             runtime.say(f"saved {folder}{kept}")
         runtime.barrier()
         return best_metrics
+
+
+def starts_anew(folder: Path, config: TrainConfig, runtime: Runtime) -> bool:
+    """Whether `fit` will begin at the first step, and not where an earlier run has stopped.
+
+    Raises
+    ------
+    UserError
+        If it may not, as a model of that name exists.
+    """
+    if config.resume or (runtime.restarted and has_state(workshop(folder) / "state")):
+        return False
+    if folder.exists() and not config.overwrite and not runtime.restarted:
+        raise UserError(f"{folder}: exists already; add --resume, --overwrite, or choose another --model_name")
+    return True
 
 
 def decayed_groups(objective: Objective, weight_decay: float) -> list[dict]:
