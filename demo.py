@@ -80,7 +80,8 @@ def main() -> None:
     stages.run(
         "join modalities",
         f"pretrain_multimodal.py --data_path {ready} {common} --model_name multimodal --rna_model_path {runs}/rna "
-        f"--atac_model_path {runs}/atac {SCHEDULE} --epochs 4 --cycle_epochs 3 --batch_size 8 --grad_acc 2",
+        f"--atac_model_path {runs}/atac {SCHEDULE} --epochs 4 --cycle_epochs 3 --batch_size 8 --grad_acc 2 "
+        "--feature_dropout 0.3 --alone_weight 1 --pair_weight 0.03",
     )
     stages.run(
         "teacher's latents",
@@ -89,8 +90,9 @@ def main() -> None:
     stages.run(
         "distil student",
         f"pretrain_missing_mod.py --data_path {ready} {common} --model_name student --model_path {runs}/multimodal "
-        f"--dir_train {runs}/latents --dir_val {runs}/latents --warmup_epochs 1 --learning_rate 5e-4 "
-        "--epochs 10 --cycle_epochs 9 --batch_size 32",
+        f"--dir_train {runs}/latents --dir_val {runs}/latents {SCHEDULE} "
+        "--epochs 10 --cycle_epochs 9 --batch_size 32 --feature_dropout 0.5 --alone_weight 20 --blank_decoders "
+        "--adam_epsilon 1e-6 --weight_decay 0.3 --keep last",
     )
     ways = {
         "with student": ("student", "student"),
@@ -102,7 +104,8 @@ def main() -> None:
             f"fine-tune {way}",
             f"train_missing_celltype_func.py --data_path {ready} {common} --model celltype_{mode} "
             f"--pretrained_model_path {runs}/{parent} --other_modality {mode} {SCHEDULE} "
-            "--epochs 4 --cycle_epochs 3 --batch_size 8 --grad_acc 2 --trainable_blocks -1",
+            "--epochs 8 --cycle_epochs 7 --batch_size 16 --trainable_blocks 0 --feature_dropout 0.5 "
+            f"--class_balance 0.3 --keep last{' --train_student' if mode == 'student' else ''}",
         )
     stages.run(
         "label the new donor",

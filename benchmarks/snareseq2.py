@@ -6,12 +6,11 @@
 size for two CPU cores, fine-tunes with the student and without it, on all labels and on few, and sets simple baselines
 beside all. --ablations adds what is lost without stage I, without stage II, with measured ATAC and with ATAC alone;
 --peers adds scANVI and MultiVI (`make study` installs them). Writes <out_path>/results.json, which benchmarks/study.py
-makes into tables; an earlier run there is replaced.
+makes into tables; a run that was cut short goes on with the stage it was in.
 """
 
 import json
 import shlex
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,9 +89,9 @@ class Study:
     """Runs the scripts for one fold and one seed, and keeps what they tell."""
 
     def __init__(self, data: Path, out: Path, fold: int, seed: int):
-        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True, exist_ok=True)
         self.data, self.out, self.ready = shlex.quote(str(data)), out, shlex.quote(str(out / "ready.h5mu"))
-        self.fold, self.seed, self.stages = fold, seed, Stages()
+        self.fold, self.seed, self.stages = fold, seed, Stages(out / "stages.json")
         self.cells: dict[str, pd.DataFrame] = {}
         self.told: dict = {"translation": {}, "settings": {}}
 
@@ -100,7 +99,7 @@ class Study:
         return shlex.quote(str(self.out / name))
 
     def train(self, stage: str, script: str, flags: str) -> None:
-        common = f"--data_path {self.ready} --ckpt_dir {self.path('')} --seed {self.seed} --warmup_epochs 1"
+        common = f"--data_path {self.ready} --ckpt_dir {self.path('')} --seed {self.seed} --warmup_epochs 1 --overwrite"
         self.stages.run(stage, f"{script}.py {common} {flags}")
 
     def pretrain(self) -> None:
@@ -172,7 +171,8 @@ class Study:
     def few_labels(self, method: str, parent: str, flags: str, n: int) -> None:
         """The same from n labelled training cells of each type; each is seen more often, as they are fewer."""
         epochs = max(12, 1800 // n)
-        few = f"--labels_per_type {n} --epochs {epochs} --cycle_epochs {epochs - 1} --pretrained_lr_scale 0.1"
+        few = f"--labels_per_type {n} --epochs {epochs} --cycle_epochs {epochs - 1} --val_every {epochs} "
+        few += "--pretrained_lr_scale 0.1"
         self.cell_types(method, parent, f"{flags} {FINE_TUNE} {few}", f"{n} labels per type")
 
     def translation(self, name: str) -> None:

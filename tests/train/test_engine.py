@@ -267,6 +267,21 @@ def test_the_best_weights_are_kept_not_the_last(cells, tmp_path):
     assert evaluate(stage.objective, loader, TrainConfig(), CPU)["loss"] == pytest.approx(min(losses), rel=1e-6)
 
 
+@pytest.mark.parametrize("stop", [3, 5, 6])  # steps: in an epoch that is not looked at, at its end, and at a look
+def test_validation_every_few_epochs_changes_no_weight(stop, cells, tmp_path):
+    """Seven epochs of two steps, looked at after the third, the sixth and the last; interrupted, they end the same."""
+    cells, settings = take(cells, 16, 4), {"epochs": 7, "keep": "last", "patience": 0, "save_steps": 1}
+    train(make_stage("rna", cells), tmp_path / "each", **settings)
+    train(make_stage("rna", cells), tmp_path / "third", **settings, val_every=3)
+    assert [record["epoch"] for record in records(tmp_path / "third", "val")] == [3, 6, 7]
+    assert_same_records(records(tmp_path / "third", "train"), records(tmp_path / "each", "train"))
+    assert_same_tensors(weights(tmp_path / "third"), weights(tmp_path / "each"))
+    train(make_stage("rna", cells), tmp_path / "cut", **settings, val_every=3, max_steps=stop)
+    assert records(tmp_path / "cut", "val")[-1]["epoch"] == stop / 2
+    train(make_stage("rna", cells), tmp_path / "cut", **settings, val_every=3, resume=True)
+    assert_same_tensors(weights(tmp_path / "cut"), weights(tmp_path / "each"))
+
+
 def test_the_last_weights_are_kept_when_asked_for(cells, tmp_path):
     stage = make_stage("celltype", take(cells, 6, 19))
     kept = train(stage, tmp_path / "run", epochs=16, learning_rate=0.03, keep="last")

@@ -1,5 +1,6 @@
 """Running the scripts one after the other, and keeping what each cost."""
 
+import json
 import os
 import resource
 import shlex
@@ -31,13 +32,18 @@ def peak_memory() -> float:
 class Stages:
     """Runs scripts and keeps their time, memory and command.
 
+    Parameters
+    ----------
+    path : of a file that remembers, so that stages which have run by the same command are not run again
+
     Attributes
     ----------
     used : stage → seconds (wall clock), peak_memory_gb (resident, of the script's process), command
     """
 
-    def __init__(self):
-        self.used: dict[str, dict] = {}
+    def __init__(self, path: Path | None = None):
+        self.path = path
+        self.used: dict[str, dict] = json.loads(path.read_text()) if path and path.is_file() else {}
 
     def run(self, name: str, command: str) -> None:
         """Run `python <command>`, written as for a shell; its output is shown.
@@ -47,6 +53,9 @@ class Stages:
         UserError
             If the script fails.
         """
+        if self.used.get(name, {}).get("command") == f"python {command}":
+            print(f"\n{name}: has run already", flush=True)
+            return
         print(f"\n[{len(self.used) + 1}] {name}\n$ python {command}", flush=True)
         forget_peak_memory()
         started = time.monotonic()
@@ -60,3 +69,5 @@ class Stages:
             "peak_memory_gb": round(usage.ru_maxrss * scale / 1e9, 2),
             "command": f"python {command}",
         }
+        if self.path:
+            self.path.write_text(json.dumps(self.used, indent=1))

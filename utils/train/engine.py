@@ -64,6 +64,9 @@ class TrainConfig:
         default="best",
         metadata={"help": "which epoch's model is kept: the one of the lowest validation loss, or the last"},
     )
+    val_every: int = field(
+        default=1, metadata={"help": "epochs between validations, at which the model is kept; more for tiny epochs"}
+    )
     max_steps: int = field(default=0, metadata={"help": "stop after this many optimiser steps; 0 for no such limit"})
     seed: int = field(default=0, metadata={"help": "of weights, order, masks and dropout"})
     precision: Literal["fp32", "bf16"] = field(default="fp32", metadata={"help": "bf16 computes under autocast"})
@@ -75,7 +78,7 @@ class TrainConfig:
     overwrite: bool = field(default=False, metadata={"help": "replace a model of the same name"})
 
     def __post_init__(self):
-        check_numbers(self, "epochs", "grad_acc", "save_steps", least=1)
+        check_numbers(self, "epochs", "grad_acc", "save_steps", "val_every", least=1)
         check_numbers(self, "batch_size", "patience", "max_steps", "seed", "learning_rate", "weight_decay")
         check_numbers(self, "warmup_epochs")
         check_numbers(self, "adam_epsilon", least=1e-12)
@@ -170,6 +173,9 @@ def fit(
             out_of_steps = config.max_steps and progress.step >= config.max_steps
             return progress.epoch < config.epochs and not out_of_patience and not out_of_steps
 
+        def next_epoch() -> None:
+            progress.epoch, progress.step_in_epoch, progress.sums = progress.epoch + 1, 0, {}
+
         if not resume:
             save_state({})  # so that there is something to resume from the first moment on
         guard = FiniteGuard(train.barcodes)
@@ -184,6 +190,10 @@ def fit(
             at_end = progress.step_in_epoch == plan.n_steps
             done = progress.epoch + progress.step_in_epoch / plan.n_steps
             log.add("train", done, progress.step, metrics | speed)
+            is_last = progress.epoch + 1 >= config.epochs or 0 < config.max_steps <= progress.step
+            if at_end and not is_last and (progress.epoch + 1) % config.val_every:
+                next_epoch()
+                continue
             if len(val):
                 metrics = evaluate(objective, make_loader(val, val_plan, runtime.device), config, runtime)
                 log.add("val", done, progress.step, metrics)
@@ -197,8 +207,8 @@ def fit(
                     write_folder(folder, write_model)
             # A look in the middle of an epoch, where --max_steps ends a run, leaves no trace in its resumption.
             if at_end:
-                progress.epoch, progress.step_in_epoch, sums = progress.epoch + 1, 0, {}
-                progress.epochs_since_best = 0 if is_best else progress.epochs_since_best + 1
+                next_epoch()
+                sums, progress.epochs_since_best = {}, 0 if is_best else progress.epochs_since_best + config.val_every
                 progress.best = min(progress.best, metrics["loss"])
             save_state(sums)
             if goes_on() and runtime.any(bool(stop.name))[0]:
