@@ -5,12 +5,13 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from tests.conftest import Runs, make_runs
-from tests.helpers import assert_same_tensors, run, weights
+from tests.helpers import TRAINING, assert_same_tensors, run, weights
 from utils.data.read import read_cells
 from utils.data.write import write_whole
 from utils.train.checkpoint import load_model
 
 MODELS = ("rna", "atac", "multimodal", "student_atac", "student_rna", "celltype_atac", "celltype_rna")
+OF_THE_STUDY = ("student_blank", "celltype_few")  # with the settings that look at cells in ways of their own
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,13 @@ def both(simulation, tmp_path_factory) -> dict[str, Runs]:
         donor = str(mdata.obs["donor"].iloc[rows[0]])
         split = {"split_by": "donor", "test_groups": donor, "val_fraction": 0.2, "target_sum": "median"}
         run("preprocess", data_path=folder / "raw.h5mu", out_path=folder / "ready.h5mu", **split)
-        found[name] = make_runs(folder / "ready.h5mu", folder)
+        found[name] = runs = make_runs(folder / "ready.h5mu", folder)
+        paths, latents = {"data_path": folder / "ready.h5mu", "ckpt_dir": folder}, runs["latents"]
+        settings = {"dir_train": latents, "dir_val": latents, "blank_decoders": True, "alone_weight": 20} | TRAINING
+        run("pretrain_missing_mod", **paths, model_path=runs["multimodal"], model_name="student_blank", **settings)
+        settings = {"labels_per_type": 3, "feature_dropout": 0.5, "train_student": True, "keep": "last"} | TRAINING
+        few = {"pretrained_model_path": runs["student_blank"], "model": "celltype_few"}
+        run("train_missing_celltype_func", **paths, **few, **settings)
     return found
 
 
@@ -47,7 +54,7 @@ def test_the_test_cells_are_poisoned_and_no_others(both):
     np.testing.assert_array_equal(clean.obs["split"], poisoned.obs["split"])
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", MODELS + OF_THE_STUDY)
 def test_poisoned_test_cells_change_no_weight(both, model):
     clean, poisoned = (load_model(runs[model], model.split("_")[0]) for runs in both.values())
     assert_same_tensors(weights(clean.path), weights(poisoned.path))
