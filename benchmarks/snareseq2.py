@@ -76,13 +76,11 @@ def main() -> None:
         study.few_labels("scMomer", "student", "--train_student", n)
         study.few_labels("scMomer without the student", "multimodal", "--other_modality zeros", n)
     study.translation("student")
-    study.save()
     if flags.peers:
         study.peers(flags.multivi_epochs)
-        study.save()
     if flags.ablations:
         study.ablations()
-        study.save()
+    print(f"\nwrote {study.results}; tables: python benchmarks/study.py --results_path {out}")
 
 
 class Study:
@@ -94,6 +92,7 @@ class Study:
         self.fold, self.seed, self.stages = fold, seed, Stages(out / "stages.json")
         self.cells: dict[str, pd.DataFrame] = {}
         self.told: dict = {"translation": {}, "settings": {}}
+        self.results = out / "results.json"
 
     def path(self, name: str) -> str:
         return shlex.quote(str(self.out / name))
@@ -159,6 +158,7 @@ class Study:
             row: scores["setting"] for row, scores in table.items() if isinstance(scores, dict) and "setting" in scores
         }
         self.told.setdefault("embeddings", table["embeddings"])
+        self.save()
 
     def keep(self, group: str, cells: pd.DataFrame) -> None:
         """Add methods to a group; what is there already (the baselines) stays."""
@@ -179,6 +179,7 @@ class Study:
         self.stages.run(f"evaluate {name}", f"evaluate.py --data_path {self.ready} --model_path {self.path(name)}")
         table = json.loads((self.out / name / "evaluation" / "evaluation_test.json").read_text())
         self.told["translation"] |= {row: scores for row, scores in table.items() if isinstance(scores, dict)}
+        self.save()
 
     def ablations(self) -> None:
         """What each part is good for, with all labels."""
@@ -215,11 +216,10 @@ class Study:
         peers = json.loads((folder / "peers.json").read_text())
         self.told["translation"] |= peers.pop("translation")
         self.told["peers"] = peers
+        self.save()
 
     def save(self) -> None:
-        path = self.out / "results.json"
-        save_run(path, self.cells, fold=self.fold, seed=self.seed, stages=self.stages.used, **self.told)
-        print(f"\nwrote {path}; tables: python benchmarks/study.py --results_path {self.out}")
+        save_run(self.results, self.cells, fold=self.fold, seed=self.seed, stages=self.stages.used, **self.told)
 
 
 if __name__ == "__main__":
