@@ -46,7 +46,7 @@ study: $(STUDY_STAMP) ## SNARE-seq2 study: folds and seeds not in benchmarks/res
 		[ -f $$kept ] && continue; \
 		extra=; [ $$fold = 0 ] && extra=--ablations; \
 		$(BIN)/python benchmarks/snareseq2.py --data_path $(DATA) --fold $$fold --seed $$seed --peers $$extra \
-			&& cp runs/snareseq2/$$run/results.json $$kept || exit 1; \
+			&& cp runs/snareseq2/results/$$run.json $$kept || exit 1; \
 	done; done
 	$(BIN)/python benchmarks/study.py
 

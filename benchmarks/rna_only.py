@@ -5,7 +5,7 @@
 
 A few hundred human cells without batches: a fold leaves out a fifth of each type's cells (types of one cell are always
 training cells). Stage I is trained on the file's own training cells, without labels; then the cell types, beside the
-same baselines. Writes <out_path>/results.json for benchmarks/study.py.
+same baselines. Writes results/<name of out_path>.json beside out_path, for benchmarks/study.py.
 """
 
 import json
@@ -75,8 +75,9 @@ def main() -> None:
     folder = out / "celltype" / "evaluation"
     cells = pd.read_csv(folder / "predicted_test.csv", index_col="barcode", dtype=str, keep_default_na=False)
     table = json.loads((folder / "evaluation_test.json").read_text())
+    results = out.parent / "results" / f"{out.name}.json"
     save_run(
-        out / "results.json",
+        results,
         {"all labels": cells.rename(columns={"scmomer": "scMomer"})},
         data=flags.data,
         fold=flags.fold,
@@ -84,7 +85,7 @@ def main() -> None:
         stages=stages.used,
         embeddings=table["embeddings"],
     )
-    print(f"\nwrote {out / 'results.json'}")
+    print(f"\nwrote {results}")
 
 
 def pbmc68k() -> AnnData:

@@ -5,8 +5,8 @@
 8,622 cells, 1,677 genes, 25,734 peaks, ten batches, of which a fold leaves two out for testing. Trains all stages at a
 size for two CPU cores, fine-tunes with the student and without it, on all labels and on few, and sets simple baselines
 beside all. --ablations adds what is lost without stage I, without stage II, with measured ATAC and with ATAC alone;
---peers adds scANVI and MultiVI (`make study` installs them). Writes <out_path>/results.json, which benchmarks/study.py
-makes into tables; a run that was cut short goes on with the stage it was in.
+--peers adds scANVI and MultiVI (`make study` installs them). Writes results/<name of out_path>.json beside out_path, which
+benchmarks/study.py makes into tables; a run that was cut short goes on with the stage it was in.
 """
 
 import json
@@ -49,9 +49,7 @@ UNTRAINED = "--max_steps 1 --learning_rate 0"  # leaves the weights as they were
 @dataclass
 class Flags:
     data_path: str = flag("snareseq2_mop.h5mu, raw counts", "../shared/data/snareseq2_mop.h5mu")
-    out_path: str | None = flag(
-        "folder for the models and results.json; by default runs/snareseq2/fold<f>_seed<s>", None
-    )
+    out_path: str | None = flag("folder for the models; by default runs/snareseq2/fold<f>_seed<s>", None)
     fold: int = flag("which two batches are test cells: 0 09J and 09K, 1 09H and 09I, 2 09F and 09G", 0)
     seed: int = flag("of the split's validation cells, of the few labels and of all training", 0)
     ablations: bool = flag("also train without stage I, without stage II, with measured ATAC, and on ATAC alone", False)
@@ -80,7 +78,7 @@ def main() -> None:
         study.peers(flags.multivi_epochs)
     if flags.ablations:
         study.ablations()
-    print(f"\nwrote {study.results}; tables: python benchmarks/study.py --results_path {out}")
+    print(f"\nwrote {study.results}; tables: python benchmarks/study.py --results_path {study.results.parent}")
 
 
 class Study:
@@ -92,7 +90,7 @@ class Study:
         self.fold, self.seed, self.stages = fold, seed, Stages(out / "stages.json")
         self.cells: dict[str, pd.DataFrame] = {}
         self.told: dict = {"translation": {}, "settings": {}}
-        self.results = out / "results.json"
+        self.results = out.parent / "results" / f"{out.name}.json"
 
     def path(self, name: str) -> str:
         return shlex.quote(str(self.out / name))

@@ -2,8 +2,7 @@
 
     python benchmarks/study.py
 
-Reads every results.json that benchmarks/snareseq2.py wrote (kept as benchmarks/results/snareseq2/fold<f>_seed<s>.json)
-and every one of benchmarks/rna_only.py, and puts the tables between the two marks of RESULTS.md, the figure beside the
+Reads what benchmarks/snareseq2.py and benchmarks/rna_only.py wrote, kept in benchmarks/results/snareseq2/ and rna_only/, and puts the tables between the two marks of RESULTS.md, the figure beside the
 results. Trains nothing.
 """
 
