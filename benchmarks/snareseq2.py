@@ -5,8 +5,8 @@
 8,622 cells, 1,677 genes, 25,734 peaks, ten batches, of which a fold leaves two out for testing. Trains all stages at a
 size for two CPU cores, fine-tunes with the student and without it, on all labels and on few, and sets simple baselines
 beside all. --ablations adds what is lost without stage I, without stage II, with measured ATAC and with ATAC alone;
---peers adds scANVI and MultiVI (`make study` installs them). Writes results/<name of out_path>.json beside out_path, which
-benchmarks/study.py makes into tables; a run that was cut short goes on with the stage it was in.
+--peers adds scANVI and MultiVI (`make study` installs them). Writes results/<name of out_path>.json beside out_path,
+which benchmarks/study.py makes into tables; a run that was cut short goes on with the stage it was in.
 """
 
 import json

@@ -2,8 +2,8 @@
 
     python benchmarks/study.py
 
-Reads what benchmarks/snareseq2.py and benchmarks/rna_only.py wrote, kept in benchmarks/results/snareseq2/ and rna_only/, and puts the tables between the two marks of RESULTS.md, the figure beside the
-results. Trains nothing.
+Reads what benchmarks/snareseq2.py and benchmarks/rna_only.py wrote, kept in benchmarks/results/snareseq2/ and
+rna_only/, and puts the tables between the two marks of RESULTS.md, the figure beside the results. Trains nothing.
 """
 
 import sys
