@@ -6,6 +6,8 @@ STAMP := .venv/.installed
 BENCH_STAMP := .venv/.installed_bench
 STUDY_STAMP := .venv/.installed_study
 DATA ?= snareseq2_mop.h5mu
+IMMUNE ?= immune_rna.h5ad
+RESULTS := benchmarks/results
 BENCHMARKS := rna_encoder atac_encoder loading throughput scaling where_time_goes table
 
 .DEFAULT_GOAL := help
@@ -40,18 +42,29 @@ $(BENCH_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps performer-pytorch==1.1.4 local-attention==1.9.0 axial-positional-embedding==0.3.12
 	@touch $(BENCH_STAMP)
 
-study: $(STUDY_STAMP) ## SNARE-seq2 study: folds and seeds not in benchmarks/results yet (DATA=…; an hour each)
-	for seed in 0 1 2; do for fold in 0 1 2; do \
-		run=fold$${fold}_seed$$seed; kept=benchmarks/results/snareseq2/$$run.json; \
-		[ -f $$kept ] && continue; \
-		extra=; [ $$fold = 0 ] && extra=--ablations; \
-		$(BIN)/python benchmarks/snareseq2.py --data_path $(DATA) --fold $$fold --seed $$seed --peers $$extra \
-			&& cp runs/snareseq2/results/$$run.json $$kept || exit 1; \
-	done; done
+study: $(STUDY_STAMP) ## what is missing of the study in benchmarks/results (DATA=…, IMMUNE=…; most of a day)
+	@for file in "$(DATA)" "$(IMMUNE)"; do \
+		[ -f "$$file" ] || { echo "$$file is not there: run make study DATA=snareseq2_mop.h5mu IMMUNE=immune_rna.h5ad" >&2; exit 1; }; \
+	done
+	mkdir -p $(RESULTS)/snareseq2 $(RESULTS)/rna_only
+	for seed in 0 1 2; do \
+		for fold in 0 1 2; do \
+			run=fold$${fold}_seed$$seed; extra=; [ $$fold = 0 ] && extra=--ablations; \
+			[ -f $(RESULTS)/snareseq2/$$run.json ] && continue; \
+			$(BIN)/python benchmarks/snareseq2.py --data_path "$(DATA)" --fold $$fold --seed $$seed --peers $$extra || exit 1; \
+			cp runs/snareseq2/results/$$run.json $(RESULTS)/snareseq2/ || exit 1; \
+		done; \
+		for data in immune pbmc68k; do for fold in 0 1 2 3 4; do \
+			run=$${data}_fold$${fold}_seed$$seed; \
+			[ -f $(RESULTS)/rna_only/$$run.json ] && continue; \
+			$(BIN)/python benchmarks/rna_only.py --data $$data --data_path "$(IMMUNE)" --fold $$fold --seed $$seed || exit 1; \
+			cp runs/rna_only/results/$$run.json $(RESULTS)/rna_only/ || exit 1; \
+		done; done; \
+	done
 	$(BIN)/python benchmarks/study.py
 
 $(STUDY_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet scvi-tools==1.4.2
+	$(BIN)/python -m pip install --quiet -c requirements.txt scvi-tools==1.4.2
 	@touch $(STUDY_STAMP)
 
 clean: ## remove demo_output/ and caches (not .venv)

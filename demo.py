@@ -4,7 +4,7 @@
 
 1. simulates paired RNA + ATAC of five donors; the last donor is set aside, and comes back as RNA alone
 2. pretrains the RNA and the ATAC encoder, joins them on paired cells, distils a student for cells without ATAC
-3. fine-tunes cell types three times: with the student, without it, and with measured ATAC (the ceiling)
+3. fine-tunes cell types three times: with the student, without it, and with measured ATAC
 4. labels the RNA-only donor, compares with logistic regression, and writes demo_output/
 """
 

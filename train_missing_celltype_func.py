@@ -88,7 +88,7 @@ def main() -> None:
         train, val = train_and_val(cells, config.seed, keep=codes >= 0, labels=codes)
         folder = Path(flags.ckpt_dir) / flags.model
         if starts_anew(folder, config, runtime):
-            infer_config = InferConfig(device=config.device, precision=config.precision)
+            infer_config = InferConfig(config.batch_size or InferConfig.batch_size, config.device, config.precision)
             model.classifier.standardise(embed_sample(model, train, infer_config, runtime, config.seed))
         weights = class_weights(train.labels, len(classes), flags.class_balance)
         saved = SavedModel(

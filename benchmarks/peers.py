@@ -134,7 +134,9 @@ def multivi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups
     told["multivi_epochs"] = len(model.history["train_loss_epoch"])
 
     def accessibility(start: int, stop: int) -> np.ndarray:
-        return model.get_normalized_accessibility(indices=test[start:stop], return_numpy=True)
+        return model.get_normalized_accessibility(
+            indices=test[start:stop], transform_batch="paired", normalize_regions=True, return_numpy=True
+        )
 
     scores = accessibility(0, len(test)).astype(np.float32)
     told["translation"]["MultiVI"] = translation_scores(

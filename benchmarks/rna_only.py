@@ -10,7 +10,6 @@ same baselines. Writes results/<name of out_path>.json beside out_path, for benc
 
 import json
 import shlex
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,17 +53,16 @@ def main() -> None:
         print(f"skipped: {flags.data_path} is not there; give --data_path")
         return
     out = Path(flags.out_path or f"runs/rna_only/{flags.data}_fold{flags.fold}_seed{flags.seed}").resolve()
-    shutil.rmtree(out, ignore_errors=True)
     adata = read_h5ad(flags.data_path) if flags.data == "immune" else pbmc68k()
     adata.obs["fold"] = folds(adata.obs["cell_type"].astype(str).to_numpy())
     write_whole(adata, out / "raw.h5ad")
-    stages, path = Stages(), lambda name: shlex.quote(str(out / name))
+    stages, path = Stages(out / "stages.json"), lambda name: shlex.quote(str(out / name))
     stages.run(
         "preprocess",
         f"preprocess.py --data_path {path('raw.h5ad')} --out_path {path('ready.h5ad')} --split_by fold "
         f"--test_groups {flags.fold} --target_sum median --seed {flags.seed}",
     )
-    common = f"--data_path {path('ready.h5ad')} --ckpt_dir {path('')} --seed {flags.seed} --warmup_epochs 1"
+    common = f"--data_path {path('ready.h5ad')} --ckpt_dir {path('')} --seed {flags.seed} --warmup_epochs 1 --overwrite"
     stages.run("stage I", f"pretrain_rna.py {common} --model_name rna {SHAPE} {STAGE_ONE}")
     stages.run(
         "fine-tune",

@@ -6,7 +6,7 @@
 size for two CPU cores, fine-tunes with the student and without it, on all labels and on few, and sets simple baselines
 beside all. --ablations adds what is lost without stage I, without stage II, with measured ATAC and with ATAC alone;
 --peers adds scANVI and MultiVI (`make study` installs them). Writes results/<name of out_path>.json beside out_path,
-which benchmarks/study.py makes into tables; a run that was cut short goes on with the stage it was in.
+which benchmarks/study.py makes into tables; a run that was cut short begins with the stage it was in.
 """
 
 import json
@@ -164,6 +164,8 @@ class Study:
         if known is None:
             self.cells[group] = cells
         else:
+            if set(known.index) != set(cells.index):
+                raise UserError(f"{group}: methods tell of other test cells; remove {self.out} and run it again")
             self.cells[group] = known.join(cells[[name for name in cells if name not in known]])
 
     def few_labels(self, method: str, parent: str, flags: str, n: int) -> None:
@@ -199,7 +201,7 @@ class Study:
         """Nothing pretrained at all: the same model, fine-tuned from its random weights."""
         self.join("multimodal_untrained", "_untrained", UNTRAINED)
         self.student("student_untrained", "multimodal_untrained", UNTRAINED)
-        self.cell_types("scMomer without pretraining", "student_untrained", tune)
+        self.cell_types("scMomer without pretraining", "student_untrained", f"{tune} --trainable_blocks -1")
 
     def peers(self, multivi_epochs: int) -> None:
         """scANVI and MultiVI, in a process of their own."""

@@ -24,8 +24,8 @@ class ATACEncoderConfig:
     patch_maps: Literal["shared", "own"] = field(
         default="shared",
         metadata={
-            "help": "one linear map for all patches, as published, or one for each: --n_patches times the weights, but "
-            "few cells suffice to learn what a peak means"
+            "help": "one linear map for all patches, as published, or one for each: --n_patches times the weights, and "
+            "better on few cells, where attention does not learn to tell patches apart"
         },
     )
 

@@ -25,8 +25,10 @@ def test_a_stage_runs_once_for_each_command_and_tells_its_cost(tmp_path, capsys)
     used = stages.used["add"]
     assert used["seconds"] >= 0.2 and used["peak_memory_gb"] >= 0.08
     assert json.loads(memory.read_text()) == {"add": used}
-    stages.run("add", adding(file) + " again")  # another command
-    assert file.read_text() == "xx"
+    stages.run("after", adding(tmp_path / "after"))
+    stages.run("add", adding(file) + " again")  # another command, after which what follows is run again
+    stages.run("after", adding(tmp_path / "after"))
+    assert file.read_text() == (tmp_path / "after").read_text() == "xx"
     Stages().run("add", adding(file))  # no memory
     assert file.read_text() == "xxx"
 

@@ -24,7 +24,9 @@ from tests.helpers import (
 )
 from utils.data.dataset import MicroBatch, Plan, make_loader
 from utils.errors import UserError
+from utils.train import engine
 from utils.train.engine import TrainConfig, decayed_groups, evaluate
+from utils.train.folders import write_folder
 from utils.train.log import workshop
 from utils.train.schedule import learning_rate
 
@@ -267,19 +269,62 @@ def test_the_best_weights_are_kept_not_the_last(cells, tmp_path):
     assert evaluate(stage.objective, loader, TrainConfig(), CPU)["loss"] == pytest.approx(min(losses), rel=1e-6)
 
 
-@pytest.mark.parametrize("stop", [3, 5, 6])  # steps: in an epoch that is not looked at, at its end, and at a look
-def test_validation_every_few_epochs_changes_no_weight(stop, cells, tmp_path):
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize(
+    "stop", [3, 4, 6]
+)  # steps: within an epoch, at the end of one that is not looked at, at a look
+def test_validation_every_few_epochs_changes_no_weight(stop, keep, cells, tmp_path):
     """Seven epochs of two steps, looked at after the third, the sixth and the last; interrupted, they end the same."""
-    cells, settings = take(cells, 16, 4), {"epochs": 7, "keep": "last", "patience": 0, "save_steps": 1}
+    cells, settings = take(cells, 16, 4), {"epochs": 7, "keep": keep, "patience": 0, "save_steps": 1}
     train(make_stage("rna", cells), tmp_path / "each", **settings)
     train(make_stage("rna", cells), tmp_path / "third", **settings, val_every=3)
     assert [record["epoch"] for record in records(tmp_path / "third", "val")] == [3, 6, 7]
     assert_same_records(records(tmp_path / "third", "train"), records(tmp_path / "each", "train"))
-    assert_same_tensors(weights(tmp_path / "third"), weights(tmp_path / "each"))
+    assert_same_tensors(last_weights(tmp_path / "third"), last_weights(tmp_path / "each"))
     train(make_stage("rna", cells), tmp_path / "cut", **settings, val_every=3, max_steps=stop)
     assert records(tmp_path / "cut", "val")[-1]["epoch"] == stop / 2
     train(make_stage("rna", cells), tmp_path / "cut", **settings, val_every=3, resume=True)
-    assert_same_tensors(weights(tmp_path / "cut"), weights(tmp_path / "each"))
+    assert_same_tensors(weights(tmp_path / "cut"), weights(tmp_path / "third"))
+    assert_same_tensors(last_weights(tmp_path / "cut"), last_weights(tmp_path / "each"))
+
+
+def test_without_a_look_a_save_that_is_due_comes_all_the_same(cells, tmp_path, monkeypatch):
+    """Ten epochs of two steps and a look at the last: a save every four steps, and the first and last."""
+    saved, write = [], engine.write_state
+    monkeypatch.setattr(engine, "write_state", lambda *of: saved.append(of[4].step) or write(*of))
+    train(make_stage("rna", take(cells, 16, 4)), tmp_path / "run", epochs=10, val_every=10, patience=0, save_steps=4)
+    assert sorted(set(saved)) == [0, 4, 8, 12, 16, 20]
+
+
+def test_a_state_from_before_a_setting_is_refused(cells, tmp_path):
+    """Its moments may stand in another order."""
+    train(make_stage("rna", take(cells, 16, 4)), tmp_path / "run", epochs=1)
+    path = workshop(tmp_path / "run") / "state"
+    told = json.loads((path / "state.json").read_text())
+    del told["identity"]["adam_epsilon"]
+
+    def older(folder):
+        (folder / "state.json").write_text(json.dumps(told))
+        (folder / "state.safetensors").write_bytes((path / "state.safetensors").read_bytes())
+
+    write_folder(tmp_path / "older", older)
+    path.rename(path.with_name("gone"))
+    (tmp_path / "older").rename(path)
+    with pytest.raises(UserError, match="made by an older version, without --adam_epsilon; start anew"):
+        train(make_stage("rna", take(cells, 16, 4)), tmp_path / "run", epochs=2, resume=True)
+
+
+def test_epsilon_and_the_scale_of_a_group_reach_the_optimiser(cells, tmp_path):
+    """What was pretrained stays at scale 0; with a huge epsilon hardly anything moves."""
+    cells = take(cells, 16, 4)
+    for name, scale, epsilon in (("still", 0.0, 1e-8), ("slow", 1.0, 1e6), ("plain", 1.0, 1e-8)):
+        stage = make_stage("celltype", cells)
+        stage.objective.pretrained_lr_scale = scale
+        before = {key: p.detach().clone() for key, p in stage.objective.named_parameters()}
+        train(stage, tmp_path / name, epochs=1, adam_epsilon=epsilon)
+        moved = {key: (p.detach() - before[key]).abs().max().item() for key, p in stage.objective.named_parameters()}
+        head, rest = ([size for key, size in moved.items() if (".classifier." in key) == new] for new in (True, False))
+        assert (max(head) > 1e-4) == (name != "slow") and (max(rest) > 1e-4) == (name == "plain"), name
 
 
 def test_the_last_weights_are_kept_when_asked_for(cells, tmp_path):

@@ -34,7 +34,8 @@ class Stages:
 
     Parameters
     ----------
-    path : of a file that remembers, so that stages which have run by the same command are not run again
+    path : of a file that remembers, so that stages which have run by the same command are not run again; by another,
+        a stage is run, and so are those that came after it
 
     Attributes
     ----------
@@ -56,6 +57,10 @@ class Stages:
         if self.used.get(name, {}).get("command") == f"python {command}":
             print(f"\n{name}: has run already", flush=True)
             return
+        if name in self.used:
+            names = list(self.used)
+            for later in names[names.index(name) :]:
+                del self.used[later]
         print(f"\n[{len(self.used) + 1}] {name}\n$ python {command}", flush=True)
         forget_peak_memory()
         started = time.monotonic()
@@ -70,4 +75,6 @@ class Stages:
             "command": f"python {command}",
         }
         if self.path:
-            self.path.write_text(json.dumps(self.used, indent=1))
+            whole = self.path.with_suffix(".part")
+            whole.write_text(json.dumps(self.used, indent=1))
+            whole.replace(self.path)

@@ -64,7 +64,9 @@ def save_run(path: str | Path, groups: dict[str, pd.DataFrame], **told) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     told = {"date": date.today().isoformat(), "machine": machine()} | told
-    path.write_text(json.dumps(told | {"classes": classes, "cells": words}, indent=1) + "\n")
+    whole = path.with_suffix(".part")
+    whole.write_text(json.dumps(told | {"classes": classes, "cells": words}, indent=1) + "\n")
+    whole.replace(path)
 
 
 def load_runs(folder: str | Path) -> list[Run]:
@@ -125,6 +127,11 @@ def interval(
     Returns
     -------
     low, high : NaN where no run has the method
+
+    Raises
+    ------
+    UserError
+        If the runs of one fold are about other test cells.
     """
     methods = [method] if against is None else [method, against]
     runs = [run for run in runs if all(name in run.cells.get(group, ()) for name in methods)]
@@ -139,6 +146,8 @@ def interval(
         ]
         for fold, of in folds.items()
     }
+    if any((run.cells[group].label != folds[run.fold][0].cells[group].label).any() for run in runs):
+        raise UserError(f"{group}: the runs of a fold tell of other test cells; run them again")
     columns = {id(run): run.cells[group][["label", *methods]].to_numpy().T for run in runs}
     for _ in range(n):
         values = []

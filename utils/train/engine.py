@@ -173,9 +173,6 @@ def fit(
             out_of_steps = config.max_steps and progress.step >= config.max_steps
             return progress.epoch < config.epochs and not out_of_patience and not out_of_steps
 
-        def next_epoch() -> None:
-            progress.epoch, progress.step_in_epoch, progress.sums = progress.epoch + 1, 0, {}
-
         if not resume:
             save_state({})  # so that there is something to resume from the first moment on
         guard = FiniteGuard(train.barcodes)
@@ -190,28 +187,31 @@ def fit(
             at_end = progress.step_in_epoch == plan.n_steps
             done = progress.epoch + progress.step_in_epoch / plan.n_steps
             log.add("train", done, progress.step, metrics | speed)
+            is_due, is_best = (progress.epoch + 1) % config.val_every == 0, False
             is_last = progress.epoch + 1 >= config.epochs or 0 < config.max_steps <= progress.step
-            if at_end and not is_last and (progress.epoch + 1) % config.val_every:
-                next_epoch()
-                continue
-            if len(val):
-                metrics = evaluate(objective, make_loader(val, val_plan, runtime.device), config, runtime)
-                log.add("val", done, progress.step, metrics)
-                if metrics.get("spread", 1.0) < LEAST_SPREAD:
-                    runtime.say(COLLAPSED.format(metrics["spread"]))
-            runtime.say("  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-            is_best = metrics["loss"] < progress.best
-            if is_best or (config.keep == "last" and math.isfinite(metrics["loss"])):
-                best_metrics = {"epoch": done} | metrics
-                if runtime.is_main:
-                    write_folder(folder, write_model)
-            # A look in the middle of an epoch, where --max_steps ends a run, leaves no trace in its resumption.
+            looks = is_due or is_last or not at_end
+            if looks:
+                if len(val):
+                    metrics = evaluate(objective, make_loader(val, val_plan, runtime.device), config, runtime)
+                    log.add("val", done, progress.step, metrics)
+                    if metrics.get("spread", 1.0) < LEAST_SPREAD:
+                        runtime.say(COLLAPSED.format(metrics["spread"]))
+                runtime.say("  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+                is_best = metrics["loss"] < progress.best
+                if is_best or (config.keep == "last" and math.isfinite(metrics["loss"])):
+                    best_metrics = {"epoch": done} | metrics
+                    if runtime.is_main:
+                        write_folder(folder, write_model)
+            # A look that only the end of a run asks for leaves no trace in its resumption.
             if at_end:
-                next_epoch()
-                sums, progress.epochs_since_best = {}, 0 if is_best else progress.epochs_since_best + config.val_every
-                progress.best = min(progress.best, metrics["loss"])
-            save_state(sums)
-            if goes_on() and runtime.any(bool(stop.name))[0]:
+                progress.epoch, progress.step_in_epoch, progress.sums, sums = progress.epoch + 1, 0, {}, {}
+                if is_due:
+                    progress.epochs_since_best = 0 if is_best else progress.epochs_since_best + config.val_every
+                    progress.best = min(progress.best, metrics["loss"])
+            stops = goes_on() and runtime.any(bool(stop.name))[0]
+            if looks or stops or progress.step % config.save_steps < plan.n_steps:
+                save_state(sums)
+            if stops:
                 stop_here(progress, stop, runtime)
         if not best_metrics:
             raise UserError(

@@ -108,8 +108,9 @@ def infer(
 def embed_sample(
     model: ScMomer, dataset: CellDataset, config: InferConfig, runtime: Runtime, seed: int, n: int = 2**13
 ) -> Tensor:
-    """[at most n, latent_dim] embeddings of cells drawn from a dataset, the same on every process."""
-    rows = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:n])
+    """[at most n, latent_dim] embeddings of cells drawn by barcode from a dataset, the same on every process."""
+    by_barcode = np.argsort(dataset.barcodes.astype(str), kind="stable")
+    rows = np.sort(by_barcode[np.random.default_rng(seed).permutation(len(dataset))[:n]])
     sample = CellDataset(
         {name: select(matrix, rows) for name, matrix in dataset.values.items()}, dataset.barcodes[rows]
     )

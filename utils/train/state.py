@@ -94,6 +94,9 @@ def _load(path: Path, objective, optimizer, identity: dict) -> tuple[Progress, d
             what = {"cells": "training cells", "parents": "parent models"}[name]
             raise UserError(f"{path}: was made from other {what}; resume with the same, or start anew with --overwrite")
         raise UserError(f"{path}: was made with --{name} {value}, not {identity.get(name)}; resume with the same")
+    if unknown := identity.keys() - saved["identity"].keys() - MAY_CHANGE:
+        flags = ", ".join(f"--{name}" for name in sorted(unknown))
+        raise UserError(f"{path}: was made by an older version, without {flags}; start anew with --overwrite")
     tensors = load_file(path / "state.safetensors")
     # Frozen weights are not in it: they are those of the parents.
     frozen = {name: p for name, p in objective.named_parameters() if not p.requires_grad}
