@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -94,7 +95,7 @@ def types_table(runs: list[Run], group: str, n: int) -> str:
         f"| | runs | accuracy (95 %) | macro-F1 (95 %) | {ours} is better by, accuracy | macro-F1 |",
         "|---|---|---|---|---|---|",
     ]
-    for method in methods_of(runs, group):
+    for method in tqdm(methods_of(runs, group), desc=group, unit=" methods"):
         of = [run for run in runs if method in run.cells.get(group, ())]
         cells = [
             spoken(mean_score(of, group, method, score), interval(of, group, method, score, n=n)) for score in SCORES
