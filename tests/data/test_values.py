@@ -38,6 +38,16 @@ def test_counts_come_back_from_logarithms(base, target, dtype):
     np.testing.assert_array_equal(found.toarray(), counts.toarray())
 
 
+def test_of_several_bases_that_fit_the_one_of_even_sums_is_taken():
+    """To base e these are about 1 and 2, and 1, 2 and 1; but only to base 10 both cells were scaled to one total."""
+    counts = csr_matrix(np.array([[1.0, 5, 0], [1, 4, 1]]))
+    matrix = csr_matrix(log1p(scaled(counts, 1e4), "10"))
+    for base in ("e", "10"):
+        assert to_counts(matrix, Values("log1p", base))[1].all()
+    assert judge(matrix) == Values("log1p", "10")
+    np.testing.assert_array_equal(to_counts(matrix, judge(matrix))[0].toarray(), counts.toarray())
+
+
 @pytest.mark.parametrize("base", BASES)
 def test_counts_come_back_from_unscaled_logarithms(base):
     counts = counts_of()

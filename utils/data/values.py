@@ -96,7 +96,8 @@ def judge(sample: csr_matrix, values: str = "auto", is_open: bool = False) -> Va
     if is_open:
         return Values("open", exact=False)
     if values != "cpm" and x.max() <= MAX_LOG:
-        for base in BASES:
+        # Of few different values more than one base may make whole numbers; all cells were scaled to one total.
+        for base in sorted(BASES, key=lambda base: not _even_sums(_unlog(x, base), indptr)):
             if recovered(_unlog(x, base), indptr)[1].all():
                 return Values("log1p", base)
     if values == "cpm" or (values == "auto" and _even_sums(x, indptr)):
