@@ -162,13 +162,10 @@ def spoken(mean: float, bounds: tuple[float, float]) -> str:
 
 
 def figure(runs: list[Run], path: Path, n: int) -> None:
-    """Macro-F1 of every method that was run with few labels, too, against the number of labels."""
+    """Macro-F1 against the number of labels, of the methods that all runs have for all of them."""
     groups = [group for group in groups_of(runs) if "ATAC" not in group]
-    shown = [
-        m
-        for m in methods_of(runs, groups[0])
-        if all(m in methods_of(runs, g) for g in groups) and m != "majority class"
-    ]
+    everywhere = set.intersection(*(set(run.cells[group]) for run in runs for group in groups if group in run.cells))
+    shown = [name for name in methods_of(runs, groups[0]) if name in everywhere and name != "majority class"]
     values = {m: {g: mean_score(runs, g, m, "macro_f1") for g in groups} for m in shown}
     intervals = {m: {g: interval(runs, g, m, "macro_f1", n=n) for g in groups} for m in shown}
     bars(values, path, "SNARE-seq2, macro-F1 of the test batches, RNA alone", intervals)
