@@ -32,6 +32,7 @@ from utils.report.baselines import (
     neighbour_translation,
     pca_logistic_regression,
     ridge_translation,
+    self_trained_logistic_regression,
 )
 from utils.report.calibration import expected_calibration_error
 from utils.report.embedding import embedding_scores
@@ -48,7 +49,8 @@ TYPE_BASELINES = {
     "logistic regression": logistic_regression,
     "PCA + logistic regression": pca_logistic_regression,
 }
-
+FEW_LABEL_BASELINES = {"logistic regression, self-trained": self_trained_logistic_regression}
+"""Where there are training cells without a label."""
 
 RANKED = ("accuracy", "macro_f1", "peak_auroc", "cell_auroc", "rna_mse")  # of which the best is told
 ERRORS = ("rna_mse",)
@@ -135,7 +137,8 @@ def score_types(
     known = [row[labelled[row]] for row in (cells.rows("train"), cells.rows("val"))]
     (x_train, x_val), (y_train, y_val) = [data(row) for row in known], [labels.iloc[row].to_numpy() for row in known]
     x, x_all, chosen, embeddings = data(rows), data(cells.rows("train")), {}, {"scmomer": prediction.embedding}
-    for name, fit in () if flags.model_alone else TYPE_BASELINES.items():
+    baselines = TYPE_BASELINES | (FEW_LABEL_BASELINES if x_all.shape[0] > x_train.shape[0] else {})
+    for name, fit in () if flags.model_alone else baselines.items():
         estimator, chosen[name] = fit(x_train, y_train, x_val, y_val, seed=0, x_all=x_all)
         predicted[name] = estimator.predict(x)
         if name == "nearest neighbours":

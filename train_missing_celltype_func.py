@@ -6,7 +6,9 @@
 Input: labelled cells from preprocess.py and a folder of pretrain_missing_mod.py. Only the modality that the student
 reads is looked at. For comparison, --other_modality zeros leaves the student out, and --other_modality measured (with a
 folder of pretrain_multimodal.py) reads both modalities. Where no cell was measured in both, start from a folder of
-pretrain_rna.py or pretrain_atac.py with --other_modality zeros. Output: <ckpt_dir>/<model>, for predict_cell_type.py.
+pretrain_rna.py or pretrain_atac.py with --other_modality zeros. Where few cells are labelled, train twice: the second
+time with --pseudo_labels_from the first folder, so that all training cells are learned from. Output:
+<ckpt_dir>/<model>, for predict_cell_type.py.
 """
 
 from dataclasses import asdict, dataclass
@@ -29,6 +31,7 @@ from utils.train.checkpoint import SavedModel, check_fits, load_model, load_part
 from utils.train.distributed import distributed_run
 from utils.train.engine import TrainConfig, fit, starts_anew
 from utils.train.infer import InferConfig, embed_sample
+from utils.train.pseudo_labels import pseudo_labels
 
 
 @dataclass
@@ -46,6 +49,9 @@ class Flags:
     train_student: bool = flag("train the student on, too", False)
     feature_dropout: float = flag("share of a cell's genes and peaks left out in each training step", 0.0)
     labels_per_type: int = flag("labelled training cells to learn from, at most so many of a type; 0 for all", 0)
+    pseudo_labels_from: str | None = flag(
+        "fine-tuned model folder whose predictions become the labels of training cells without one", None
+    )
     pretrained_lr_scale: float = flag("learning rate of all but the classifier, as a multiple of --learning_rate", 1.0)
     class_balance: float = flag("exponent b of class weights (1 / class size)^b: 0 none, 1 full balance", 0.0)
 
@@ -75,6 +81,12 @@ def main() -> None:
         check_fits(parent, cells.features, cells.stamp, flags.data_path)
         codes, classes = encode_labels(cells, flags.label_column)
         codes = limit_labels(codes, cells, flags.labels_per_type, config.seed)
+        infer_config = InferConfig(config.batch_size or InferConfig.batch_size, config.device, config.precision)
+        parents = {"pretrained": parent.hash}
+        if flags.pseudo_labels_from:
+            teacher = load_model(flags.pseudo_labels_from, "celltype")
+            parents["pseudo_labels"] = teacher.hash
+            codes = pseudo_labels(codes, classes, cells, teacher, infer_config, runtime)
 
         torch.manual_seed(config.seed)
         n_features = [len(parent.features.get(name, ())) for name in MODALITIES]
@@ -88,7 +100,6 @@ def main() -> None:
         train, val = train_and_val(cells, config.seed, keep=codes >= 0, labels=codes)
         folder = Path(flags.ckpt_dir) / flags.model
         if starts_anew(folder, config, runtime):
-            infer_config = InferConfig(config.batch_size or InferConfig.batch_size, config.device, config.precision)
             model.classifier.standardise(embed_sample(model, train, infer_config, runtime, config.seed))
         weights = class_weights(train.labels, len(classes), flags.class_balance)
         saved = SavedModel(
@@ -99,7 +110,7 @@ def main() -> None:
             stamp=parent.stamp,
             labels=classes,
             training=asdict(flags) | asdict(config),
-            parents={"pretrained": parent.hash},
+            parents=parents,
         )
         objective = CellTypes(
             model,

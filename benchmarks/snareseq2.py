@@ -43,6 +43,7 @@ FINE_TUNE = (
     "--patience 0 --keep last"
 )
 ALL_LABELS = f"{FINE_TUNE} --epochs 12 --cycle_epochs 11"
+PSEUDO_LABELS = "--epochs 6 --cycle_epochs 5 --val_every 6"
 UNTRAINED = "--max_steps 1 --learning_rate 0"  # leaves the weights as they were drawn
 
 
@@ -136,7 +137,7 @@ class Study:
 
     def cell_types(self, method: str, parent: str, flags: str, group: str = "all labels") -> None:
         """Fine-tune, and keep what it and the baselines say of the test cells."""
-        name = f"{method}, {group}".replace(" ", "_").replace(",", "")
+        name = folder_name(method, group)
         self.train(
             f"fine-tune {method}, {group}",
             "train_missing_celltype_func",
@@ -169,11 +170,17 @@ class Study:
             self.cells[group] = known.join(cells[[name for name in cells if name not in known]])
 
     def few_labels(self, method: str, parent: str, flags: str, n: int) -> None:
-        """The same from n labelled training cells of each type; each is seen more often, as they are fewer."""
-        epochs = max(12, 1800 // n)
-        few = f"--labels_per_type {n} --epochs {epochs} --cycle_epochs {epochs - 1} --val_every {epochs} "
-        few += "--pretrained_lr_scale 0.1"
-        self.cell_types(method, parent, f"{flags} {FINE_TUNE} {few}", f"{n} labels per type")
+        """From n labelled training cells of each type; then from all training cells, as the first model labels them.
+
+        Few cells are seen more often.
+        """
+        group, epochs = f"{n} labels per type", max(12, 1800 // n)
+        few = f"{flags} {FINE_TUNE} --labels_per_type {n}"
+        alone = f"--epochs {epochs} --cycle_epochs {epochs - 1} --val_every {epochs} --pretrained_lr_scale 0.1"
+        first = f"{method}, labelled cells alone"
+        self.cell_types(first, parent, f"{few} {alone}", group)
+        teacher = f"--pseudo_labels_from {self.path(folder_name(first, group))}"
+        self.cell_types(method, parent, f"{few} {PSEUDO_LABELS} {teacher}", group)
 
     def translation(self, name: str) -> None:
         self.stages.run(f"evaluate {name}", f"evaluate.py --data_path {self.ready} --model_path {self.path(name)}")
@@ -220,6 +227,10 @@ class Study:
 
     def save(self) -> None:
         save_run(self.results, self.cells, fold=self.fold, seed=self.seed, stages=self.stages.used, **self.told)
+
+
+def folder_name(method: str, group: str) -> str:
+    return f"{method}, {group}".replace(" ", "_").replace(",", "")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def groups_of(runs: list[Run]) -> list[str]:
 def methods_of(runs: list[Run], group: str) -> list[str]:
     """All methods of a group, ours first."""
     found = dict.fromkeys(name for run in runs for name in run.cells.get(group, ()) if name != "label")
-    return sorted(found, key=lambda name: not name.startswith(OURS))
+    return sorted(found, key=lambda name: (name != OURS, not name.startswith(OURS)))
 
 
 def types_table(runs: list[Run], group: str, n: int) -> str:

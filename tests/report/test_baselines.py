@@ -54,6 +54,18 @@ def test_chosen_c_is_the_best_on_validation(fit, monkeypatch):
     assert max(score.values()) - min(score.values()) > 0.05  # so there was something to choose
 
 
+def test_self_training_learns_from_unlabelled_cells_what_it_said_of_them():
+    (x, y), (x_val, y_val), (x_test, _) = cells(800, 0, noise=2), cells(300, 1, noise=2), cells(600, 2, noise=2)
+    few = np.concatenate([np.flatnonzero(y == kind)[:5] for kind in np.unique(y)])
+    first, _ = baselines.logistic_regression(x[few], y[few], x_val, y_val)
+    model, c = baselines.self_trained_logistic_regression(x[few], y[few], x_val, y_val, x_all=x)
+    both = sparse.vstack([x[few], x], format="csr"), np.concatenate([y[few], first.predict(x)])
+    expected, expected_c = baselines.logistic_regression(*both, x_val, y_val)
+    assert c == expected_c
+    np.testing.assert_allclose(model.predict_proba(x_test), expected.predict_proba(x_test), atol=1e-6)
+    assert np.abs(model.predict_proba(x_test) - first.predict_proba(x_test)).max() > 0.1
+
+
 @pytest.mark.parametrize("fit", FITS)
 def test_sparse_dense_and_order_of_validation_do_not_matter(fit):
     (x, y), (x_val, y_val), (x_test, _) = cells(300, 0), cells(100, 1), cells(50, 2)

@@ -58,6 +58,15 @@ def test_means_are_those_of_sklearn(study):
     assert all(np.isnan(interval(runs, ALL, "good", "accuracy", against="nobody")))
 
 
+def test_the_methods_are_listed_with_ours_first(tmp_path):
+    names = ["label", "scMomer, labelled cells alone", "nearest neighbours", "scMomer"]
+    cells = pd.DataFrame({name: ["A", "B"] for name in names})
+    save_run(tmp_path / "one.json", {ALL: cells}, fold=0, seed=0)
+    runs = load_runs(tmp_path)
+    assert tables.methods_of(runs, ALL) == ["scMomer", "scMomer, labelled cells alone", "nearest neighbours"]
+    assert "| scMomer is better by, accuracy |" in tables.types_table(runs, ALL, 10)
+
+
 def test_interval_of_one_method_is_the_binomials(tmp_path):
     """One run, one type: the accuracy of 400 cells, of which 300 are right."""
     cells = pd.DataFrame({"label": np.repeat("A", 400), "good": np.repeat(["A", "B"], [300, 100])})

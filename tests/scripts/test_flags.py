@@ -79,7 +79,11 @@ FLAGS = {
     },
 }
 CELLS = {"data_path", "rna_path", "atac_path", "out_path", "genome"}
-OPTIONAL = {"preprocess": {*CELLS, "gene_reference", "split_by", "test_groups"}, "predict_cell_type": CELLS}
+OPTIONAL = {
+    "preprocess": {*CELLS, "gene_reference", "split_by", "test_groups"},
+    "train_missing_celltype_func": {"pseudo_labels_from"},
+    "predict_cell_type": CELLS,
+}
 CHOICES = [
     *[(script, "precision", ("fp32", "bf16")) for script in FLAGS if "precision" in FLAGS[script]],
     *[(script, "device", ("auto", "cpu", "cuda")) for script in FLAGS if "device" in FLAGS[script]],

@@ -11,7 +11,11 @@ from utils.data.write import write_whole
 from utils.train.checkpoint import load_model
 
 MODELS = ("rna", "atac", "multimodal", "student_atac", "student_rna", "celltype_atac", "celltype_rna")
-OF_THE_STUDY = ("student_blank", "celltype_few")  # with the settings that look at cells in ways of their own
+OF_THE_STUDY = (
+    "student_blank",
+    "celltype_few",
+    "celltype_pupil",
+)  # with the settings that look at cells in ways of their own
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +46,8 @@ def both(simulation, tmp_path_factory) -> dict[str, Runs]:
         settings = {"labels_per_type": 3, "feature_dropout": 0.5, "train_student": True, "keep": "last"} | TRAINING
         few = {"pretrained_model_path": runs["student_blank"], "model": "celltype_few"}
         run("train_missing_celltype_func", **paths, **few, **settings)
+        pupil = few | {"model": "celltype_pupil", "pseudo_labels_from": runs["celltype_few"]}
+        run("train_missing_celltype_func", **paths, **pupil, **settings)
     return found
 
 

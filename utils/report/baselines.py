@@ -113,6 +113,21 @@ def _tuned(steps: list, x_train, y_train, x_val, y_val, seed: int) -> tuple[Pipe
     return Pipeline([*transform.steps, ("classify", best)]), float(best.C)
 
 
+def self_trained_logistic_regression(x_train, y_train, x_val=None, y_val=None, seed: int = 0, x_all=None):
+    """Logistic regression on the labelled cells, then on all training cells with what the first one says of them.
+
+    Parameters, returns and errors are those of :func:`logistic_regression`.
+
+    Parameters
+    ----------
+    x_all : matrix [cells, genes]
+        Training cells with and without a label. The labelled ones count twice: with their label, and as predicted.
+    """
+    first, _ = logistic_regression(x_train, y_train, x_val, y_val, seed)
+    x, y = sparse.vstack([x_train, x_all], format="csr"), np.concatenate([y_train, first.predict(x_all)])
+    return logistic_regression(x, y, x_val, y_val, seed)
+
+
 def majority_class(x_train, y_train, x_val=None, y_val=None, seed: int = 0, x_all=None) -> tuple[DummyClassifier, None]:
     """The most frequent type for every cell."""
     return DummyClassifier(strategy="most_frequent").fit(x_train, y_train), None
