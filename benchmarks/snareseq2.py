@@ -39,11 +39,10 @@ STUDENT = (
     "--blank_decoders --adam_epsilon 1e-6 --weight_decay 0.3 --patience 0 --keep last"
 )
 FINE_TUNE = (
-    "--batch_size 16 --grad_acc 2 --learning_rate 1e-3 --trainable_blocks 0 --feature_dropout 0.5 --patience 0 "
-    "--keep last"
+    "--batch_size 16 --grad_acc 2 --learning_rate 1e-3 --trainable_blocks 0 --class_balance 0.3 --feature_dropout 0.5 "
+    "--patience 0 --keep last"
 )
-ALL_LABELS = f"{FINE_TUNE} --class_balance 0.5 --epochs 12 --cycle_epochs 11"
-FEW = f"{FINE_TUNE} --class_balance 0.3"
+ALL_LABELS = f"{FINE_TUNE} --epochs 12 --cycle_epochs 11"
 PSEUDO_LABELS = "--epochs 6 --cycle_epochs 5 --val_every 6"
 UNTRAINED = "--max_steps 1 --learning_rate 0"  # leaves the weights as they were drawn
 
@@ -176,7 +175,7 @@ class Study:
         Few cells are seen more often.
         """
         group, epochs = f"{n} labels per type", max(12, 1800 // n)
-        few = f"{flags} {FEW} --labels_per_type {n}"
+        few = f"{flags} {FINE_TUNE} --labels_per_type {n}"
         alone = f"--epochs {epochs} --cycle_epochs {epochs - 1} --val_every {epochs} --pretrained_lr_scale 0.1"
         first = f"{method}, labelled cells alone"
         self.cell_types(first, parent, f"{few} {alone}", group)
