@@ -31,6 +31,7 @@ from utils.report.baselines import logistic_regression
 from utils.report.metrics import classification_scores, translation_scores
 
 UNKNOWN = "unknown"
+BATCH_SIZES = (128, 127, 126)  # cells; scvi-tools' own, and what to try where that leaves a single cell over
 
 
 @dataclass
@@ -61,9 +62,13 @@ def main() -> None:
     groups = {"all labels": 0} | {f"{n} labels per type": int(n) for n in flags.labels_per_type.split(",") if n}
     told: dict = {"scvi-tools": scvi.__version__, "seconds": {}, "translation": {}, "n_samples_per_label": {}}
     predicted = scanvi(scvi, counts["rna"], cells, flags, groups, told)
+    save(out, predicted, told)  # MultiVI takes long
     if flags.multivi_epochs:
         labels = multivi(scvi, counts, cells, flags, groups, told)
-        predicted = {group: predicted[group].join(labels[group]) for group in groups}
+        save(out, {group: predicted[group].join(labels[group]) for group in groups}, told)
+
+
+def save(out: Path, predicted: dict[str, pd.DataFrame], told: dict) -> None:
     for group, table in predicted.items():
         table.to_csv(out / f"{group}.csv", index_label="barcode")
     (out / "peers.json").write_text(json.dumps(told, indent=1))
@@ -108,8 +113,7 @@ def scanvi(scvi, rna: AnnData, cells: Cells, flags: Flags, groups: dict[str, int
         started, best = time.monotonic(), -1.0
         rna.obs["known"] = known_labels(cells, flags, per_type)
         for n_samples in (100, None):  # cells per label and epoch as in the tutorial, or all cells as they are
-            model = scvi.model.SCANVI.from_scvi_model(base, UNKNOWN, labels_key="known", adata=rna)
-            model.train(max_epochs=20, n_samples_per_label=n_samples)
+            model = trained_scanvi(scvi, base, rna, n_samples)
             types = np.asarray(model.predict(rna))
             scores = classification_scores(labels.iloc[val].to_numpy(), types[val])
             score = (scores["accuracy"] + scores["macro_f1"]) / 2  # as for the baselines
@@ -118,6 +122,18 @@ def scanvi(scvi, rna: AnnData, cells: Cells, flags: Flags, groups: dict[str, int
                 predicted[group] = pd.DataFrame({"scANVI": types[test]}, index=cells.obs.index[test])
         told["seconds"][f"scANVI, {group}"] = round(time.monotonic() - started, 1)
     return predicted
+
+
+def trained_scanvi(scvi, base, rna: AnnData, n_samples: int | None):
+    """scANVI on `rna`, whose obs holds the known labels."""
+    for batch_size in BATCH_SIZES:
+        model = scvi.model.SCANVI.from_scvi_model(base, UNKNOWN, labels_key="known", adata=rna)
+        try:
+            model.train(max_epochs=20, n_samples_per_label=n_samples, batch_size=batch_size)
+            return model
+        except ValueError as error:  # from batch normalisation, where a single cell was left for the last minibatch
+            if "more than 1 value per channel" not in str(error) or batch_size == BATCH_SIZES[-1]:
+                raise
 
 
 def multivi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups: dict, told: dict) -> dict:

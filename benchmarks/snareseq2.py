@@ -169,14 +169,15 @@ class Study:
                 raise UserError(f"{group}: methods tell of other test cells; remove {self.out} and run it again")
             self.cells[group] = known.join(cells[[name for name in cells if name not in known]])
 
-    def few_labels(self, method: str, parent: str, flags: str, n: int) -> None:
+    def few_labels(self, method: str, parent: str, flags: str, n: int, pretrained_lr_scale: float = 0.1) -> None:
         """From n labelled training cells of each type; then from all training cells, as the first model labels them.
 
         Few cells are seen more often.
         """
         group, epochs = f"{n} labels per type", max(12, 1800 // n)
-        few = f"{flags} {FINE_TUNE} --labels_per_type {n}"
-        alone = f"--epochs {epochs} --cycle_epochs {epochs - 1} --val_every {epochs} --pretrained_lr_scale 0.1"
+        few = f"{FINE_TUNE} --labels_per_type {n} {flags}"
+        alone = f"--epochs {epochs} --cycle_epochs {epochs - 1} --val_every {epochs} "
+        alone += f"--pretrained_lr_scale {pretrained_lr_scale}"
         first = f"{method}, labelled cells alone"
         self.cell_types(first, parent, f"{few} {alone}", group)
         teacher = f"--pseudo_labels_from {self.path(folder_name(first, group))}"
@@ -208,7 +209,9 @@ class Study:
         """Nothing pretrained at all: the same model, fine-tuned from its random weights."""
         self.join("multimodal_untrained", "_untrained", UNTRAINED)
         self.student("student_untrained", "multimodal_untrained", UNTRAINED)
-        self.cell_types("scMomer without pretraining", "student_untrained", f"{tune} --trainable_blocks -1")
+        name, everything = "scMomer without pretraining", "--trainable_blocks -1"
+        self.cell_types(name, "student_untrained", f"{tune} {everything}")
+        self.few_labels(name, "student_untrained", f"--train_student {everything}", 30, pretrained_lr_scale=1)
 
     def peers(self, multivi_epochs: int) -> None:
         """scANVI and MultiVI, in a process of their own."""
