@@ -11,11 +11,8 @@ from utils.data.write import write_whole
 from utils.train.checkpoint import load_model
 
 MODELS = ("rna", "atac", "multimodal", "student_atac", "student_rna", "celltype_atac", "celltype_rna")
-OF_THE_STUDY = (
-    "student_blank",
-    "celltype_few",
-    "celltype_pupil",
-)  # with the settings that look at cells in ways of their own
+# With the settings that look at cells in ways of their own:
+OF_THE_STUDY = ("student_blank", "celltype_few", "celltype_pupil")
 
 
 @pytest.fixture(scope="module")
