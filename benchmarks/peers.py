@@ -155,7 +155,7 @@ def multivi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups
     )
     model = scvi.model.MULTIVI(mdata)
     model.train(max_epochs=flags.multivi_epochs)
-    told["multivi_epochs"] = len(model.history["train_loss_epoch"])
+    told["multivi_epochs"] = model.trainer.current_epoch
 
     def accessibility(start: int, stop: int) -> np.ndarray:
         return model.get_normalized_accessibility(
