@@ -13,9 +13,11 @@ from scipy.sparse import csr_matrix
 
 from tests.data.test_intake import make_peaks
 from tests.formats import FORMATS, tenx_h5
-from tests.helpers import call, error_of, run
+from tests.helpers import ATAC, MULTIMODAL, TRAINING, call, error_of, run
 from utils.data.genes import load_gene_table
 from utils.data.read import read_cells
+from utils.data.write import write_whole
+from utils.train.checkpoint import load_model
 
 # Prediction ----------------------------------------------------------------------------------------------------------
 
@@ -265,3 +267,18 @@ def test_pbmc68k_goes_in_although_its_values_are_scaled(tmp_path, capsys):
     assert (counts.data == np.round(counts.data)).all()
     smallest = np.minimum.reduceat(counts.data, counts.indptr[:-1])
     assert (smallest == 1).mean() > 0.99
+
+
+def test_an_encoder_and_labels_of_a_file_with_atac_alone(runs, simulation, ready_file, tmp_path):
+    """ATAC is not normalised, so a file without RNA fits models that were made from paired cells, and the reverse."""
+    write_whole(simulation.mdata["atac"].copy(), tmp_path / "atac.h5ad")
+    run("preprocess", data_path=tmp_path / "atac.h5ad", out_path=tmp_path / "ready.h5ad", val_fraction=0.2)
+    few = {"ckpt_dir": tmp_path, "max_steps": 1}
+    run("pretrain_atac", data_path=tmp_path / "ready.h5ad", model_name="atac", **(ATAC | few))
+    parents = {"rna_model_path": runs["rna"], "atac_model_path": tmp_path / "atac"}
+    run("pretrain_multimodal", data_path=ready_file, model_name="joined", **parents, **(MULTIMODAL | few))
+    labelled = {"pretrained_model_path": runs["student_rna"], "model": "types"}
+    run("train_missing_celltype_func", data_path=tmp_path / "ready.h5ad", **labelled, **(TRAINING | few))
+    types = load_model(tmp_path / "types", "celltype")
+    assert types.stamp["target_sum"] == load_model(runs["student_rna"], "student").stamp["target_sum"]
+    assert load_model(tmp_path / "joined", "multimodal").parents["atac"] == load_model(tmp_path / "atac", "atac").hash

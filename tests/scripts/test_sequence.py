@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix, hstack
 
-from tests.helpers import ATAC, MULTIMODAL, TRAINING, records, run, weights
+from tests.helpers import MULTIMODAL, TRAINING, records, run, weights
 from utils.data.gene_ids import translate
 from utils.data.genes import load_gene_table
 from utils.data.write import write_whole
@@ -391,18 +391,3 @@ def test_temperature_calibrates_the_confidence(labelled, model, query, tmp_path)
     probability /= probability.sum(1, keepdims=True)
     np.testing.assert_allclose(labelled.obs["confidence"], probability.max(1), rtol=1e-3)
     assert list(labelled.obs["predicted_cell_type"]) == [saved.labels[i] for i in probability.argmax(1)]
-
-
-def test_an_encoder_and_labels_of_a_file_with_atac_alone(runs, simulation, ready_file, tmp_path):
-    """ATAC is not normalised, so a file without RNA fits models that were made from paired cells, and the reverse."""
-    write_whole(simulation.mdata["atac"].copy(), tmp_path / "atac.h5ad")
-    run("preprocess", data_path=tmp_path / "atac.h5ad", out_path=tmp_path / "ready.h5ad", val_fraction=0.2)
-    few = {"ckpt_dir": tmp_path, "max_steps": 1}
-    run("pretrain_atac", data_path=tmp_path / "ready.h5ad", model_name="atac", **(ATAC | few))
-    parents = {"rna_model_path": runs["rna"], "atac_model_path": tmp_path / "atac"}
-    run("pretrain_multimodal", data_path=ready_file, model_name="joined", **parents, **(MULTIMODAL | few))
-    labelled = {"pretrained_model_path": runs["student_rna"], "model": "types"}
-    run("train_missing_celltype_func", data_path=tmp_path / "ready.h5ad", **labelled, **(TRAINING | few))
-    types = load_model(tmp_path / "types", "celltype")
-    assert types.stamp["target_sum"] == load_model(runs["student_rna"], "student").stamp["target_sum"]
-    assert load_model(tmp_path / "joined", "multimodal").parents["atac"] == load_model(tmp_path / "atac", "atac").hash

@@ -3,7 +3,7 @@
 import torch
 
 from models.objectives import Objective
-from tests.helpers import make_stage, take, train
+from tests.helpers import KINDS, make_stage, take, train
 from utils.train.engine import decayed_groups
 
 
@@ -36,3 +36,13 @@ def test_epsilon_and_the_scale_of_a_group_reach_the_optimiser(cells, tmp_path):
         moved = {key: (p.detach() - before[key]).abs().max().item() for key, p in stage.objective.named_parameters()}
         head, rest = ([size for key, size in moved.items() if (".classifier." in key) == new] for new in (True, False))
         assert (max(head) > 1e-4) == (name != "slow") and (max(rest) > 1e-4) == (name == "plain"), name
+
+
+def test_frozen_weights_stay_and_all_others_move(cells, tmp_path):
+    for kind in KINDS:
+        stage = make_stage(kind, take(cells, 16, 4))
+        before = {name: p.detach().clone() for name, p in stage.objective.named_parameters()}
+        train(stage, tmp_path / kind, epochs=2)
+        for name, parameter in stage.objective.named_parameters():
+            moved = not torch.equal(parameter, before[name])
+            assert moved == parameter.requires_grad, (kind, name)

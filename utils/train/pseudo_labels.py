@@ -51,7 +51,10 @@ def pseudo_labels(
         )
     unknown = sorted(set(teacher.labels) - set(classes))
     if unknown:
-        raise UserError(f"{teacher.path}: knows cell types that no training cell has: {', '.join(unknown[:5])}")
+        raise UserError(
+            f"{teacher.path}: knows cell types that no training cell has: {', '.join(unknown[:5])}; "
+            "give a model that was fine-tuned on labels of this file"
+        )
     train = cells.rows("train")
     rows = train[codes[train] < 0]
     if not len(rows):
