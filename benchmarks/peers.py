@@ -1,12 +1,12 @@
-"""scANVI and MultiVI on the cells of a preprocessed file: what each says of the test cells.
+"""scANVI or MultiVI on the cells of a preprocessed file: what it says of the test cells.
 
-    python benchmarks/peers.py --data_path snareseq2_mop.h5mu --ready_path runs/snareseq2/fold0_seed0/ready.h5mu \\
-        --out_path runs/snareseq2/fold0_seed0/peers
+    python benchmarks/peers.py --method scANVI --data_path snareseq2_mop.h5mu \\
+        --ready_path runs/snareseq2/fold0_seed0/ready.h5mu --out_path runs/snareseq2/fold0_seed0/scANVI
 
 Both are given the raw counts of all cells, also of the test cells (their RNA), and the labels of training cells alone;
 settings are those of scvi-tools' tutorials, but for how scANVI draws labelled cells, which validation cells choose.
-Writes "<group>.csv", predicted types by barcode, for all labels and for each of --labels_per_type; and peers.json with
-the translation scores of MultiVI.
+Writes "<group>.csv", predicted types by barcode, for all labels and for each of --labels_per_type; and told.json with
+what was chosen, the seconds of each part, and the translation scores of MultiVI.
 """
 
 import json
@@ -14,6 +14,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -36,6 +37,7 @@ BATCH_SIZES = (128, 127, 126)  # cells; scvi-tools' own, and what to try where t
 
 @dataclass
 class Flags:
+    method: Literal["scANVI", "MultiVI"] = flag("which of the two to train")
     data_path: str = flag("raw counts, .h5ad or .h5mu")
     ready_path: str = flag("the same cells from preprocess.py, for their split")
     out_path: str = flag("folder for the results")
@@ -44,7 +46,7 @@ class Flags:
     seed: int = flag("of training, and of the draw of few labels", 0)
     labels_per_type: str = flag("numbers of labelled training cells per type, with commas", "")
     scvi_epochs: int = flag("epochs of scVI; 0 for its own choice, 400 below 20,000 cells", 0)
-    multivi_epochs: int = flag("epochs of MultiVI at most; 0 leaves it out (its own choice is 500)", 60)
+    multivi_epochs: int = flag("epochs of MultiVI at most, its own choice being 500", 60)
 
 
 def main() -> None:
@@ -54,24 +56,18 @@ def main() -> None:
     except ImportError:
         raise UserError("scvi-tools is not installed; run `make study`, or pip install scvi-tools==1.4.2") from None
     scvi.settings.seed = flags.seed
-    modalities = ("rna", "atac") if flags.multivi_epochs else ("rna",)
+    modalities = ("rna", "atac") if flags.method == "MultiVI" else ("rna",)
     cells = read_cells(flags.ready_path, modalities)
     counts = raw_counts(flags.data_path, cells, modalities)
+    groups = {"all labels": 0} | {f"{n} labels per type": int(n) for n in flags.labels_per_type.split(",") if n}
+    told: dict = {"scvi-tools": scvi.__version__, "seconds": {}, "translation": {}}
+    train = {"scANVI": scanvi, "MultiVI": multivi}[flags.method]
+    predicted = train(scvi, counts, cells, flags, groups, told)
     out = Path(flags.out_path)
     out.mkdir(parents=True, exist_ok=True)
-    groups = {"all labels": 0} | {f"{n} labels per type": int(n) for n in flags.labels_per_type.split(",") if n}
-    told: dict = {"scvi-tools": scvi.__version__, "seconds": {}, "translation": {}, "n_samples_per_label": {}}
-    predicted = scanvi(scvi, counts["rna"], cells, flags, groups, told)
-    save(out, predicted, told)  # MultiVI takes long
-    if flags.multivi_epochs:
-        labels = multivi(scvi, counts, cells, flags, groups, told)
-        save(out, {group: predicted[group].join(labels[group]) for group in groups}, told)
-
-
-def save(out: Path, predicted: dict[str, pd.DataFrame], told: dict) -> None:
     for group, table in predicted.items():
         table.to_csv(out / f"{group}.csv", index_label="barcode")
-    (out / "peers.json").write_text(json.dumps(told, indent=1))
+    (out / "told.json").write_text(json.dumps(told, indent=1))
 
 
 def raw_counts(path: str, cells: Cells, modalities: tuple[str, ...]) -> dict[str, AnnData]:
@@ -97,10 +93,10 @@ def known_labels(cells: Cells, flags: Flags, per_type: int) -> np.ndarray:
     return known
 
 
-def scanvi(scvi, rna: AnnData, cells: Cells, flags: Flags, groups: dict[str, int], told: dict) -> dict:
+def scanvi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups: dict, told: dict) -> dict:
     """group → predicted types of the test cells: scVI once, then scANVI for every group."""
     started = time.monotonic()
-    rna = rna.copy()
+    rna, told["n_samples_per_label"] = counts["rna"].copy(), {}
     rna.obs["batch"] = cells.obs[flags.batch_column].astype(str).to_numpy() if flags.batch_column in cells.obs else "0"
     scvi.model.SCVI.setup_anndata(rna, batch_key="batch")
     base = scvi.model.SCVI(rna, n_layers=2, n_latent=30, gene_likelihood="nb")

@@ -76,7 +76,9 @@ def main() -> None:
         study.few_labels("scMomer without the student", "multimodal", "--other_modality zeros", n)
     study.translation("student")
     if flags.peers:
-        study.peers(flags.multivi_epochs)
+        study.peer("scANVI")
+        if flags.multivi_epochs:
+            study.peer("MultiVI", f" --multivi_epochs {flags.multivi_epochs}")
     if flags.ablations:
         study.ablations()
     print(f"\nwrote {study.results}; tables: python benchmarks/study.py --results_path {study.results.parent}")
@@ -213,19 +215,19 @@ class Study:
         self.cell_types(name, "student_untrained", f"{tune} {everything}")
         self.few_labels(name, "student_untrained", f"--train_student {everything}", 30, pretrained_lr_scale=1)
 
-    def peers(self, multivi_epochs: int) -> None:
-        """scANVI and MultiVI, in a process of their own."""
-        folder, few = self.out / "peers", ",".join(map(str, FEW_LABELS))
+    def peer(self, method: str, flags: str = "") -> None:
+        """scANVI or MultiVI, in a process of its own."""
+        folder, few = self.out / method, ",".join(map(str, FEW_LABELS))
         self.stages.run(
-            "scANVI and MultiVI",
-            f"benchmarks/peers.py --data_path {self.data} --ready_path {self.ready} --seed {self.seed} "
-            f"--out_path {self.path('peers')} --labels_per_type {few} --multivi_epochs {multivi_epochs}",
+            method,
+            f"benchmarks/peers.py --method {method} --data_path {self.data} --ready_path {self.ready} "
+            f"--out_path {self.path(method)} --seed {self.seed} --labels_per_type {few}{flags}",
         )
         for path in sorted(folder.glob("*.csv")):
             self.keep(path.stem, pd.read_csv(path, index_col="barcode", dtype=str, keep_default_na=False))
-        peers = json.loads((folder / "peers.json").read_text())
-        self.told["translation"] |= peers.pop("translation")
-        self.told["peers"] = peers
+        told = json.loads((folder / "told.json").read_text())
+        self.told["translation"] |= told.pop("translation")
+        self.told.setdefault("peers", {})[method] = told
         self.save()
 
     def save(self) -> None:
