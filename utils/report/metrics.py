@@ -58,17 +58,15 @@ def confusion_counts(true, predicted) -> tuple[np.ndarray, np.ndarray]:
     return counts, classes
 
 
-def scores_of_counts(counts: np.ndarray) -> dict[str, float]:
-    """What `classification_scores` gives, from the counts [true classes, predicted classes]."""
-    hit, size, called = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
-    present = size > 0
-    recall = hit[present] / size[present]
-    f1 = 2 * hit[present] / (size + called)[present]
+def scores_of_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """What `classification_scores` gives, from counts [..., true classes, predicted classes], for each of `...`."""
+    hit, size, called = counts.diagonal(axis1=-2, axis2=-1), counts.sum(axis=-1), counts.sum(axis=-2)
+    n_present = (size > 0).sum(axis=-1)  # a class without true cells has no hits: it adds 0 below
     return {
-        "accuracy": float(hit.sum() / size.sum()),
-        "balanced_accuracy": float(recall.mean()),
-        "macro_f1": float(f1.mean()),
-        "n_cells": int(size.sum()),
+        "accuracy": hit.sum(axis=-1) / size.sum(axis=-1),
+        "balanced_accuracy": (hit / np.maximum(size, 1)).sum(axis=-1) / n_present,
+        "macro_f1": (2 * hit / np.maximum(size + called, 1)).sum(axis=-1) / n_present,
+        "n_cells": size.sum(axis=-1),
     }
 
 
@@ -95,7 +93,7 @@ def classification_scores(true, predicted) -> dict[str, float]:
         The lists differ in length.
     """
     counts, _ = confusion_counts(true, predicted)
-    return scores_of_counts(counts)
+    return {name: value.item() for name, value in scores_of_counts(counts).items()}
 
 
 def per_class_table(true, predicted) -> pd.DataFrame:

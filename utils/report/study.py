@@ -92,16 +92,17 @@ def load_runs(folder: str | Path) -> list[Run]:
     return runs
 
 
-def score_of(truth: np.ndarray, predicted: np.ndarray, n_classes: int, score: str) -> float:
-    """One score of `classification_scores`, for class numbers."""
-    counts = np.bincount(truth * n_classes + predicted, minlength=n_classes**2)
-    return scores_of_counts(counts.reshape(n_classes, n_classes))[score]
+def scores_of(truth: np.ndarray, predicted: np.ndarray, n_classes: int, score: str) -> np.ndarray:
+    """One score of `classification_scores` for each row of class numbers [rows, cells]."""
+    pairs = truth * n_classes + predicted + n_classes**2 * np.arange(len(truth))[:, None]
+    counts = np.bincount(pairs.ravel(), minlength=len(truth) * n_classes**2)
+    return scores_of_counts(counts.reshape(-1, n_classes, n_classes))[score]
 
 
 def mean_score(runs: list[Run], group: str, method: str, score: str) -> float:
     """Mean over the runs that have this method; NaN where none has."""
     values = [
-        score_of(run.cells[group]["label"].to_numpy(), run.cells[group][method].to_numpy(), run.n_classes, score)
+        scores_of(*run.cells[group][["label", method]].to_numpy().T[:, None], run.n_classes, score).item()
         for run in runs
         if method in run.cells.get(group, ())
     ]
@@ -138,25 +139,20 @@ def interval(
     if not runs:
         return float("nan"), float("nan")
     folds = {fold: [run for run in runs if run.fold == fold] for fold in {run.fold for run in runs}}
-    rng, means = np.random.default_rng(seed), []
-    sign = (1.0, -1.0)[: len(methods)]
-    by_type = {
-        fold: [
-            rows.to_numpy() for _, rows in pd.Series(range(len(of[0].cells[group]))).groupby(of[0].cells[group].label)
-        ]
-        for fold, of in folds.items()
-    }
-    if any((run.cells[group].label != folds[run.fold][0].cells[group].label).any() for run in runs):
-        raise UserError(f"{group}: the runs of a fold tell of other test cells; run them again")
-    columns = {id(run): run.cells[group][["label", *methods]].to_numpy().T for run in runs}
-    for _ in range(n):
+    rng, sums = np.random.default_rng(seed), np.zeros(n)
+    for of in folds.values():
+        label = of[0].cells[group].label
+        if any((run.cells[group].label != label).any() for run in of):
+            raise UserError(f"{group}: the runs of a fold tell of other test cells; run them again")
+        by_type = label.reset_index(drop=True).groupby(label.to_numpy()).indices.values()
+        drawn = np.concatenate([rng.choice(rows, (n, len(rows))) for rows in by_type], axis=1)  # [n, cells]
         values = []
-        for fold, of in folds.items():
-            drawn = np.concatenate([rng.choice(rows, len(rows)) for rows in by_type[fold]])
-            for i in rng.integers(len(of), size=len(of)):
-                truth, *predicted = columns[id(of[i])][:, drawn]
-                each = [score_of(truth, column, of[i].n_classes, score) for column in predicted]
-                values.append(np.dot(sign, each))
-        means.append(np.mean(values))
+        for run in of:
+            truth, *predicted = run.cells[group][["label", *methods]].to_numpy().T
+            scores = [scores_of(truth[drawn], column[drawn], run.n_classes, score) for column in predicted]
+            values.append(scores[0] - (scores[1] if against else 0.0))
+        seeds = rng.integers(len(of), size=(len(of), n))
+        sums += np.take_along_axis(np.stack(values), seeds, axis=0).sum(axis=0)
+    means = sums / len(runs)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
