@@ -134,7 +134,7 @@ def test_the_page_gets_the_tables_and_keeps_its_words(tmp_path, monkeypatch):
         assert text.count("| scMomer without the student | 1 | 0.500 (") == 2
         assert "| all labels | 1 | +25.0 (" in text
         assert "| scMomer | 2 | 0.6250 (0.6250–0.6250) |" in text
-        assert "| stage I | 15 | 1.50 |" in text
+        assert "| stage I | 10 | 1.50 |" in text
     assert (tmp_path / "runs.png").stat().st_size > 10_000
     page.write_text("no marks")
     with pytest.raises(UserError, match="lacks the lines"):
