@@ -20,11 +20,12 @@ from utils.errors import UserError
 from utils.report.bench import RESULTS
 from utils.report.plots import bars
 from utils.report.stages import ROOT
-from utils.report.study import Run, interval, load_runs, mean_score
+from utils.report.study import Run, f1_of_types, interval, load_runs, mean_score
 
 ALL = "all labels"
 OURS, PLAIN = "scMomer", "scMomer without the student"
 LINEAR = ("logistic regression", "PCA + logistic regression")
+WHICH_TYPES = (ALL, "30 labels per type")  # groups of which each type's F1 is shown
 MARKS = ("<!-- tables: python benchmarks/study.py -->", "<!-- end of tables -->")
 SCORES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 
@@ -48,6 +49,7 @@ def main() -> None:
     for group in groups_of(runs):
         tables += [f"### RNA alone at test time, {group}" if "ATAC" not in group else f"### {group} at test time"]
         tables += [types_table(runs, group, flags.n_bootstrap)]
+    tables += ["### Which types are found", which_types_table(runs)]
     tables += ["### What each part is for", parts_table(runs, flags.n_bootstrap)]
     tables += ["### RNA → ATAC", translation_table(runs)]
     tables += ["### Time and memory", cost_table(runs)]
@@ -114,6 +116,19 @@ def difference(runs: list[Run], group: str, ours: str, other: str, score: str, n
     low, high = interval(runs, group, ours, score, against=other, n=n)
     text = f"{100 * mean:+.1f} ({100 * low:+.1f} … {100 * high:+.1f})"
     return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def which_types_table(runs: list[Run]) -> str:
+    """F1 of each type, of ours and of the linear baselines, with all labels and with 30 of each type."""
+    columns = [(method, group) for group in WHICH_TYPES for method in (OURS, *LINEAR)]
+    columns = [(method, group) for method, group in columns if any(method in run.cells.get(group, ()) for run in runs)]
+    lines = ["| | test cells | " + " | ".join(f"{method}, {group}" for method, group in columns) + " |"]
+    lines += ["|---|---|" + "---|" * len(columns)]
+    scores = [f1_of_types(runs, group, method) for method, group in columns]
+    for name, n_cells in scores[0]["test_cells"].sort_values(ascending=False, kind="stable").items():
+        f1 = " | ".join(f"{score['f1'][name]:.2f}" for score in scores)
+        lines.append(f"| {name} | {n_cells:.0f} | {f1} |")
+    return "\n".join(lines)
 
 
 def parts_table(runs: list[Run], n: int) -> str:

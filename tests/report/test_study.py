@@ -7,7 +7,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from benchmarks import study as tables
 from utils.errors import UserError
-from utils.report.study import interval, load_runs, mean_score, save_run
+from utils.report.study import f1_of_types, interval, load_runs, mean_score, save_run
 
 TYPES = np.array(["Astro", "L2/3", "NA", "T cell"])
 ALL = "all labels"
@@ -56,6 +56,16 @@ def test_means_are_those_of_sklearn(study):
         mean_score(runs, "none", "good", "accuracy")
     )
     assert all(np.isnan(interval(runs, ALL, "good", "accuracy", against="nobody")))
+
+
+def test_f1_of_types_is_that_of_sklearn(study):
+    runs, tables = study
+    found = f1_of_types(runs, ALL, "bad")
+    each = [f1_score(table["label"], table["bad"], average=None, labels=TYPES) for table in tables.values()]
+    sizes = [(table["label"] == name).sum() for table in tables.values() for name in TYPES]
+    assert found["f1"][TYPES].tolist() == pytest.approx(np.mean(each, axis=0).tolist())
+    assert found["test_cells"][TYPES].tolist() == pytest.approx(np.reshape(sizes, (4, 4)).mean(axis=0).tolist())
+    assert found["f1"].mean() == pytest.approx(mean_score(runs, ALL, "bad", "macro_f1"))
 
 
 def test_the_methods_are_listed_with_ours_first(tmp_path):
@@ -133,6 +143,8 @@ def test_the_page_gets_the_tables_and_keeps_its_words(tmp_path, monkeypatch):
         assert text.count("| scMomer | 2 | 0.750 (") == 2  # for all labels and for few
         assert text.count("| scMomer without the student | 1 | 0.500 (") == 2
         assert "| all labels | 1 | +25.0 (" in text
+        assert "| | test cells | scMomer, all labels | scMomer, 30 labels per type |" in text
+        assert "| A | 2 | 0.80 | 0.80 |" in text and "| B | 2 | 0.67 | 0.67 |" in text
         assert "| scMomer | 2 | 0.6250 (0.6250–0.6250) |" in text
         assert "| stage I | 10 | 1.50 |" in text
     assert (tmp_path / "runs.png").stat().st_size > 10_000

@@ -109,6 +109,26 @@ def mean_score(runs: list[Run], group: str, method: str, score: str) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
+def f1_of_types(runs: list[Run], group: str, method: str) -> pd.DataFrame:
+    """F1 of each type.
+
+    Returns
+    -------
+    DataFrame [types] with `f1` and `test_cells`, by name: means over the runs that have both
+    """
+    tables = []
+    for run in runs:
+        if method in run.cells.get(group, ()):
+            truth, predicted = run.cells[group][["label", method]].to_numpy().T
+            hit, size, called = (
+                np.bincount(numbers, minlength=run.n_classes)
+                for numbers in (truth[truth == predicted], truth, predicted)
+            )
+            table = pd.DataFrame({"f1": 2 * hit / np.maximum(size + called, 1), "test_cells": size})
+            tables.append(table.set_axis(run.told["classes"]).loc[size > 0])
+    return pd.concat(tables).groupby(level=0).mean()
+
+
 def interval(
     runs: list[Run], group: str, method: str, score: str, against: str | None = None, n: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
