@@ -49,10 +49,9 @@ study: $(STUDY_STAMP) ## what is missing of the study in benchmarks/results (DAT
 	mkdir -p $(RESULTS)/snareseq2 $(RESULTS)/rna_only
 	for seed in 0 1 2; do \
 		for fold in 0 1 2; do \
-			run=fold$${fold}_seed$$seed; extra=; [ $$fold = 0 ] && extra=--ablations; \
-			[ -f $(RESULTS)/snareseq2/$$run.json ] && continue; \
-			$(BIN)/python benchmarks/snareseq2.py --data_path "$(DATA)" --fold $$fold --seed $$seed --peers $$extra || exit 1; \
-			cp runs/snareseq2/results/$$run.json $(RESULTS)/snareseq2/ || exit 1; \
+			rows=scMomer,scANVI,MultiVI; [ $$fold = 0 ] && rows=$$rows,ablations; \
+			$(BIN)/python benchmarks/snareseq2.py --data_path "$(DATA)" --fold $$fold --seed $$seed --rows $$rows \
+				--results_path $(RESULTS)/snareseq2/fold$${fold}_seed$$seed.json || exit 1; \
 		done; \
 		for data in immune pbmc68k; do for fold in 0 1 2 3 4; do \
 			run=$${data}_fold$${fold}_seed$$seed; \

@@ -4,9 +4,9 @@
 
 8,622 cells, 1,677 genes, 25,734 peaks, ten batches, of which a fold leaves two out for testing. Trains all stages at a
 size for two CPU cores, fine-tunes with the student and without it, on all labels and on few, and sets simple baselines
-beside all. --ablations adds what is lost without stage I, without stage II, with measured ATAC and with ATAC alone;
---peers adds scANVI and MultiVI (`make study` installs them). Writes results/<name of out_path>.json beside out_path,
-which benchmarks/study.py makes into tables; a run that was cut short begins with the stage it was in.
+beside all: these are --rows scMomer. "ablations" is what is lost without stage I, without stage II, with measured ATAC
+and with ATAC alone; scANVI and MultiVI are peers (`make study` installs them). Rows are added to those that the results
+hold, a JSON file, of which benchmarks/study.py makes tables. A run that was cut short begins with the stage it was in.
 """
 
 import json
@@ -20,9 +20,10 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import flag, parse_flags, run_script
+from utils.data.read import read_cells
 from utils.errors import UserError
 from utils.report.stages import Stages
-from utils.report.study import save_run
+from utils.report.study import load_run, save_run
 
 FOLDS = ("09J,09K", "09H,09I", "09F,09G")  # the test batches; the other four are in no fold's
 FEW_LABELS = (10, 30, 100)
@@ -44,6 +45,7 @@ FINE_TUNE = (
 )
 ALL_LABELS = f"{FINE_TUNE} --epochs 12 --cycle_epochs 11"
 PSEUDO_LABELS = "--epochs 6 --cycle_epochs 5 --val_every 6"
+ROWS = ("scMomer", "ablations", "scANVI", "MultiVI")
 UNTRAINED = "--max_steps 1 --learning_rate 0"  # leaves the weights as they were drawn
 
 
@@ -53,47 +55,59 @@ class Flags:
     out_path: str | None = flag("folder for the models; by default runs/snareseq2/fold<f>_seed<s>", None)
     fold: int = flag("which two batches are test cells: 0 09J and 09K, 1 09H and 09I, 2 09F and 09G", 0)
     seed: int = flag("of the split's validation cells, of the few labels and of all training", 0)
-    ablations: bool = flag("also train without stage I, without stage II, with measured ATAC, and on ATAC alone", False)
-    peers: bool = flag("also train scANVI and MultiVI", False)
-    multivi_epochs: int = flag("of MultiVI, half a minute each; 0 leaves it out", 60)
+    rows: str = flag(f"what to run and add to the results, with commas, of {', '.join(ROWS)}", "scMomer")
+    results_path: str | None = flag("the JSON file; by default results/<name of out_path>.json beside out_path", None)
 
 
 def main() -> None:
     (flags,) = parse_flags(__doc__, Flags)
+    rows = flags.rows.split(",")
     if not 0 <= flags.fold < len(FOLDS):
         raise UserError(f"--fold {flags.fold} is none of 0 … {len(FOLDS) - 1}")
+    if unknown := [row for row in rows if row not in ROWS]:
+        raise UserError(f"--rows {flags.rows}: {unknown[0]!r} is none of {', '.join(ROWS)}")
     if not Path(flags.data_path).is_file():
         print(f"skipped: {flags.data_path} is not there; give --data_path")
         return
     out = Path(flags.out_path or f"runs/snareseq2/fold{flags.fold}_seed{flags.seed}").resolve()
-    study = Study(Path(flags.data_path).resolve(), out, flags.fold, flags.seed)
-    study.pretrain()
-    study.student("student", "multimodal")
-    study.cell_types("scMomer", "student", f"--train_student {ALL_LABELS}")
-    study.cell_types("scMomer without the student", "multimodal", f"--other_modality zeros {ALL_LABELS}")
-    for n in FEW_LABELS:
-        study.few_labels("scMomer", "student", "--train_student", n)
-        study.few_labels("scMomer without the student", "multimodal", "--other_modality zeros", n)
-    study.translation("student")
-    if flags.peers:
-        study.peer("scANVI")
-        if flags.multivi_epochs:
-            study.peer("MultiVI", f" --multivi_epochs {flags.multivi_epochs}")
-    if flags.ablations:
-        study.ablations()
-    print(f"\nwrote {study.results}; tables: python benchmarks/study.py --results_path {study.results.parent}")
+    results = Path(flags.results_path or out.parent / "results" / f"{out.name}.json")
+    study = Study(Path(flags.data_path).resolve(), out, results, flags.fold, flags.seed)
+    for row in rows:
+        study.add(row)
+    print(f"\n{results} holds {', '.join(study.told['rows'])}; tables: python benchmarks/study.py")
 
 
 class Study:
     """Runs the scripts for one fold and one seed, and keeps what they tell."""
 
-    def __init__(self, data: Path, out: Path, fold: int, seed: int):
+    def __init__(self, data: Path, out: Path, results: Path, fold: int, seed: int):
         out.mkdir(parents=True, exist_ok=True)
         self.data, self.out, self.ready = shlex.quote(str(data)), out, shlex.quote(str(out / "ready.h5mu"))
-        self.fold, self.seed, self.stages = fold, seed, Stages(out / "stages.json")
+        self.fold, self.seed, self.results, self.stages = fold, seed, results, Stages(out / "stages.json")
+        self.told: dict = {"fold": fold, "seed": seed, "rows": [], "stages": {}, "translation": {}, "settings": {}}
         self.cells: dict[str, pd.DataFrame] = {}
-        self.told: dict = {"translation": {}, "settings": {}}
-        self.results = out.parent / "results" / f"{out.name}.json"
+        if results.is_file():
+            earlier = load_run(results)
+            if (earlier.fold, earlier.told["seed"]) != (fold, seed):
+                of = f"fold {earlier.fold}, seed {earlier.told['seed']}"
+                raise UserError(f"{results}: is of {of}, not of fold {fold}, seed {seed}; name another --results_path")
+            self.told, self.cells = earlier.told, earlier.names()
+
+    def add(self, row: str) -> None:
+        """Run what a row consists of, and add it to the results; not if they hold it."""
+        if row in self.told["rows"]:
+            print(f"{row}: stands in {self.results}; to run it again, remove that file or name another --results_path")
+            return
+        self.preprocess()
+        if row == "scMomer":
+            self.ours()
+        elif row == "ablations":
+            self.ablations()
+        else:
+            self.peer(row)
+        self.told["rows"].append(row)
+        self.told["stages"] |= self.stages.used
+        save_run(self.results, self.cells, **self.told)
 
     def path(self, name: str) -> str:
         return shlex.quote(str(self.out / name))
@@ -102,13 +116,33 @@ class Study:
         common = f"--data_path {self.ready} --ckpt_dir {self.path('')} --seed {self.seed} --warmup_epochs 1 --overwrite"
         self.stages.run(stage, f"{script}.py {common} {flags}")
 
-    def pretrain(self) -> None:
-        """The split; stages I and II, and the teacher's latents."""
+    def preprocess(self) -> None:
+        """The split; results of earlier rows must be about the same test cells."""
         self.stages.run(
             "preprocess",
             f"preprocess.py --data_path {self.data} --out_path {self.ready} --split_by batch "
             f"--test_groups {FOLDS[self.fold]} --target_sum 1000 --seed {self.seed}",
         )
+        cells = read_cells(self.out / "ready.h5mu", ("rna",))
+        self.labels = cells.labels().iloc[cells.rows("test")].dropna()
+        for group, known in self.cells.items():
+            if known["label"].tolist() != self.labels.tolist():
+                raise UserError(f"{self.results}: {group}: is about other test cells; name another --results_path")
+            known.index = self.labels.index
+
+    def ours(self) -> None:
+        """All stages, with the student and without, and the baselines."""
+        self.pretrain()
+        self.student("student", "multimodal")
+        self.cell_types("scMomer", "student", f"--train_student {ALL_LABELS}")
+        self.cell_types("scMomer without the student", "multimodal", f"--other_modality zeros {ALL_LABELS}")
+        for n in FEW_LABELS:
+            self.few_labels("scMomer", "student", "--train_student", n)
+            self.few_labels("scMomer without the student", "multimodal", "--other_modality zeros", n)
+        self.translation("student")
+
+    def pretrain(self) -> None:
+        """Stages I and II, and the teacher's latents."""
         self.stage_one("", RNA, ATAC)
         self.join("multimodal", "")
 
@@ -145,31 +179,25 @@ class Study:
             "train_missing_celltype_func",
             f"--model {name} --pretrained_model_path {self.path(parent)} {flags}",
         )
-        alone = " --model_alone" if group in self.cells else ""  # the baselines are there already
+        # The baselines are asked once in each group.
+        alone = " --model_alone" if "majority class" in self.cells.get(group, ()) else ""
         self.stages.run(
             f"evaluate {method}, {group}",
             f"evaluate.py --data_path {self.ready} --model_path {self.path(name)}{alone}",
         )
         folder = self.out / name / "evaluation"
         cells = pd.read_csv(folder / "predicted_test.csv", index_col="barcode", dtype=str, keep_default_na=False)
-        cells = cells.rename(columns={"scmomer": method})
-        self.keep(group, cells)
+        self.keep(group, cells.rename(columns={"scmomer": method}))
         table = json.loads((folder / "evaluation_test.json").read_text())
         self.told["settings"][f"{method}, {group}"] = {
             row: scores["setting"] for row, scores in table.items() if isinstance(scores, dict) and "setting" in scores
         }
         self.told.setdefault("embeddings", table["embeddings"])
-        self.save()
 
     def keep(self, group: str, cells: pd.DataFrame) -> None:
         """Add methods to a group; what is there already (the baselines) stays."""
-        known = self.cells.get(group)
-        if known is None:
-            self.cells[group] = cells
-        else:
-            if set(known.index) != set(cells.index):
-                raise UserError(f"{group}: methods tell of other test cells; remove {self.out} and run it again")
-            self.cells[group] = known.join(cells[[name for name in cells if name not in known]])
+        known = self.cells.get(group, self.labels.to_frame("label"))
+        self.cells[group] = known.join(cells[[name for name in cells if name not in known]], validate="1:1")
 
     def few_labels(self, method: str, parent: str, flags: str, n: int, pretrained_lr_scale: float = 0.1) -> None:
         """From n labelled training cells of each type; then from all training cells, as the first model labels them.
@@ -189,10 +217,10 @@ class Study:
         self.stages.run(f"evaluate {name}", f"evaluate.py --data_path {self.ready} --model_path {self.path(name)}")
         table = json.loads((self.out / name / "evaluation" / "evaluation_test.json").read_text())
         self.told["translation"] |= {row: scores for row, scores in table.items() if isinstance(scores, dict)}
-        self.save()
 
     def ablations(self) -> None:
         """What each part is good for, with all labels."""
+        self.pretrain()
         tune = f"--train_student {ALL_LABELS}"
         measured = f"--other_modality measured {ALL_LABELS}"
         self.cell_types("scMomer, RNA + measured ATAC", "multimodal", measured, "RNA and ATAC")
@@ -215,23 +243,19 @@ class Study:
         self.cell_types(name, "student_untrained", f"{tune} {everything}")
         self.few_labels(name, "student_untrained", f"--train_student {everything}", 30, pretrained_lr_scale=1)
 
-    def peer(self, method: str, flags: str = "") -> None:
+    def peer(self, method: str) -> None:
         """scANVI or MultiVI, in a process of its own."""
         folder, few = self.out / method, ",".join(map(str, FEW_LABELS))
         self.stages.run(
             method,
             f"benchmarks/peers.py --method {method} --data_path {self.data} --ready_path {self.ready} "
-            f"--out_path {self.path(method)} --seed {self.seed} --labels_per_type {few}{flags}",
+            f"--out_path {self.path(method)} --seed {self.seed} --labels_per_type {few}",
         )
         for path in sorted(folder.glob("*.csv")):
             self.keep(path.stem, pd.read_csv(path, index_col="barcode", dtype=str, keep_default_na=False))
         told = json.loads((folder / "told.json").read_text())
         self.told["translation"] |= told.pop("translation")
         self.told.setdefault("peers", {})[method] = told
-        self.save()
-
-    def save(self) -> None:
-        save_run(self.results, self.cells, fold=self.fold, seed=self.seed, stages=self.stages.used, **self.told)
 
 
 def folder_name(method: str, group: str) -> str:

@@ -39,6 +39,11 @@ class Run:
     def fold(self) -> int:
         return self.told["fold"]
 
+    def names(self) -> dict[str, pd.DataFrame]:
+        """`cells` with names of types in place of numbers, as `save_run` takes them."""
+        classes = np.array(self.told["classes"])
+        return {group: pd.DataFrame(classes[cells], columns=cells.columns) for group, cells in self.cells.items()}
+
 
 def save_run(path: str | Path, groups: dict[str, pd.DataFrame], **told) -> None:
     """Write one run as JSON: a cell's type is a letter, a method's predictions are a word of them.
@@ -63,9 +68,9 @@ def save_run(path: str | Path, groups: dict[str, pd.DataFrame], **told) -> None:
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    told = {"date": date.today().isoformat(), "machine": machine()} | told
+    written = {"date": date.today().isoformat(), "machine": machine(), "classes": classes, "cells": words}
     whole = path.with_suffix(".part")
-    whole.write_text(json.dumps(told | {"classes": classes, "cells": words}, indent=1) + "\n")
+    whole.write_text(json.dumps(told | written, indent=1) + "\n")
     whole.replace(path)
 
 
@@ -80,16 +85,18 @@ def load_runs(folder: str | Path) -> list[Run]:
     paths = sorted(Path(folder).glob("*.json"))
     if not paths:
         raise UserError(f"{folder}: holds no results; run the study first")
-    runs = []
-    for path in paths:
-        told = json.loads(path.read_text())
-        numbers = {letter: i for i, letter in enumerate(LETTERS)}
-        cells = {
-            group: pd.DataFrame({name: [numbers[letter] for letter in word] for name, word in words.items()})
-            for group, words in told.pop("cells").items()
-        }
-        runs.append(Run(told, cells, len(told["classes"])))
-    return runs
+    return [load_run(path) for path in paths]
+
+
+def load_run(path: str | Path) -> Run:
+    """What `save_run` has written."""
+    told = json.loads(Path(path).read_text())
+    numbers = {letter: i for i, letter in enumerate(LETTERS)}
+    cells = {
+        group: pd.DataFrame({name: [numbers[letter] for letter in word] for name, word in words.items()})
+        for group, words in told.pop("cells").items()
+    }
+    return Run(told, cells, len(told["classes"]))
 
 
 def scores_of(truth: np.ndarray, predicted: np.ndarray, n_classes: int, score: str) -> np.ndarray:
