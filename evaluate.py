@@ -7,11 +7,11 @@ A cell type model is scored on the labels of the test cells, beside the majority
 regression (on all features, and on 50 principal components), fitted on the same training cells and tuned on the same
 validation cells; its embedding beside principal components. A model with a student is scored on translation, how well
 it tells, from the measured modality, the one it has not seen, beside the mean, nearest neighbours and ridge regression.
-Writes evaluation_<split>.json, .csv and .png into --out_path; of cell types also the confusion matrix, and what each
-method predicted for each cell, predicted_<split>.csv.
+Writes evaluation_<split>.json, .csv and .png into --out_path; of cell types also the confusion matrix, the model's
+precision, recall and F1 of each type, per_type_<split>.csv, and what each method predicted for each cell,
+predicted_<split>.csv.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +34,10 @@ from utils.report.baselines import (
     ridge_translation,
     self_trained_logistic_regression,
 )
+from utils.report.bench import to_json
 from utils.report.calibration import expected_calibration_error
 from utils.report.embedding import embedding_scores
-from utils.report.metrics import bootstrap_interval, classification_scores, translation_scores
+from utils.report.metrics import bootstrap_interval, classification_scores, per_class_table, translation_scores
 from utils.report.plots import bars, confusion
 from utils.report.translation import product, pseudobulk_rmse, squared_error, unweighted_probability
 from utils.train.checkpoint import SavedModel, check_fits, load_model
@@ -76,6 +77,11 @@ def main() -> None:
     cells = read_cells(flags.data_path, saved.model_config.inputs if is_types else ("rna", "atac"))
     check_fits(saved, cells.features, cells.stamp, flags.data_path)
     rows = cells.rows(flags.split)
+    if saved.stamp.get("split") != cells.stamp.get("split"):
+        print(
+            f"note: {flags.data_path} was split otherwise than the cells that {saved.path} learned from; of the same "
+            f"cells, {flags.split} cells may be among those it has learned from"
+        )
     if not len(rows):
         raise UserError(f"{flags.data_path}: has no {flags.split} cells; choose another --split, or split it anew")
     if is_types:
@@ -84,9 +90,9 @@ def main() -> None:
         table = score_translation(saved, cells, rows, config, runtime)
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"evaluation_{flags.split}.json"
-    path.write_text(json.dumps({"model": str(saved.path), "hash": saved.hash, "split": flags.split} | table, indent=1))
-    rows = {name: row for name, row in table.items() if isinstance(row, dict) and name != "embeddings"}
-    scores = pd.DataFrame(rows).T
+    path.write_text(to_json({"model": str(saved.path), "hash": saved.hash, "split": flags.split} | table))
+    methods = {name: row for name, row in table.items() if isinstance(row, dict) and name != "embeddings"}
+    scores = pd.DataFrame(methods).T
     scores.to_csv(path.with_suffix(".csv"))
     print(scores.map(_cell).to_string())
     for measure in [name for name in RANKED if name in scores]:
@@ -96,9 +102,9 @@ def main() -> None:
     if "embeddings" in table:
         print(pd.DataFrame(table["embeddings"]).T.map(_cell).to_string())
     shown = [name for name in SHOWN if name in scores]
-    values = {name: {measure: row[measure] for measure in shown} for name, row in rows.items()}
-    intervals = {name: {m: row[f"{m}_95%"] for m in shown if f"{m}_95%" in row} for name, row in rows.items()}
-    bars(values, path.with_suffix(".png"), f"{saved.path.name}, {len(cells.rows(flags.split)):,} cells", intervals)
+    values = {name: {measure: row[measure] for measure in shown} for name, row in methods.items()}
+    intervals = {name: {m: row[f"{m}_95%"] for m in shown if f"{m}_95%" in row} for name, row in methods.items()}
+    bars(values, path.with_suffix(".png"), f"{saved.path.name}, {table['n_cells']:,} cells", intervals)
     print(f"wrote {path}")
 
 
@@ -124,6 +130,12 @@ def score_types(
     if not len(rows):
         raise UserError(f"{cells.path}: no {flags.split} cell has a label in {column}; choose another --label_column")
     truth = labels.iloc[rows].to_numpy()
+    codes = pd.Index(saved.labels).get_indexer(truth)
+    if (codes < 0).all():
+        raise UserError(
+            f"{cells.path}: none of the types in {column} is the model's, such as {saved.labels[0]!r}; "
+            "choose another --label_column"
+        )
 
     def data(which: np.ndarray) -> csr_matrix:
         return hstack([cells.values[name][which] for name in saved.model_config.inputs], format="csr")
@@ -132,8 +144,8 @@ def score_types(
     prediction = predict_types(saved, dataset, config, runtime)
     predicted = {"scmomer": prediction.types}
     # Baselines learn from the labels that the model learned from, and see the same unlabelled training cells.
-    codes = label_codes(labels, sorted(set(labels.dropna())))
-    labelled = limit_labels(codes, cells, saved.training.get("labels_per_type", 0), saved.training["seed"]) >= 0
+    known_types = label_codes(labels, sorted(set(labels.dropna())))
+    labelled = limit_labels(known_types, cells, saved.training.get("labels_per_type", 0), saved.training["seed"]) >= 0
     known = [row[labelled[row]] for row in (cells.rows("train"), cells.rows("val"))]
     (x_train, x_val), (y_train, y_val) = [data(row) for row in known], [labels.iloc[row].to_numpy() for row in known]
     x, x_all, chosen, embeddings = data(rows), data(cells.rows("train")), {}, {"scmomer": prediction.embedding}
@@ -144,6 +156,7 @@ def score_types(
         if name == "nearest neighbours":
             embeddings["50 principal components"] = estimator["pca"].transform(x)
     confusion(truth, prediction.types, out / f"confusion_{flags.split}.png")
+    per_class_table(truth, prediction.types).to_csv(out / f"per_type_{flags.split}.csv")
     by_cell = pd.DataFrame({"label": truth} | predicted, index=cells.obs.index[rows])
     by_cell.to_csv(out / f"predicted_{flags.split}.csv", index_label="barcode")
     table = {}
@@ -153,11 +166,11 @@ def score_types(
             table[name][f"{score}_95%"] = bootstrap_interval(truth, types, score)
         if chosen.get(name) is not None:
             table[name]["setting"] = chosen[name]  # penalty C, or number of neighbours, chosen on validation cells
-    codes = pd.Index(saved.labels).get_indexer(truth)
     in_model = codes >= 0
     batches = cells.obs.get((cells.stamp.get("split") or {}).get("split_by"))
     batches = None if batches is None else batches.iloc[rows]
     return table | {
+        "n_cells": len(rows),
         "calibration_error": expected_calibration_error(prediction.probability[in_model], codes[in_model]),
         "embeddings": {name: embedding_scores(embedding, truth, batches) for name, embedding in embeddings.items()},
     }
@@ -199,7 +212,7 @@ def score_translation(saved: SavedModel, cells: Cells, rows: np.ndarray, config:
             table[name]["pseudobulk_rmse"] = pseudobulk_rmse(left, right, truth, types, to_probability)
         if setting is not None:
             table[name]["setting"] = setting
-    return table
+    return table | {"n_cells": len(rows)}
 
 
 if __name__ == "__main__":

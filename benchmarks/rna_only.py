@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.cli import flag, parse_flags, run_script
 from utils.data.write import write_whole
 from utils.errors import UserError
+from utils.report.bench import when_and_where
 from utils.report.stages import Stages
 from utils.report.study import save_run
 
@@ -80,6 +81,7 @@ def main() -> None:
         data=flags.data,
         fold=flags.fold,
         seed=flags.seed,
+        rows={"scMomer": when_and_where()},
         stages=stages.used,
         embeddings=table["embeddings"],
     )

@@ -10,6 +10,7 @@ hold, a JSON file, of which benchmarks/study.py makes tables. A run that was cut
 """
 
 import json
+import os
 import shlex
 import sys
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.study import ALL, types_table
 from utils.cli import flag, parse_flags, run_script
 from utils.data.read import read_cells
 from utils.errors import UserError
-from utils.report.stages import Stages
+from utils.report.bench import when_and_where
+from utils.report.stages import ROOT, Stages
 from utils.report.study import load_run, save_run
 
 FOLDS = ("09J,09K", "09H,09I", "09F,09G")  # the test batches; the other four are in no fold's
@@ -74,7 +77,8 @@ def main() -> None:
     study = Study(Path(flags.data_path).resolve(), out, results, flags.fold, flags.seed)
     for row in rows:
         study.add(row)
-    print(f"\n{results} holds {', '.join(study.told['rows'])}; tables: python benchmarks/study.py")
+    run = load_run(results)
+    print(f"\n{types_table([run], ALL, n=1000)}\n\n{results} holds {', '.join(run.told['rows'])}")
 
 
 class Study:
@@ -82,9 +86,10 @@ class Study:
 
     def __init__(self, data: Path, out: Path, results: Path, fold: int, seed: int):
         out.mkdir(parents=True, exist_ok=True)
-        self.data, self.out, self.ready = shlex.quote(str(data)), out, shlex.quote(str(out / "ready.h5mu"))
+        self.data, self.out = shlex.quote(os.path.relpath(data, ROOT)), out
+        self.ready = self.path("ready.h5mu")
         self.fold, self.seed, self.results, self.stages = fold, seed, results, Stages(out / "stages.json")
-        self.told: dict = {"fold": fold, "seed": seed, "rows": [], "stages": {}, "translation": {}, "settings": {}}
+        self.told: dict = {"fold": fold, "seed": seed, "rows": {}, "stages": {}, "translation": {}, "settings": {}}
         self.cells: dict[str, pd.DataFrame] = {}
         if results.is_file():
             earlier = load_run(results)
@@ -105,12 +110,13 @@ class Study:
             self.ablations()
         else:
             self.peer(row)
-        self.told["rows"].append(row)
+        self.told["rows"][row] = when_and_where()
         self.told["stages"] |= self.stages.used
         save_run(self.results, self.cells, **self.told)
 
     def path(self, name: str) -> str:
-        return shlex.quote(str(self.out / name))
+        """As the scripts see it, which are run in the repository: commands that are kept name no machine's folders."""
+        return shlex.quote(os.path.relpath(self.out / name, ROOT))
 
     def train(self, stage: str, script: str, flags: str) -> None:
         common = f"--data_path {self.ready} --ckpt_dir {self.path('')} --seed {self.seed} --warmup_epochs 1 --overwrite"
@@ -195,9 +201,10 @@ class Study:
         self.told.setdefault("embeddings", table["embeddings"])
 
     def keep(self, group: str, cells: pd.DataFrame) -> None:
-        """Add methods to a group; what is there already (the baselines) stays."""
+        """Add methods to a group, in place of what it had under their names."""
         known = self.cells.get(group, self.labels.to_frame("label"))
-        self.cells[group] = known.join(cells[[name for name in cells if name not in known]], validate="1:1")
+        known = known.drop(columns=[name for name in known if name in cells and name != "label"])
+        self.cells[group] = known.join(cells.drop(columns="label", errors="ignore"), validate="1:1")
 
     def few_labels(self, method: str, parent: str, flags: str, n: int, pretrained_lr_scale: float = 0.1) -> None:
         """From n labelled training cells of each type; then from all training cells, as the first model labels them.

@@ -7,10 +7,12 @@ rna_only/, and puts the tables between the two marks of RESULTS.md, the figure b
 """
 
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -49,6 +51,7 @@ def main() -> None:
     for group in groups_of(runs):
         tables += [f"### RNA alone at test time, {group}" if "ATAC" not in group else f"### {group} at test time"]
         tables += [types_table(runs, group, flags.n_bootstrap)]
+    tables += ["### Each run, all labels", runs_table(runs, flags.n_bootstrap)]
     tables += ["### Which types are found", which_types_table(runs)]
     tables += ["### What each part is for", parts_table(runs, flags.n_bootstrap)]
     tables += ["### RNA → ATAC", translation_table(runs)]
@@ -56,6 +59,7 @@ def main() -> None:
     if Path(flags.rna_only_path).is_dir():
         for name, of in by_data(load_runs(flags.rna_only_path)).items():
             tables += [f"### {name}", covered(of), types_table(of, ALL, flags.n_bootstrap)]
+            tables += [runs_table(of, flags.n_bootstrap)]
     before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
     page.write_text("\n\n".join([before + MARKS[0], *tables, MARKS[1] + after]))
     figure(runs, Path(flags.results_path).with_suffix(".png"), flags.n_bootstrap)
@@ -65,8 +69,8 @@ def main() -> None:
 def covered(runs: list[Run]) -> str:
     """Which folds and seeds there are, when and where they were run."""
     which = ", ".join(f"fold {run.fold} seed {run.told['seed']}" for run in runs)
-    where = "; ".join(sorted({f"{run.told['machine']}, {run.told['date']}" for run in runs}))
-    return f"{len(runs)} runs ({which}); {where}."
+    where = "; ".join(sorted({f"{at['machine']}, {at['date']}" for run in runs for at in run.told["rows"].values()}))
+    return textwrap.fill(f"{len(runs)} runs ({which}); {where}.", 120)
 
 
 def by_data(runs: list[Run]) -> dict[str, list[Run]]:
@@ -92,7 +96,7 @@ def methods_of(runs: list[Run], group: str) -> list[str]:
 
 def types_table(runs: list[Run], group: str, n: int) -> str:
     """Mean scores with intervals; and by how much ours is above each."""
-    ours = next(name for name in methods_of(runs, group) if name.startswith(OURS))
+    ours = next((name for name in methods_of(runs, group) if name.startswith(OURS)), OURS)
     lines = [
         f"| | runs | accuracy (95 %) | macro-F1 (95 %) | {ours} is better by, accuracy | macro-F1 |",
         "|---|---|---|---|---|---|",
@@ -104,6 +108,18 @@ def types_table(runs: list[Run], group: str, n: int) -> str:
         ]
         cells += ["" if method == ours else difference(of, group, ours, method, score, n) for score in SCORES]
         lines.append(f"| {method} | {len(of)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def runs_table(runs: list[Run], n: int) -> str:
+    """Ours in each run, with intervals over its test cells; and what the linear baselines say of the same cells."""
+    lines = ["| run | test cells | scMomer, accuracy (95 %) | macro-F1 (95 %) | " + " | ".join(LINEAR) + " |"]
+    lines += ["|---|---|---|---|" + "---|" * len(LINEAR)]
+    for run in runs:
+        cells = [spoken(mean_score([run], ALL, OURS, s), interval([run], ALL, OURS, s, n=n)) for s in SCORES]
+        cells += [" / ".join(f"{mean_score([run], ALL, name, s):.3f}" for s in SCORES) for name in LINEAR]
+        name = f"fold {run.fold} seed {run.told['seed']}"
+        lines.append(f"| {name} | {len(run.cells[ALL]):,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -125,7 +141,8 @@ def which_types_table(runs: list[Run]) -> str:
     lines = ["| | test cells | " + " | ".join(f"{method}, {group}" for method, group in columns) + " |"]
     lines += ["|---|---|" + "---|" * len(columns)]
     scores = [f1_of_types(runs, group, method) for method, group in columns]
-    for name, n_cells in scores[0]["test_cells"].sort_values(ascending=False, kind="stable").items():
+    sizes = pd.concat([score["test_cells"] for score in scores], axis=1).mean(axis=1) if scores else pd.Series()
+    for name, n_cells in sizes.sort_values(ascending=False, kind="stable").items():
         f1 = " | ".join(f"{score['f1'][name]:.2f}" for score in scores)
         lines.append(f"| {name} | {n_cells:.0f} | {f1} |")
     return "\n".join(lines)

@@ -1,9 +1,12 @@
-"""Rows of the study are added to the results of one fold and seed, cell by cell."""
+"""Runs of the study: rows are added to the results of one fold and seed, cell by cell; who is told which labels."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import snareseq2
+from benchmarks import peers, rna_only, snareseq2
+from benchmarks.study import types_table, which_types_table
+from utils.data.read import read_cells
 from utils.data.write import write_whole
 from utils.errors import UserError
 from utils.report.study import load_run, save_run
@@ -28,35 +31,41 @@ def new_study(simulation, tmp_path, monkeypatch):
     return make
 
 
-def test_rows_are_added_to_those_that_are_there(new_study, capfd):
-    first = new_study()
-    first.preprocess()
-    assert len(first.labels) == (first.labels.index.str.startswith("D2")).sum() > 20
-    says = first.labels.to_frame("scMomer").assign(**{"majority class": "CD4 naive"}).sample(frac=1, random_state=0)
-    first.keep(ALL, says)
-    first.told["rows"].append("scMomer")
-    save_run(first.results, first.cells, **first.told)
+def test_rows_are_added_to_those_that_are_there(new_study, capfd, monkeypatch):
+    """Models that are always right, always wrong, or tell the cell's number, in an order of their own."""
+    ran, types = [], ["CD4 naive", "CD4 memory", "B cell"]
 
-    second = new_study()
-    capfd.readouterr()
-    second.add("scMomer")
-    assert "scMomer: stands in" in capfd.readouterr().out  # and nothing is run
-    second.preprocess()
-    wrong = pd.DataFrame({"scANVI": "CD4 memory", "scMomer": "is there already"}, index=first.labels.index[::-1])
-    second.keep(ALL, wrong.assign(barcode_of=wrong.index))
-    second.keep("10 labels per type", wrong[["scANVI"]])
-    table = second.cells[ALL]
-    assert table["scMomer"].tolist() == table["label"].tolist() == first.labels.tolist()
-    assert table["barcode_of"].tolist() == first.labels.index.tolist()
-    second.cells[ALL] = table.drop(columns="barcode_of")
-    save_run(second.results, second.cells, **second.told)
+    def ours(study):
+        ran.append("scMomer")
+        cells = study.labels.to_frame("scMomer").assign(label=study.labels, half="CD4 naive")
+        study.keep(ALL, cells.sample(frac=1, random_state=0))
 
-    run = load_run(second.results)
-    assert run.told["rows"] == ["scMomer"] and (run.fold, run.told["seed"]) == (0, 0)
-    names = run.names()
-    assert list(names[ALL]) == ["label", "scMomer", "majority class", "scANVI"]
-    assert names["10 labels per type"]["label"].tolist() == first.labels.tolist()
-    assert set(names[ALL]["scANVI"]) == {"CD4 memory"}
+    def peer(study, method):
+        ran.append(method)
+        number = [types[i % 3] for i in range(len(study.labels))]
+        cells = pd.DataFrame({method: number, "half": "CD4 memory"}, index=study.labels.index)
+        study.keep(ALL, cells[::-1])
+        study.keep("10 labels per type", cells[[method]])
+
+    monkeypatch.setattr(snareseq2.Study, "ours", ours)
+    monkeypatch.setattr(snareseq2.Study, "peer", peer)
+    for rows in (["scMomer"], ["scMomer", "scANVI"], ["scANVI"]):
+        study = new_study()
+        for row in rows:
+            study.add(row)
+    assert ran == ["scMomer", "scANVI"]
+    assert capfd.readouterr().out.count("stands in") == 2
+    run = load_run(study.results)
+    assert list(run.told["rows"]) == ran and all(at["date"] and at["machine"] for at in run.told["rows"].values())
+    assert list(run.told["stages"]) == ["preprocess"] and "--test_groups D2" in str(run.told["stages"])
+    tables, truth = run.names(), read_cells(study.out / "ready.h5mu", ("rna",))
+    truth = truth.labels().iloc[truth.rows("test")].tolist()
+    assert len(truth) > 20 and tables.keys() == {ALL, "10 labels per type"}
+    for group, table in tables.items():
+        assert table["label"].tolist() == truth
+        assert table["scANVI"].tolist() == [types[i % 3] for i in range(len(truth))], group
+    assert tables[ALL]["scMomer"].tolist() == truth
+    assert set(tables[ALL]["half"]) == {"CD4 memory"}  # the later one counts
 
 
 def test_results_of_another_run_are_not_added_to(new_study):
@@ -68,3 +77,36 @@ def test_results_of_another_run_are_not_added_to(new_study):
         new_study(seed=1)
     with pytest.raises(UserError, match="all labels: is about other test cells"):
         new_study().preprocess()
+
+
+def test_a_study_of_peers_alone_has_tables_too(new_study, monkeypatch):
+    monkeypatch.setattr(snareseq2.Study, "peer", lambda study, method: study.keep(ALL, study.labels.to_frame(method)))
+    study = new_study()
+    study.add("scANVI")
+    runs = [load_run(study.results)]
+    assert "| scANVI | 1 | 1.000 (1.000–1.000) | 1.000 (1.000–1.000) |  |  |" in types_table(runs, ALL, 10)
+    assert which_types_table(runs).count("\n") == 1  # no row
+
+
+def test_peers_see_the_labels_of_training_cells_alone(ready_file):
+    cells = read_cells(ready_file, ("rna",))
+    flags = peers.Flags("scANVI", "", "", "", seed=3)
+    train, labels = cells.rows("train"), cells.labels("cell_type").to_numpy()
+    known = peers.known_labels(cells, flags, 0)
+    assert (known[train] == labels[train]).all()
+    assert set(np.delete(known, train)) == {peers.UNKNOWN}
+    few = peers.known_labels(cells, flags, 4)
+    names, counts = np.unique(few[few != peers.UNKNOWN], return_counts=True)
+    assert set(names) == set(labels) and set(counts) == {4}
+    assert (few[few != peers.UNKNOWN] == labels[few != peers.UNKNOWN]).all()
+    assert set(np.flatnonzero(few != peers.UNKNOWN)) <= set(train)
+
+
+def test_folds_leave_out_each_cell_once_and_a_fifth_of_each_type():
+    types = np.repeat(["many", "few", "one"], [52, 7, 1])
+    fold = rna_only.folds(types)
+    assert fold[-1] == "-" and set(fold[:-1]) == set("01234")  # a type of one cell is never tested
+    for name, least, most in (("many", 10, 11), ("few", 1, 2)):
+        counts = [(fold[types == name] == str(i)).sum() for i in range(5)]
+        assert min(counts) == least and max(counts) == most
+    assert (rna_only.folds(types) == fold).all()

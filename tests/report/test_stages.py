@@ -29,6 +29,10 @@ def test_a_stage_runs_once_for_each_command_and_tells_its_cost(tmp_path, capsys)
     stages.run("add", adding(file) + " again")  # another command, after which what follows is run again
     stages.run("after", adding(tmp_path / "after"))
     assert file.read_text() == (tmp_path / "after").read_text() == "xx"
+    with pytest.raises(UserError, match="after failed"):
+        stages.run("after", "-c 'raise SystemExit(3)'")
+    Stages(memory).run("after", adding(tmp_path / "after"))  # what failed may have left its folder half done
+    assert (tmp_path / "after").read_text() == "xxx"
     Stages().run("add", adding(file))  # no memory
     assert file.read_text() == "xxx"
 

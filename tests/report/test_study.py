@@ -1,5 +1,7 @@
 """Results of a study: kept without loss, averaged, and differences between methods bootstrapped in pairs."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from benchmarks import study as tables
 from utils.errors import UserError
+from utils.report.bench import to_json, when_and_where
 from utils.report.study import f1_of_types, interval, load_runs, mean_score, save_run
 
 TYPES = np.array(["Astro", "L2/3", "NA", "T cell"])
@@ -40,7 +43,7 @@ def test_what_is_saved_is_read(study):
     runs, tables = study
     assert [(run.fold, run.told["seed"]) for run in runs] == list(tables)
     for run, table in zip(runs, tables.values(), strict=True):
-        assert run.told["x"] == {"a": 1} and run.told["machine"]
+        assert run.told["x"] == {"a": 1}
         assert np.array(run.told["classes"])[run.cells[ALL]].tolist() == table.to_numpy().tolist()
 
 
@@ -121,6 +124,7 @@ def test_the_page_gets_the_tables_and_keeps_its_words(tmp_path, monkeypatch):
             "30 labels per type": pd.DataFrame({"label": truth} | methods),
         }
         told = {"stages": stages[fold], "translation": {"scmomer": ranked}}
+        told["rows"] = {"scMomer": {"date": "2026-11-01", "machine": "a laptop"}, "scANVI": when_and_where()}
         save_run(tmp_path / "runs" / f"{fold}.json", groups, fold=fold, seed=0, **told)
     page = tmp_path / "page.md"
     page.write_text(f"before\n\n{tables.MARKS[0]}\nstale\n{tables.MARKS[1]}\n\nafter\n")
@@ -139,7 +143,8 @@ def test_the_page_gets_the_tables_and_keeps_its_words(tmp_path, monkeypatch):
         tables.main()
         text = page.read_text()
         assert text.startswith("before\n\n") and text.endswith("\n\nafter\n") and "stale" not in text
-        assert "2 runs (fold 0 seed 0, fold 1 seed 0)" in text
+        assert "2 runs (fold 0 seed 0, fold 1 seed 0); a laptop, 2026-11-01; " in text.replace("\n", " ")
+        assert "| fold 1 seed 0 | 4 | 0.750 (" in text
         assert text.count("| scMomer | 2 | 0.750 (") == 2  # for all labels and for few
         assert text.count("| scMomer without the student | 1 | 0.500 (") == 2
         assert "| all labels | 1 | +25.0 (" in text
@@ -159,3 +164,10 @@ def test_what_cannot_be_kept_or_read(tmp_path):
         save_run(tmp_path / "many.json", {ALL: many}, fold=0, seed=0)
     with pytest.raises(UserError, match="holds no results"):
         load_runs(tmp_path)
+
+
+def test_json_knows_no_nan():
+    told = {"a": [float("nan"), 1.5, ("x", None)], "b": {"c": float("nan"), "d": np.float64("nan")}, "e": True}
+    text = to_json(told)
+    assert json.loads(text) == {"a": [None, 1.5, ["x", None]], "b": {"c": None, "d": None}, "e": True}
+    assert "NaN" not in text

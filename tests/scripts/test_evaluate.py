@@ -67,6 +67,9 @@ def test_cell_types(ready_file, runs, missing, tmp_path, capsys):
     majority = pd.Series(cells.labels().iloc[cells.rows("train")]).mode()[0]
     assert table["majority class"]["accuracy"] == pytest.approx((truth == majority).mean())
     assert table["embeddings"].keys() == {"scmomer", "50 principal components"}
+    per_type = pd.read_csv(tmp_path / "per_type_val.csv", index_col="cell_type")
+    assert per_type["support"].sum() == len(truth)
+    assert per_type["f1"][per_type["support"] > 0].mean() == pytest.approx(expected["macro_f1"])
     told = capsys.readouterr().out
     best = max(TYPE_ROWS, key=lambda name: table[name]["accuracy"])
     winner = next(line for line in told.splitlines() if line.startswith("best accuracy: ")).split(": ")[1]
@@ -147,6 +150,22 @@ def test_translation(ready_file, runs, missing, tmp_path):
     errors = [np.square((bulk[types == name] - truth[types == name]).mean(0)).mean() for name in large]
     assert len(errors) == 3
     assert table["scmomer"]["pseudobulk_rmse"] == pytest.approx(np.sqrt(np.mean(errors)), rel=1e-3)
+
+
+def test_labels_of_another_vocabulary(ready_file, runs, tmp_path, capsys):
+    flags = {"data_path": ready_file, "model_path": runs["celltype_atac"], "out_path": tmp_path}
+    line = error_of(capsys, "evaluate", **flags, split="val", label_column="donor")
+    assert "none of the types in donor is the model's, such as '" in line and "--label_column" in line
+    assert not (tmp_path / "evaluation_val.json").exists()
+
+
+def test_cells_that_were_split_otherwise_are_noted(raw_file, ready_file, runs, tmp_path, capsys):
+    flags = {"model_path": runs["celltype_atac"], "out_path": tmp_path, "split": "val", "model_alone": True}
+    run("evaluate", data_path=ready_file, **flags)
+    assert "was split otherwise" not in capsys.readouterr().out
+    run("preprocess", data_path=raw_file, out_path=tmp_path / "other.h5mu", val_fraction=0.2, seed=9)
+    run("evaluate", data_path=tmp_path / "other.h5mu", **flags)
+    assert "other.h5mu was split otherwise than the cells" in capsys.readouterr().out
 
 
 def test_no_cells_of_the_split(ready_file, runs, tmp_path, capsys):

@@ -79,14 +79,32 @@ def machine() -> str:
     )
 
 
+def when_and_where() -> dict[str, str]:
+    """Today's date and this machine, for results."""
+    return {"date": date.today().isoformat(), "machine": machine()}
+
+
+def to_json(value) -> str:
+    """As text; NaN, which JSON does not know, as null."""
+
+    def known(value):
+        if isinstance(value, dict):
+            return {name: known(part) for name, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [known(part) for part in value]
+        return None if isinstance(value, float) and value != value else value
+
+    return json.dumps(known(value), indent=1, allow_nan=False) + "\n"
+
+
 def save_rows(name: str, rows: list[Row], folder: str | Path, **more) -> None:
     """Print the rows and write <folder>/<name>.json."""
     for row in rows:
         print(row, flush=True)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    told = {"date": date.today().isoformat(), "machine": machine(), "rows": [asdict(row) for row in rows]}
-    (folder / f"{name}.json").write_text(json.dumps(told | more, indent=1) + "\n")
+    told = when_and_where() | {"rows": [asdict(row) for row in rows]}
+    (folder / f"{name}.json").write_text(to_json(told | more))
     print(f"wrote {folder / f'{name}.json'}")
 
 

@@ -61,6 +61,7 @@ class Stages:
             names = list(self.used)
             for later in names[names.index(name) :]:
                 del self.used[later]
+            self._keep()  # now: should the script be stopped, its folder is neither the old model nor the new one
         print(f"\n[{len(self.used) + 1}] {name}\n$ python {command}", flush=True)
         forget_peak_memory()
         started = time.monotonic()
@@ -74,6 +75,9 @@ class Stages:
             "peak_memory_gb": round(usage.ru_maxrss * scale / 1e9, 2),
             "command": f"python {command}",
         }
+        self._keep()
+
+    def _keep(self) -> None:
         if self.path:
             whole = self.path.with_suffix(".part")
             whole.write_text(json.dumps(self.used, indent=1))

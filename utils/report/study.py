@@ -7,14 +7,13 @@ can be bootstrapped in pairs, and tables be made anew without training anything.
 import json
 import string
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from utils.errors import UserError
-from utils.report.bench import machine
+from utils.report.bench import to_json
 from utils.report.metrics import scores_of_counts
 
 LETTERS = string.ascii_letters  # one for each cell type
@@ -51,7 +50,7 @@ def save_run(path: str | Path, groups: dict[str, pd.DataFrame], **told) -> None:
     Parameters
     ----------
     groups : group → [test cells, "label" and methods] of type names
-    told : fold, seed, and what else is to be kept
+    told : fold, seed, rows (name → `when_and_where`), and what else is to be kept
 
     Raises
     ------
@@ -68,9 +67,8 @@ def save_run(path: str | Path, groups: dict[str, pd.DataFrame], **told) -> None:
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = {"date": date.today().isoformat(), "machine": machine(), "classes": classes, "cells": words}
     whole = path.with_suffix(".part")
-    whole.write_text(json.dumps(told | written, indent=1) + "\n")
+    whole.write_text(to_json(told | {"classes": classes, "cells": words}))
     whole.replace(path)
 
 
