@@ -125,8 +125,9 @@ def summarise(out: Path, stages: dict, truth, ways: dict, flags: Flags) -> None:
     predicted = predictions.obs["predicted_cell_type"].astype(str).to_numpy()
     scored = {f"RNA only, {way}" if way != "paired" else "RNA + ATAC": mode for way, (_, mode) in ways.items()}
     cell_types = {name: results(f"celltype_{mode}")["scmomer"] for name, mode in scored.items()}
-    for name in ("logistic regression", "PCA + logistic regression"):
-        cell_types[f"RNA only, {name}"] = results("celltype_student")[name]
+    for measured, mode in (("RNA only", "student"), ("RNA + ATAC", "measured")):
+        for name in ("nearest neighbours", "logistic regression", "PCA + logistic regression"):
+            cell_types[f"{measured}, {name}"] = results(f"celltype_{mode}")[name]
     translation = {name: row for name, row in results("student").items() if isinstance(row, dict)}
     summary = {
         "cells": {"simulated": flags.n_cells, "new_donor": len(truth)},

@@ -51,8 +51,7 @@ def main() -> None:
     if not 0 <= flags.fold < N_FOLDS:
         raise UserError(f"--fold {flags.fold} is none of 0 … {N_FOLDS - 1}")
     if flags.data == "immune" and not Path(flags.data_path).is_file():
-        print(f"skipped: {flags.data_path} is not there; give --data_path")
-        return
+        raise UserError(f"--data_path {flags.data_path} is not there; give another, or take --data pbmc68k")
     out = Path(flags.out_path or f"runs/rna_only/{flags.data}_fold{flags.fold}_seed{flags.seed}").resolve()
     adata = read_h5ad(flags.data_path) if flags.data == "immune" else pbmc68k()
     adata.obs["fold"] = folds(adata.obs["cell_type"].astype(str).to_numpy())

@@ -70,8 +70,7 @@ def main() -> None:
     if unknown := [row for row in rows if row not in ROWS]:
         raise UserError(f"--rows {flags.rows}: {unknown[0]!r} is none of {', '.join(ROWS)}")
     if not Path(flags.data_path).is_file():
-        print(f"skipped: {flags.data_path} is not there; give --data_path")
-        return
+        raise UserError(f"--data_path {flags.data_path} is not there; benchmarks/snareseq2_data.py makes it")
     out = Path(flags.out_path or f"runs/snareseq2/fold{flags.fold}_seed{flags.seed}").resolve()
     results = Path(flags.results_path or out.parent / "results" / f"{out.name}.json")
     study = Study(Path(flags.data_path).resolve(), out, results, flags.fold, flags.seed)
