@@ -9,7 +9,6 @@ same baselines. Writes results/<name of out_path>.json beside out_path, for benc
 """
 
 import json
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from utils.cli import flag, parse_flags, run_script
 from utils.data.write import write_whole
 from utils.errors import UserError
 from utils.report.bench import when_and_where
-from utils.report.stages import Stages
+from utils.report.stages import Stages, from_root
 from utils.report.study import save_run
 
 N_FOLDS = 5
@@ -56,7 +55,7 @@ def main() -> None:
     adata = read_h5ad(flags.data_path) if flags.data == "immune" else pbmc68k()
     adata.obs["fold"] = folds(adata.obs["cell_type"].astype(str).to_numpy())
     write_whole(adata, out / "raw.h5ad")
-    stages, path = Stages(out / "stages.json"), lambda name: shlex.quote(str(out / name))
+    stages, path = Stages(out / "stages.json"), lambda name: from_root(out / name)
     stages.run(
         "preprocess",
         f"preprocess.py --data_path {path('raw.h5ad')} --out_path {path('ready.h5ad')} --split_by fold "

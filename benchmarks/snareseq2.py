@@ -10,8 +10,6 @@ hold, a JSON file, of which benchmarks/study.py makes tables. A run that was cut
 """
 
 import json
-import os
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ from utils.cli import flag, parse_flags, run_script
 from utils.data.read import read_cells
 from utils.errors import UserError
 from utils.report.bench import when_and_where
-from utils.report.stages import ROOT, Stages
+from utils.report.stages import Stages, from_root
 from utils.report.study import load_run, save_run
 
 FOLDS = ("09J,09K", "09H,09I", "09F,09G")  # the test batches; the other four are in no fold's
@@ -85,8 +83,7 @@ class Study:
 
     def __init__(self, data: Path, out: Path, results: Path, fold: int, seed: int):
         out.mkdir(parents=True, exist_ok=True)
-        self.data, self.out = shlex.quote(os.path.relpath(data, ROOT)), out
-        self.ready = self.path("ready.h5mu")
+        self.data, self.out, self.ready = from_root(data), out, from_root(out / "ready.h5mu")
         self.fold, self.seed, self.results, self.stages = fold, seed, results, Stages(out / "stages.json")
         self.told: dict = {"fold": fold, "seed": seed, "rows": {}, "stages": {}, "translation": {}, "settings": {}}
         self.cells: dict[str, pd.DataFrame] = {}
@@ -114,8 +111,7 @@ class Study:
         save_run(self.results, self.cells, **self.told)
 
     def path(self, name: str) -> str:
-        """As the scripts see it, which are run in the repository: commands that are kept name no machine's folders."""
-        return shlex.quote(os.path.relpath(self.out / name, ROOT))
+        return from_root(self.out / name)
 
     def train(self, stage: str, script: str, flags: str) -> None:
         common = f"--data_path {self.ready} --ckpt_dir {self.path('')} --seed {self.seed} --warmup_epochs 1 --overwrite"

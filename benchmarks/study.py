@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -141,8 +140,8 @@ def which_types_table(runs: list[Run]) -> str:
     lines = ["| | test cells | " + " | ".join(f"{method}, {group}" for method, group in columns) + " |"]
     lines += ["|---|---|" + "---|" * len(columns)]
     scores = [f1_of_types(runs, group, method) for method, group in columns]
-    sizes = pd.concat([score["test_cells"] for score in scores], axis=1).mean(axis=1) if scores else pd.Series()
-    for name, n_cells in sizes.sort_values(ascending=False, kind="stable").items():
+    sizes = scores[0]["test_cells"].sort_values(ascending=False, kind="stable") if scores else {}
+    for name, n_cells in sizes.items():
         f1 = " | ".join(f"{score['f1'][name]:.2f}" for score in scores)
         lines.append(f"| {name} | {n_cells:.0f} | {f1} |")
     return "\n".join(lines)

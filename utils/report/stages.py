@@ -15,6 +15,11 @@ from utils.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def from_root(path: Path) -> str:
+    """A path as scripts that run in the repository see it, quoted: commands that are kept name no machine's folders."""
+    return shlex.quote(os.path.relpath(path, ROOT))
+
+
 def forget_peak_memory() -> None:
     """Let this process's peak be what it uses now: on Linux a process inherits the peak of the one that starts it."""
     with suppress(OSError):
