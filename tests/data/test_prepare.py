@@ -185,7 +185,9 @@ def test_files_without_labels(mdata, tmp_path):
     cells_of = preprocess(mdata["rna"], tmp_path)
     assert json.loads(cells_of.uns[STAMP])["label_column"] is None
     cells = read_cells(tmp_path / "out.h5ad", ("rna",))
-    assert (cells.labels(), cells.label_codes()) == (None, None)
+    assert cells.labels() is None
+    with pytest.raises(UserError, match=r"--pair_labels kind: .*out\.h5ad"):
+        cells.codes("kind", "--pair_labels")
 
 
 def test_a_finished_file_is_not_preprocessed_again(ready_file, tmp_path, capsys):

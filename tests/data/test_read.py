@@ -132,7 +132,7 @@ def test_labels_are_those_of_the_stamp_and_missing_ones_stay_missing(tmp_path):
     labels = cells.labels()
     assert labels.isna().tolist() == [False, True, False, False, True]
     assert labels.dropna().tolist() == ["T", "B", "T"]
-    assert cells.label_codes().tolist() == [0, -1, 1, 0, -1]
+    assert cells.codes("kind", "--pair_labels").tolist() == [0, -1, 1, 0, -1]
     assert cells.labels("number").tolist() == ["1", "2", "1", "2", "3"]
     assert cells.labels("absent") is None
 

@@ -234,10 +234,24 @@ class Cells:
         total = sum(np.asarray(block.sum(0, dtype=np.float64)).ravel() for block in blocks)
         return torch.from_numpy((total / len(rows)).astype(np.float32))
 
-    def label_codes(self) -> np.ndarray | None:
-        """[cells] int64 number of each cell's type, -1 where unknown; None when the file has no labels."""
-        labels = self.labels()
-        return None if labels is None else pd.factorize(labels)[0].astype(np.int64)
+    def codes(self, column: str, flag: str) -> np.ndarray:
+        """[cells] int64 number of each cell's class in a column of obs, -1 where it is missing.
+
+        Parameters
+        ----------
+        column : of obs
+        flag : that named it, for the message
+
+        Raises
+        ------
+        UserError
+            If there is no such column.
+        """
+        labels = self.labels(column)
+        if labels is None:
+            known = ", ".join(map(str, self.obs.columns))
+            raise UserError(f"{flag} {column}: {self.path} has no such column in obs, only {known}")
+        return pd.factorize(labels)[0].astype(np.int64)
 
 
 def read_cells(path: str | Path, modalities: tuple[str, ...]) -> Cells:

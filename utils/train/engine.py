@@ -325,8 +325,6 @@ def train_epoch(
                 config.cycle_epochs,
             )
             step_sums = {}
-        # Dropout depends on (seed, step, micro-batch, process), not on what was drawn before: resuming is exact.
-        torch.manual_seed((((config.seed * 1_000_003 + progress.step) * 4096 + micro) * 4096 + runtime.rank) % 2**63)
         is_last = micro == config.grad_acc - 1
         waits = nullcontext() if is_last or runtime.world_size == 1 else module.no_sync()
         with waits:
