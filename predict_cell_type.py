@@ -3,9 +3,10 @@
     python predict_cell_type.py --data_path new_cells.h5ad --model_path celltype --ckpt_dir runs
 
 Input: raw cells in any format that preprocess.py reads; genes are named, peaks projected, and values normalised as the
-model's own were, and what was found and lost is told. Output: the same cells with all that the file holds of them, in
-the same order, with obs["predicted_cell_type"], obs["confidence"] (calibrated probability of that type) and the
-multi-omics embedding in obsm["X_scmomer"].
+model's own were, with a report of what was found and lost. Output: the same cells in the same order with everything
+that the file holds, and obs["predicted_cell_type"], obs["confidence"] (calibrated probability of that type), the
+multi-omics embedding in obsm["X_scmomer"], and in uns["scmomer"] what made them. Predictions of an earlier run are
+replaced; columns of your own under these names are not: choose other names by --prefix.
 """
 
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ import numpy as np
 
 from utils.cli import flag, parse_flags, run_script
 from utils.data.intake import IntakeConfig
-from utils.data.query import read_query
+from utils.data.query import Names, read_query
 from utils.data.read import open_cells
-from utils.data.write import bare_name, check_target, write_whole
+from utils.data.write import check_target, write_whole
 from utils.train.checkpoint import load_model
 from utils.train.distributed import distributed_run
 from utils.train.infer import InferConfig, predict_types
@@ -31,17 +32,26 @@ class Flags:
     atac_path: str | None = flag("and their ATAC; the two are joined by barcode", None)
     ckpt_dir: str = flag("folder that holds the model folder", ".")
     out_path: str | None = flag("file to write; by default <data>.predicted.<h5ad|h5mu> beside the input", None)
+    prefix: str = flag("text before each name that is written, for example new_", "")
 
 
 def main() -> None:
     flags, intake, config = parse_flags(__doc__, Flags, IntakeConfig, InferConfig)
     inputs = (flags.data_path, flags.rna_path, flags.atac_path)
     with open_cells(*inputs) as file, distributed_run(config.device) as runtime:
-        out_path = flags.out_path or str(file.path.with_name(f"{bare_name(file.path)}.predicted{file.suffix}"))
+        names = Names(flags.prefix)
+        notes = names.claim(file)
+        bare = file.path.name.removesuffix(file.suffix)  # a.csv and a.h5ad do not share an output
+        out_path = flags.out_path or str(file.path.with_name(f"{bare}.predicted{file.suffix}"))
         check_target(out_path, file.suffix, inputs)
         inside = Path(flags.ckpt_dir) / flags.model_path
         saved = load_model(inside if inside.exists() else flags.model_path, "celltype")
         query = read_query(file, saved, intake, progress=runtime.is_main)
+        if saved.is_simulated:
+            notes.append(f"warning: {saved.path} was trained on simulated cells; its labels mean nothing for real ones")
+        if saved.calibration is not None and (saved.calibration.few or not saved.calibration.is_enough):
+            notes.append(f"warning: {saved.calibration}")
+        query.report += notes
         for line in query.report:
             runtime.say(line)
         prediction = predict_types(saved, query.dataset, config, runtime)
@@ -49,11 +59,11 @@ def main() -> None:
             return
         prediction.types[query.empty] = "unassigned"
         prediction.confidence[query.empty] = 0.0
-        write_whole(query.annotate(prediction), out_path)
-        names, counts = np.unique(prediction.types, return_counts=True)
+        write_whole(query.annotate(prediction, saved, names), out_path)
+        types, counts = np.unique(prediction.types, return_counts=True)
         runtime.say(
             f"wrote {out_path}: {len(prediction.types):,} cells; "
-            + ", ".join(f"{names[i]} {counts[i]:,}" for i in np.argsort(-counts))
+            + ", ".join(f"{types[i]} {counts[i]:,}" for i in np.argsort(-counts))
         )
 
 

@@ -31,8 +31,7 @@ def rna(simulation) -> ad.AnnData:
 
 def label(path: Path, model: Path, **flags) -> ad.AnnData:
     run("predict_cell_type", data_path=path, model_path=model, device="cpu", **flags)
-    name = path.name.removesuffix(".gz")
-    return ad.read_h5ad(path.with_name(f"{name if path.is_dir() else Path(name).stem}.predicted.h5ad"))
+    return ad.read_h5ad(path.with_name(f"{path.name.removesuffix('.h5ad')}.predicted.h5ad"))
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +141,7 @@ def test_multiome_is_labelled_from_one_file_or_two(simulation, rna, runs, expect
     peaks = simulation.mdata["atac"].copy()
     peaks.obs = peaks.obs[[]]
     run("predict_cell_type", data_path=tenx_h5(rna, tmp_path, peaks), model_path=runs["celltype_atac"], device="cpu")
-    one = mudata.read_h5mu(tmp_path / "filtered_feature_bc_matrix.predicted.h5mu")
+    one = mudata.read_h5mu(tmp_path / "filtered_feature_bc_matrix.h5.predicted.h5mu")
     rna.write(tmp_path / "rna.h5ad")
     peaks.write(tmp_path / "atac.h5ad")
     pair = {"rna_path": tmp_path / "rna.h5ad", "atac_path": tmp_path / "atac.h5ad"}

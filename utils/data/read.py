@@ -27,6 +27,8 @@ mudata.set_options(pull_on_update=False)
 
 STAMP = "scmomer"
 STAMP_VERSION = 1
+STAMPED = "preprocessing"
+"""Where the stamp of a preprocessed file stands once predictions have taken its place in uns."""
 
 
 @dataclass
@@ -99,11 +101,20 @@ def read_raw(path: str | Path) -> RawFile:
     obs.index = obs.index.astype(str).rename(None)
     for source in modalities.values():
         obs = obs if obs is source.obs else _fill(obs, source.obs)
-    stamp = None
-    with reading(path, "has a damaged stamp", "run preprocess.py on the raw file again"):
-        if hdf5 is not None and f"uns/{STAMP}" in hdf5:
-            stamp = dict(json.loads(read_elem(hdf5[f"uns/{STAMP}"])))
+    stamp = None if hdf5 is None else _stamp(hdf5)
     return RawFile(path, kind, modalities, obs, stamp, handles=[hdf5] if hdf5 is not None else [])
+
+
+def _stamp(hdf5: h5py.File) -> dict | None:
+    """What preprocessing left in a file, also below later predictions; anything else under its name is no stamp."""
+    entry = hdf5.get(f"uns/{STAMP}")
+    if isinstance(entry, h5py.Group):
+        entry = entry.get(STAMPED)
+    with suppress(Exception):  # whatever another program wrote there
+        stamp = json.loads(read_elem(entry))
+        if isinstance(stamp, dict) and "version" in stamp:
+            return stamp
+    return None
 
 
 def open_cells(data_path: str | None, rna_path: str | None, atac_path: str | None) -> RawFile:

@@ -18,7 +18,9 @@ from models.fusion import FusionConfig
 from models.rna_encoder import RNAEncoderConfig
 from models.scmomer import ScMomer, ScMomerConfig
 from models.student import StudentConfig
+from utils import __version__
 from utils.errors import UserError, reading
+from utils.report.calibration import Calibration
 from utils.train.folders import check_folder
 
 KINDS = {
@@ -50,6 +52,7 @@ class SavedModel:
     stamp : constants of the preprocessing
     labels : cell types in the order of the logits
     temperature : divisor of the logits that calibrates probabilities
+    calibration : the validation cells that it was fitted on, or None before it was
     options : settings of the composed model (missing, other_modality)
     training : the command line's settings
     parents : script's flag → hash of the folder given there
@@ -63,6 +66,7 @@ class SavedModel:
     state: dict[str, Tensor] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
     temperature: float = 1.0
+    calibration: Calibration | None = None
     options: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
@@ -91,10 +95,15 @@ class SavedModel:
                     "options": self.options,
                     "labels": self.labels,
                     "temperature": self.temperature,
+                    "calibration": None if self.calibration is None else asdict(self.calibration),
                     "preprocessing": self.stamp,
                     "training": self.training,
                     "parents": self.parents,
-                    "versions": {"python": platform.python_version(), "torch": torch.__version__},
+                    "versions": {
+                        "scmomer": __version__,
+                        "python": platform.python_version(),
+                        "torch": torch.__version__,
+                    },
                 },
                 indent=1,
             )
@@ -106,6 +115,8 @@ class SavedModel:
         sizes = ", ".join(f"{len(names):,} {FEATURE_FILES[name]}" for name, names in self.features.items())
         shape = "\n".join(f"- {name}: {asdict(config)}" for name, config in self.config.items())
         labels = f"\nCell types: {', '.join(self.labels)}\n" if self.labels else ""
+        if self.calibration is not None:
+            labels += f"\nTemperature {self.temperature:.3f}; {self.calibration}.\n"
         parents = "".join(f"- {flag}: {digest}\n" for flag, digest in self.parents.items()) or "- none\n"
         return (
             f"# scMomer: {KINDS[self.kind]}\n\n{sizes}; {sum(t.numel() for t in self.state.values()):,} numbers.\n\n"
@@ -113,6 +124,11 @@ class SavedModel:
             f"## Shape\n{shape}\n\n## Preprocessing\n{json.dumps(self.stamp)}\n\n## Made from\n{parents}\n"
             "## Use\nResearch. The weights know the genes, peaks, species and tissues listed here and no others.\n"
         )
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the model was trained on simulated cells, so that its labels say nothing about real ones."""
+        return bool(self.stamp.get("simulated"))
 
     @property
     def model_config(self) -> ScMomerConfig:
@@ -175,12 +191,18 @@ def _load(folder: Path, digest: str, kinds: tuple[str, ...]) -> SavedModel:
         stamp=saved["preprocessing"],
         labels=saved["labels"],
         temperature=saved["temperature"],
+        calibration=_calibration(saved.get("calibration")),
         options=saved["options"],
         training=saved["training"],
         parents=saved["parents"],
         path=folder,
         hash=digest,
     )
+
+
+def _calibration(kept: dict | None) -> Calibration | None:
+    """As `SavedModel.write` kept it; folders of earlier versions have none."""
+    return None if kept is None else Calibration(kept["n_cells"], kept["n_types"], tuple(kept["few"]))
 
 
 def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
