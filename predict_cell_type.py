@@ -11,16 +11,9 @@ multi-omics embedding in obsm["X_scmomer"].
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from utils.cli import flag, parse_flags, run_script
-from utils.data.intake import IntakeConfig
-from utils.data.query import read_query
-from utils.data.read import open_cells
-from utils.data.write import bare_name, check_target, write_whole
-from utils.train.checkpoint import load_model
-from utils.train.distributed import distributed_run
-from utils.train.infer import InferConfig, predict_types
+from utils.data.config import IntakeConfig
+from utils.train.config import InferConfig
 
 
 @dataclass
@@ -35,6 +28,17 @@ class Flags:
 
 def main() -> None:
     flags, intake, config = parse_flags(__doc__, Flags, IntakeConfig, InferConfig)
+
+    # Slow to import: --help and mistaken flags do not wait for them.
+    import numpy as np
+
+    from utils.data.query import read_query
+    from utils.data.read import open_cells
+    from utils.data.write import bare_name, check_target, write_whole
+    from utils.train.checkpoint import load_model
+    from utils.train.distributed import distributed_run
+    from utils.train.infer import predict_types
+
     inputs = (flags.data_path, flags.rna_path, flags.atac_path)
     with open_cells(*inputs) as file, distributed_run(config.device) as runtime:
         out_path = flags.out_path or str(file.path.with_name(f"{bare_name(file.path)}.predicted{file.suffix}"))

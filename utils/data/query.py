@@ -9,8 +9,9 @@ import pandas as pd
 from scipy.sparse import vstack
 
 from utils.data import prepare
+from utils.data.config import IntakeConfig
 from utils.data.dataset import CellDataset
-from utils.data.intake import IntakeConfig, take_in
+from utils.data.intake import take_in
 from utils.data.read import RawFile, common_barcodes
 from utils.errors import UserError
 from utils.train.checkpoint import SavedModel
