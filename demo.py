@@ -15,15 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import anndata as ad
-import pandas as pd
-
 from utils.cli import flag, parse_flags, run_script
-from utils.data.simulate import SimulationConfig, simulate
-from utils.data.write import write_whole
 from utils.errors import UserError
-from utils.report.metrics import classification_scores
-from utils.report.plots import bars, confusion, umap_true_predicted
 from utils.report.stages import ROOT, Stages
 
 ENCODER = "--dim 64 --depth 2 --heads 2 --dim_head 32"
@@ -40,6 +33,11 @@ class Flags:
 
 def main() -> None:
     (flags,) = parse_flags(__doc__, Flags)
+
+    # Slow to import: --help and mistaken flags do not wait for them.
+    from utils.data.simulate import SimulationConfig, simulate
+    from utils.data.write import write_whole
+
     out = Path(flags.out_path).resolve()
     if out.exists() and any(out.iterdir()) and not (out / ".scmomer_demo").exists():
         raise UserError(f"{out}: exists and was not made by the demo; choose another --out_path")
@@ -120,6 +118,12 @@ def main() -> None:
 
 def summarise(out: Path, stages: dict, truth, ways: dict, flags: Flags) -> None:
     """Collect what the stages wrote into summary.json, a table and figures."""
+    import anndata as ad
+    import pandas as pd
+
+    from utils.report.metrics import classification_scores
+    from utils.report.plots import bars, confusion, umap_true_predicted
+
     results = lambda name: json.loads((out / "runs" / name / "evaluation" / "evaluation_test.json").read_text())
     predictions = ad.read_h5ad(out / "predictions.h5ad")
     predicted = predictions.obs["predicted_cell_type"].astype(str).to_numpy()

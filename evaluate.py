@@ -12,46 +12,25 @@ precision, recall and F1 of each type, per_type_<split>.csv, and what each metho
 predicted_<split>.csv.
 """
 
+from __future__ import annotations
+
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-from scipy.sparse import csr_matrix, hstack
-
-from models.minibatch import other
+from models.shapes import other
 from utils.cli import flag, parse_flags, run_script
-from utils.data.dataset import CellDataset
-from utils.data.labels import label_codes, limit_labels
-from utils.data.read import Cells, read_cells
 from utils.errors import UserError
-from utils.report.baselines import (
-    logistic_regression,
-    majority_class,
-    nearest_neighbours,
-    neighbour_translation,
-    pca_logistic_regression,
-    ridge_translation,
-    self_trained_logistic_regression,
-)
-from utils.report.bench import to_json
-from utils.report.calibration import expected_calibration_error
-from utils.report.embedding import embedding_scores
-from utils.report.metrics import bootstrap_interval, classification_scores, per_class_table, translation_scores
-from utils.report.plots import bars, confusion
-from utils.report.translation import product, pseudobulk_rmse, squared_error, unweighted_probability
-from utils.train.checkpoint import SavedModel, check_fits, load_model
-from utils.train.distributed import Runtime, choose_device
-from utils.train.infer import InferConfig, infer, predict_types
+from utils.train.config import InferConfig
 
-TYPE_BASELINES = {
-    "majority class": majority_class,
-    "nearest neighbours": nearest_neighbours,
-    "logistic regression": logistic_regression,
-    "PCA + logistic regression": pca_logistic_regression,
-}
-FEW_LABEL_BASELINES = {"logistic regression, self-trained": self_trained_logistic_regression}
-"""Where there are training cells without a label."""
+if TYPE_CHECKING:
+    import numpy as np
+    from scipy.sparse import csr_matrix
+
+    from utils.data.read import Cells
+    from utils.train.checkpoint import SavedModel
+    from utils.train.distributed import Runtime
 
 RANKED = ("accuracy", "macro_f1", "peak_auroc", "cell_auroc", "rna_mse")  # of which the best is told
 ERRORS = ("rna_mse",)
@@ -70,6 +49,16 @@ class Flags:
 
 def main() -> None:
     flags, config = parse_flags(__doc__, Flags, InferConfig)
+
+    # Slow to import: --help and mistaken flags do not wait for them.
+    import pandas as pd
+
+    from utils.data.read import read_cells
+    from utils.report.bench import to_json
+    from utils.report.plots import bars
+    from utils.train.checkpoint import check_fits, load_model
+    from utils.train.distributed import Runtime, choose_device
+
     runtime = Runtime(choose_device(config.device))
     saved = load_model(flags.model_path, "celltype", "student")
     out = Path(flags.out_path or saved.path / "evaluation")
@@ -114,7 +103,7 @@ def _cell(value) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(f"{v:.3f}" for v in value) + "]"
     if isinstance(value, float):
-        return "" if np.isnan(value) else f"{value:.3f}"
+        return "" if math.isnan(value) else f"{value:.3f}"
     return str(value)
 
 
@@ -122,6 +111,19 @@ def score_types(
     saved: SavedModel, cells: Cells, rows: np.ndarray, flags: Flags, config: InferConfig, runtime: Runtime, out: Path
 ) -> dict:
     """Scores of the model and of the baselines, with 95 % bootstrap intervals over cells; and of their embeddings."""
+    import numpy as np
+    import pandas as pd
+    from scipy.sparse import hstack
+
+    from utils.data.dataset import CellDataset
+    from utils.data.labels import label_codes, limit_labels
+    from utils.report.baselines import FEW_LABEL_BASELINES, TYPE_BASELINES
+    from utils.report.calibration import expected_calibration_error
+    from utils.report.embedding import embedding_scores
+    from utils.report.metrics import bootstrap_interval, classification_scores, per_class_table
+    from utils.report.plots import confusion
+    from utils.train.infer import predict_types
+
     column = flags.label_column or saved.training.get("label_column")
     labels = cells.labels(column)
     if labels is None:
@@ -167,8 +169,11 @@ def score_types(
         table[name] = classification_scores(truth, types)
         for score in ("accuracy", "macro_f1"):
             table[name][f"{score}_95%"] = bootstrap_interval(truth, types, score)
-        if name in probability:
-            table[name]["calibration_error"] = calibration_error(*probability[name], truth)
+        share, classes = probability[name]
+        known_codes = label_codes(truth, classes)  # -1 for types that the method does not know
+        table[name]["calibration_error"] = expected_calibration_error(
+            share[known_codes >= 0], known_codes[known_codes >= 0]
+        )
         if chosen.get(name) is not None:
             table[name]["setting"] = chosen[name]  # penalty C, or number of neighbours, chosen on validation cells
     missed = pd.Series(truth[~np.isin(truth, prediction.types)]).value_counts()
@@ -183,14 +188,16 @@ def score_types(
     }
 
 
-def calibration_error(probability: np.ndarray, classes: list[str], truth: np.ndarray) -> float:
-    """Expected calibration error over the cells whose type is one of `classes`, the columns of `probability`."""
-    codes = label_codes(truth, classes)
-    return expected_calibration_error(probability[codes >= 0], codes[codes >= 0])
-
-
 def score_translation(saved: SavedModel, cells: Cells, rows: np.ndarray, config: InferConfig, runtime: Runtime) -> dict:
     """Measured → missing modality, beside baselines: how peaks are ranked, or the squared error of genes."""
+    import numpy as np
+
+    from utils.data.dataset import CellDataset
+    from utils.report.baselines import neighbour_translation, ridge_translation
+    from utils.report.metrics import translation_scores
+    from utils.report.translation import product, pseudobulk_rmse, squared_error, unweighted_probability
+    from utils.train.infer import infer
+
     missing = saved.options["missing"]
     present, model = other(missing), saved.build()
     dataset = CellDataset({present: cells.values[present][rows]}, cells.obs.index[rows])

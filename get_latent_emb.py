@@ -9,13 +9,7 @@ barcode the latents of both modalities (obsm["rna"], obsm["atac"]) and the joint
 from dataclasses import dataclass
 
 from utils.cli import flag, parse_flags, run_script
-from utils.data.dataset import CellDataset
-from utils.data.latents import write_latents
-from utils.data.read import read_cells
-from utils.data.rows import select
-from utils.train.checkpoint import check_fits, load_model
-from utils.train.distributed import distributed_run
-from utils.train.infer import InferConfig, infer
+from utils.train.config import InferConfig
 
 
 @dataclass
@@ -27,6 +21,16 @@ class Flags:
 
 def main() -> None:
     flags, config = parse_flags(__doc__, Flags, InferConfig)
+
+    # Slow to import: --help and mistaken flags do not wait for them.
+    from utils.data.dataset import CellDataset
+    from utils.data.latents import write_latents
+    from utils.data.read import read_cells
+    from utils.data.rows import select
+    from utils.train.checkpoint import check_fits, load_model
+    from utils.train.distributed import distributed_run
+    from utils.train.infer import infer
+
     with distributed_run(config.device) as runtime:
         cells = read_cells(flags.data_path, ("rna", "atac"))
         teacher = load_model(flags.model_path, "multimodal")

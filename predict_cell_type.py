@@ -12,16 +12,9 @@ replaced; columns of your own under these names are not: choose other names by -
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from utils.cli import flag, parse_flags, run_script
-from utils.data.intake import IntakeConfig
-from utils.data.query import Names, read_query
-from utils.data.read import open_cells
-from utils.data.write import check_target, write_whole
-from utils.train.checkpoint import load_model
-from utils.train.distributed import distributed_run
-from utils.train.infer import InferConfig, predict_types
+from utils.data.config import IntakeConfig
+from utils.train.config import InferConfig
 
 
 @dataclass
@@ -32,14 +25,25 @@ class Flags:
     atac_path: str | None = flag("and their ATAC; the two are joined by barcode", None)
     ckpt_dir: str = flag("folder that holds the model folder", ".")
     out_path: str | None = flag("file to write; by default <data>.predicted.<h5ad|h5mu> beside the input", None)
-    prefix: str = flag("text before each name that is written, for example new_", "")
+    prefix: str | None = flag("text before each name that is written, for example new_", None)
 
 
 def main() -> None:
     flags, intake, config = parse_flags(__doc__, Flags, IntakeConfig, InferConfig)
+
+    # Slow to import: --help and mistaken flags do not wait for them.
+    import numpy as np
+
+    from utils.data.query import Names, read_query
+    from utils.data.read import open_cells
+    from utils.data.write import check_target, write_whole
+    from utils.train.checkpoint import load_model
+    from utils.train.distributed import distributed_run
+    from utils.train.infer import predict_types
+
     inputs = (flags.data_path, flags.rna_path, flags.atac_path)
     with open_cells(*inputs) as file, distributed_run(config.device) as runtime:
-        names = Names(flags.prefix)
+        names = Names(flags.prefix or "")
         notes = names.claim(file)
         bare = file.path.name.removesuffix(file.suffix)  # a.csv and a.h5ad do not share an output
         out_path = flags.out_path or str(file.path.with_name(f"{bare}.predicted{file.suffix}"))

@@ -12,25 +12,22 @@ train/val/test in obs["split"], and the constants that were used in uns["scmomer
 splits again. Files of any size are read and written in blocks.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 from dataclasses import dataclass
-
-import anndata as ad
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from utils.cli import flag, parse_flags, run_script
-from utils.data import prepare
-from utils.data.align import read_reference
-from utils.data.intake import IntakeConfig, not_carried, take_in
-from utils.data.labels import check_labels
-from utils.data.read import STAMP, STAMP_VERSION, RawFile, open_cells
-from utils.data.split import SPLITS, assign_split
-from utils.data.write import check_target, write_in_blocks
+from utils.data.config import IntakeConfig
 from utils.errors import UserError
-from utils.report.doctor import examine
-from utils.train.folders import file_hash
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from utils.data.read import RawFile
 
 
 @dataclass
@@ -52,6 +49,13 @@ class Flags:
 
 def main() -> None:
     flags, config = parse_flags(__doc__, Flags, IntakeConfig)
+
+    # Slow to import: --help and mistaken flags do not wait for them.
+    from utils.data.align import read_reference
+    from utils.data.read import open_cells
+    from utils.data.write import check_target
+    from utils.report.doctor import examine
+
     reference = read_reference(flags.gene_reference) if flags.gene_reference else {}
     inputs = (flags.data_path, flags.rna_path, flags.atac_path)
     if flags.check or flags.json:
@@ -66,12 +70,26 @@ def main() -> None:
 
 def split_cells(obs: pd.DataFrame, flags: Flags) -> np.ndarray:
     """[cells] train, val or test."""
+    from utils.data.split import assign_split
+
     groups = [group.strip() for group in flags.test_groups.split(",")] if flags.test_groups else None
     return assign_split(obs, flags.val_fraction, flags.seed, flags.split_by, groups, flags.label_column)
 
 
 def preprocess(file: RawFile, flags: Flags, config: IntakeConfig, reference: dict[str, np.ndarray]) -> None:
     """Read `file`, write `flags.out_path`, and tell what is done."""
+    import anndata as ad
+    import numpy as np
+    import pandas as pd
+
+    from utils.data import prepare
+    from utils.data.intake import not_carried, take_in
+    from utils.data.labels import check_labels
+    from utils.data.read import STAMP, STAMP_VERSION
+    from utils.data.split import SPLITS
+    from utils.data.write import write_in_blocks
+    from utils.train.folders import file_hash
+
     # What is there: modalities, counts, genes, peaks, labels.
     if file.stamp is not None:
         raise UserError(f"{file.path}: is preprocessed already; give it to the training scripts as it is")

@@ -9,16 +9,9 @@ Input: a file from preprocess.py. Output: the model folder <ckpt_dir>/<model_nam
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
-from models.atac_encoder import ATACEncoder, ATACEncoderConfig
-from models.objectives import MaskedATAC
+from models.shapes import ATACEncoderConfig
 from utils.cli import flag, parse_flags, run_script, with_defaults
-from utils.data.dataset import train_and_val
-from utils.data.read import read_cells
-from utils.train.checkpoint import SavedModel
-from utils.train.distributed import distributed_run
-from utils.train.engine import TrainConfig, fit
+from utils.train.config import TrainConfig
 
 
 @dataclass
@@ -31,6 +24,18 @@ class Flags:
 
 def main() -> None:
     flags, config, shape = parse_flags(__doc__, Flags, with_defaults(TrainConfig, batch_size=32), ATACEncoderConfig)
+
+    # Slow to import: --help and mistaken flags do not wait for them.
+    import torch
+
+    from models.atac_encoder import ATACEncoder
+    from models.objectives import MaskedATAC
+    from utils.data.dataset import train_and_val
+    from utils.data.read import read_cells
+    from utils.train.checkpoint import SavedModel
+    from utils.train.distributed import distributed_run
+    from utils.train.engine import fit
+
     with distributed_run(config.device) as runtime:
         cells = read_cells(flags.data_path, ("atac",))
         torch.manual_seed(config.seed)

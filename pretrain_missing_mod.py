@@ -13,18 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from models.objectives import Distillation
-from models.scmomer import ScMomer, ScMomerConfig
-from models.student import StudentConfig
+from models.shapes import ScMomerConfig, StudentConfig
 from utils.cli import check_numbers, flag, parse_flags, run_script, with_defaults
-from utils.data.dataset import train_and_val
-from utils.data.latents import read_latents
-from utils.data.read import read_cells
-from utils.train.checkpoint import SavedModel, check_fits, load_model, load_parts
-from utils.train.distributed import distributed_run
-from utils.train.engine import TrainConfig, fit
+from utils.train.config import TrainConfig
 
 
 @dataclass
@@ -47,6 +38,19 @@ def main() -> None:
     flags, config, shape = parse_flags(__doc__, Flags, with_defaults(TrainConfig, batch_size=32), StudentConfig)
     check_numbers(flags, "feature_dropout", below=1)
     check_numbers(flags, "alone_weight")
+
+    # Slow to import: --help and mistaken flags do not wait for them.
+    import torch
+
+    from models.objectives import Distillation
+    from models.scmomer import ScMomer
+    from utils.data.dataset import train_and_val
+    from utils.data.latents import read_latents
+    from utils.data.read import read_cells
+    from utils.train.checkpoint import SavedModel, check_fits, load_model, load_parts
+    from utils.train.distributed import distributed_run
+    from utils.train.engine import fit
+
     with distributed_run(config.device) as runtime:
         cells = read_cells(flags.data_path, ("rna", "atac"))
         teacher = load_model(flags.model_path, "multimodal")

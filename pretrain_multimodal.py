@@ -15,18 +15,10 @@ Input: paired cells from preprocess.py and the two folders of stage I. Output: <
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
-from models.fusion import FusionConfig
-from models.objectives import JointPairs
-from models.scmomer import ScMomer, ScMomerConfig
+from models.shapes import FusionConfig, ScMomerConfig
 from utils.cli import check_numbers, flag, parse_flags, run_script, with_defaults
-from utils.data.dataset import train_and_val
-from utils.data.read import read_cells
 from utils.errors import UserError
-from utils.train.checkpoint import SavedModel, check_fits, load_model, load_strictly, part
-from utils.train.distributed import distributed_run
-from utils.train.engine import TrainConfig, fit
+from utils.train.config import TrainConfig
 
 
 @dataclass
@@ -48,6 +40,18 @@ def main() -> None:
     flags, config, shape = parse_flags(__doc__, Flags, with_defaults(TrainConfig, batch_size=8), FusionConfig)
     check_numbers(flags, "feature_dropout", below=1)
     check_numbers(flags, "alone_weight", "pair_weight")
+
+    # Slow to import: --help and mistaken flags do not wait for them.
+    import torch
+
+    from models.objectives import JointPairs
+    from models.scmomer import ScMomer
+    from utils.data.dataset import train_and_val
+    from utils.data.read import read_cells
+    from utils.train.checkpoint import SavedModel, check_fits, load_model, load_strictly, part
+    from utils.train.distributed import distributed_run
+    from utils.train.engine import fit
+
     with distributed_run(config.device) as runtime:
         cells = read_cells(flags.data_path, ("rna", "atac"))
         parents = {"rna": load_model(flags.rna_model_path, "rna"), "atac": load_model(flags.atac_model_path, "atac")}

@@ -9,17 +9,9 @@ Input: a file from preprocess.py. Output: the model folder <ckpt_dir>/<model_nam
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
-
-from models.objectives import MaskedRNA
-from models.rna_encoder import RNAEncoder, RNAEncoderConfig
+from models.shapes import RNAEncoderConfig
 from utils.cli import flag, parse_flags, run_script, with_defaults
-from utils.data.dataset import train_and_val
-from utils.data.genes import read_gene_embedding
-from utils.data.read import read_cells
-from utils.train.checkpoint import SavedModel
-from utils.train.distributed import distributed_run
-from utils.train.engine import TrainConfig, fit
+from utils.train.config import TrainConfig
 
 
 @dataclass
@@ -33,6 +25,19 @@ class Flags:
 
 def main() -> None:
     flags, config, shape = parse_flags(__doc__, Flags, with_defaults(TrainConfig, grad_acc=20), RNAEncoderConfig)
+
+    # Slow to import: --help and mistaken flags do not wait for them.
+    import torch
+
+    from models.objectives import MaskedRNA
+    from models.rna_encoder import RNAEncoder
+    from utils.data.dataset import train_and_val
+    from utils.data.genes import read_gene_embedding
+    from utils.data.read import read_cells
+    from utils.train.checkpoint import SavedModel
+    from utils.train.distributed import distributed_run
+    from utils.train.engine import fit
+
     with distributed_run(config.device) as runtime:
         cells = read_cells(flags.data_path, ("rna",))
         genes = cells.features["rna"]

@@ -15,23 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from models.classifier import ClassifierConfig
-from models.minibatch import MODALITIES, other
-from models.objectives import CellTypes
-from models.scmomer import OtherModality, ScMomer, ScMomerConfig
+from models.shapes import MODALITIES, ClassifierConfig, OtherModality, ScMomerConfig, other
 from utils.cli import check_numbers, flag, parse_flags, run_script, with_defaults
-from utils.data.dataset import train_and_val
-from utils.data.labels import class_weights, encode_labels, limit_labels
-from utils.data.read import read_cells
 from utils.errors import UserError
-from utils.train.calibrate import calibrate
-from utils.train.checkpoint import SavedModel, check_fits, load_model, load_parts
-from utils.train.distributed import distributed_run
-from utils.train.engine import TrainConfig, fit, starts_anew
-from utils.train.infer import InferConfig, embed_sample
-from utils.train.pseudo_labels import pseudo_labels
+from utils.train.config import InferConfig, TrainConfig
 
 
 @dataclass
@@ -61,6 +48,22 @@ def main() -> None:
     flags, config, shape = parse_flags(__doc__, Flags, train_defaults, ClassifierConfig)
     check_numbers(flags, "feature_dropout", below=1)
     check_numbers(flags, "labels_per_type", "pretrained_lr_scale")
+
+    # Slow to import: --help and mistaken flags do not wait for them.
+    import torch
+
+    from models.objectives import CellTypes
+    from models.scmomer import ScMomer
+    from utils.data.dataset import train_and_val
+    from utils.data.labels import class_weights, encode_labels, limit_labels
+    from utils.data.read import read_cells
+    from utils.train.calibrate import calibrate
+    from utils.train.checkpoint import SavedModel, check_fits, load_model, load_parts
+    from utils.train.distributed import distributed_run
+    from utils.train.engine import fit, starts_anew
+    from utils.train.infer import embed_sample
+    from utils.train.pseudo_labels import pseudo_labels
+
     with distributed_run(config.device) as runtime:
         parent = load_model(flags.pretrained_model_path, "student", "multimodal", *MODALITIES)
         is_alone = parent.kind in MODALITIES

@@ -1,33 +1,12 @@
 """ATAC encoder: a transformer whose tokens are patches, stretches of genome with equally many peaks (after scCLIP)."""
 
-from dataclasses import dataclass, field
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from models.minibatch import Ragged
-
-
-@dataclass(frozen=True)
-class ATACEncoderConfig:
-    """Shape of the ATAC encoder; the defaults are the published values."""
-
-    n_patches: int = field(default=128, metadata={"help": "equal stretches into which the ordered peaks are cut"})
-    dim: int = field(default=512, metadata={"help": "width of a patch's token"})
-    depth: int = field(default=6, metadata={"help": "number of transformer layers"})
-    heads: int = field(default=8, metadata={"help": "attention heads per layer"})
-    dim_head: int = field(default=64, metadata={"help": "width of one attention head"})
-    ff_mult: int = field(default=4, metadata={"help": "feed-forward width as a multiple of --dim"})
-    patch_maps: Literal["shared", "own"] = field(
-        default="shared",
-        metadata={
-            "help": "one linear map for all patches, as published, or one for each: --n_patches times the weights, and "
-            "better on few cells, where attention does not learn to tell patches apart"
-        },
-    )
+from models.shapes import ATACEncoderConfig
 
 
 class ViTBlock(nn.Module):

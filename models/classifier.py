@@ -1,21 +1,12 @@
 """Cell types from the cell embedding."""
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor, nn
 
 from models.masking import KeyedDropout
+from models.shapes import ClassifierConfig
 
 LEAST_DEVIATION = 1e-4
-
-
-@dataclass(frozen=True)
-class ClassifierConfig:
-    """Shape of the classifier; the defaults are the published values."""
-
-    classifier_hidden: int = field(default=64, metadata={"help": "hidden width of the classifier"})
-    classifier_dropout: float = field(default=0.1, metadata={"help": "dropout before and behind its hidden layer"})
 
 
 class Classifier(nn.Module):

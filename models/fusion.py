@@ -1,22 +1,13 @@
 """Joining the two modalities: towers that end in comparable latents, their fusion, and what is read off it."""
 
-from dataclasses import dataclass, field
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.atac_encoder import ATACEncoder, ATACEncoderConfig
+from models.atac_encoder import ATACEncoder
 from models.minibatch import Ragged
-from models.rna_encoder import GenePooling, RNAEncoder, RNAEncoderConfig
-
-
-@dataclass(frozen=True)
-class FusionConfig:
-    """Shape of everything behind the encoders; the defaults are the published values."""
-
-    latent_dim: int = field(default=128, metadata={"help": "width of a modality's latent and of the cell embedding"})
-    pair_hidden: int = field(default=64, metadata={"help": "hidden width of the true/false pair discriminator"})
+from models.rna_encoder import GenePooling, RNAEncoder
+from models.shapes import ATACEncoderConfig, RNAEncoderConfig
 
 
 class RNATower(nn.Module):

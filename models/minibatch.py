@@ -5,13 +5,6 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-MODALITIES = ("rna", "atac")
-
-
-def other(modality: str) -> str:
-    """The modality that is not `modality`."""
-    return MODALITIES[1 - MODALITIES.index(modality)]
-
 
 @dataclass
 class Ragged:

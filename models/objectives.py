@@ -14,9 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from models.atac_encoder import ATACEncoder, PatchHead
 from models.masking import drop_features, mask_genes, mask_patches
-from models.minibatch import MODALITIES, Minibatch, Ragged, other
+from models.minibatch import Minibatch, Ragged
 from models.rna_encoder import MASK_TOKEN, N_TOKENS, RNAEncoder
 from models.scmomer import ATAC_JOINT_OPEN_WEIGHT, ScMomer
+from models.shapes import MODALITIES, other
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
 

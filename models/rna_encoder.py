@@ -1,41 +1,18 @@
 """RNA encoder: a Performer whose tokens are genes and whose words are bins of their expression (after scBERT)."""
 
-from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models.minibatch import Ragged
 from models.performer import PerformerBlock, orthogonal_features
+from models.shapes import RNAEncoderConfig
 
 N_BINS = 6  # floor(log2(1 + normalised counts)), clipped to 0 … 5
 MASK_TOKEN = 6  # also stands for padding
 N_TOKENS = 7
-
-
-@dataclass(frozen=True)
-class RNAEncoderConfig:
-    """Shape of the RNA encoder; the defaults are the published values."""
-
-    dim: int = field(default=200, metadata={"help": "width of a gene's token"})
-    depth: int = field(default=6, metadata={"help": "number of Performer blocks"})
-    heads: int = field(default=10, metadata={"help": "attention heads per block"})
-    dim_head: int = field(default=64, metadata={"help": "width of one attention head"})
-    n_features: int = field(default=0, metadata={"help": "random features per head; 0 means int(d ln d)"})
-    ff_mult: int = field(default=4, metadata={"help": "feed-forward width as a multiple of --dim"})
-    tokens: Literal["all", "expressed"] = field(
-        default="all",
-        metadata={
-            "help": "which genes are tokens: all of them, or only those with a bin above 0 (5-15 %% of the work)"
-        },
-    )
-    freeze_gene_embedding: bool = field(
-        default=False, metadata={"help": "never train the gene embedding; set when --gene_embedding_path is given"}
-    )
-    binning: Literal["floor", "round"] = field(
-        default="floor", metadata={"help": "how log values become bins; round only for published weights"}
-    )
 
 
 class GeneTokens(NamedTuple):

@@ -7,48 +7,16 @@ ATAC ──► ATACTower ──► z_atac ─┘
 RNA ──► Student ─────────┘   when ATAC is missing (and the mirror image when RNA is)
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from models.atac_encoder import ATACEncoderConfig
-from models.classifier import Classifier, ClassifierConfig
-from models.fusion import ATACTower, Fusion, FusionConfig, PairDiscriminator, RNATower
-from models.minibatch import MODALITIES, Minibatch, other
-from models.rna_encoder import RNAEncoderConfig
-from models.student import Student, StudentConfig
+from models.classifier import Classifier
+from models.fusion import ATACTower, Fusion, PairDiscriminator, RNATower
+from models.minibatch import Minibatch
+from models.shapes import ScMomerConfig, other
+from models.student import Student
 
 ATAC_JOINT_OPEN_WEIGHT = 5.0  # of an open peak in the loss of the ATAC decoder
-OtherModality = Literal["student", "zeros", "measured"]
-
-
-@dataclass(frozen=True)
-class ScMomerConfig:
-    """Shape of the whole model; what is None is not part of it.
-
-    With a classifier the model is cut down to the way from the cell to its type: the towers of the modalities it reads,
-    no decoders, no discriminator.
-
-    Attributes
-    ----------
-    missing : the modality the student stands in for
-    other_modality : what stands in the place of `missing`: the student's latent, zeros, or the measured one
-    """
-
-    rna: RNAEncoderConfig | None = None
-    atac: ATACEncoderConfig | None = None
-    fusion: FusionConfig = FusionConfig()
-    student: StudentConfig | None = None
-    classifier: ClassifierConfig | None = None
-    missing: Literal["atac", "rna"] = "atac"
-    other_modality: OtherModality = "measured"
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The modalities a cell must have been measured in."""
-        return MODALITIES if self.other_modality == "measured" else (other(self.missing),)
 
 
 class ScMomer(nn.Module):

@@ -1,21 +1,12 @@
 """The student: from the measured modality, the latent that the teacher would have given the missing one."""
 
-from dataclasses import dataclass, field
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.masking import KeyedDropout
 from models.minibatch import Ragged
-
-
-@dataclass(frozen=True)
-class StudentConfig:
-    """Shape of the student; the defaults are the published values."""
-
-    student_hidden: int = field(default=256, metadata={"help": "hidden width of the student"})
-    student_dropout: float = field(default=0.1, metadata={"help": "dropout of the student's hidden layer"})
+from models.shapes import StudentConfig
 
 
 class RaggedLinear(nn.Module):

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from models.atac_encoder import ATACEncoder, ATACEncoderConfig
 from models.classifier import ClassifierConfig
-from models.fusion import FusionConfig
 from models.objectives import CellTypes, Distillation, JointPairs, MaskedATAC, MaskedRNA, Objective
 from models.rna_encoder import RNAEncoder, RNAEncoderConfig
 from models.scmomer import ScMomer, ScMomerConfig
+from models.shapes import FusionConfig
 from models.student import StudentConfig
 from utils.cli import run_script
 from utils.data.dataset import CellDataset, train_and_val

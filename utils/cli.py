@@ -8,9 +8,6 @@ from collections.abc import Callable
 from dataclasses import MISSING, field, fields, make_dataclass
 from pathlib import Path
 
-import torch
-from transformers import HfArgumentParser
-
 from utils.errors import DiskFullError, UserError, first_line
 
 
@@ -35,6 +32,8 @@ def parse_flags(doc: str, *dataclasses: type) -> tuple:
     -------
     One instance per dataclass
     """
+    from transformers import HfArgumentParser  # here, so that Ctrl-C meanwhile ends without traceback
+
     parser = HfArgumentParser(dataclasses, description=doc, formatter_class=_HelpFormatter, allow_abbrev=False)
     *configs, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True, look_for_args_file=False)
     if rest:
@@ -98,7 +97,7 @@ def run_script(main: Callable[[], None]) -> None:
         leave(error, 2)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except _out_of_memory() as error:
         leave(f"out of memory ({first_line(error)}); lower --batch_size, or use --tokens expressed", 2)
     except RuntimeError as error:
         if "can't allocate memory" in str(error):  # torch's words for a full memory of the machine
@@ -106,6 +105,12 @@ def run_script(main: Callable[[], None]) -> None:
         if not any(words in str(error) for words in LOST_PEER):
             raise
         leave("another process has failed or was stopped; its message tells why", 1)
+
+
+def _out_of_memory() -> tuple[type[BaseException], ...]:
+    """What is raised when memory is full; torch's own error, where torch is loaded."""
+    torch = sys.modules.get("torch")
+    return (MemoryError, torch.OutOfMemoryError) if torch else (MemoryError,)
 
 
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL communicator was aborted")

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from models.atac_encoder import ATACEncoder, ATACEncoderConfig
 from models.classifier import ClassifierConfig
-from models.fusion import FusionConfig
 from models.minibatch import Minibatch, Ragged
 from models.objectives import CellTypes, MaskedATAC, MaskedRNA
 from models.rna_encoder import RNAEncoder, RNAEncoderConfig
 from models.scmomer import ScMomer, ScMomerConfig
+from models.shapes import FusionConfig
 from models.student import StudentConfig
 
 N_GENES, N_PEAKS, N_CLASSES, LATENT_DIM = 60, 97, 4, 12

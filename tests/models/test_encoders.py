@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.atac_encoder import ATACEncoder, PatchHead
-from models.minibatch import Ragged, other
+from models.minibatch import Ragged
 from models.rna_encoder import MASK_TOKEN, GenePooling, GeneTokens
+from models.shapes import other
 from models.student import Student
 from tests.models.helpers import (
     ATAC,

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from models import published
 from models.atac_encoder import ATACEncoder, ATACEncoderConfig, PatchHead
-from models.fusion import FusionConfig
 from models.minibatch import Minibatch
 from models.rna_encoder import GeneTokens, RNAEncoder, RNAEncoderConfig
 from models.scmomer import ScMomer, ScMomerConfig
+from models.shapes import FusionConfig
 from models.student import StudentConfig
 from tests.models.helpers import ragged
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models.minibatch import other
+from models.shapes import other
 from tests.helpers import TRAINING, error_of, records, run
 from utils.data.dataset import CellDataset, MicroBatch
 from utils.data.labels import label_codes, limit_labels
@@ -112,7 +112,7 @@ def test_baselines_learn_from_the_labels_that_the_model_learned_from(ready_file,
         seen["labelled"], seen["all"] = (x_train, y_train), options["x_all"]
         return majority_class(x_train, y_train)
 
-    monkeypatch.setattr("evaluate.TYPE_BASELINES", {"nearest neighbours": nearest_neighbours, "spy": spy})
+    monkeypatch.setattr("utils.report.baselines.TYPE_BASELINES", {"nearest neighbours": nearest_neighbours, "spy": spy})
     table = evaluated(ready_file, tmp_path / "few", tmp_path)
     assert {"spy", "logistic regression, self-trained"} < table.keys()
     labels = cells.labels()

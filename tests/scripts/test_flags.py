@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.helpers import call, command_line, squeeze
+from tests.helpers import call, command_line, python, squeeze
 
 REQUIRED = "(required)"
 OUTPUT = {"ckpt_dir": REQUIRED, "model_name": REQUIRED}
@@ -46,6 +46,8 @@ FLAGS = {
         "data_path": REQUIRED,
         "atac_model_path": REQUIRED,
         "rna_model_path": REQUIRED,
+        "pair_labels": "none",
+        "pairs_within": None,
         **OUTPUT,
         **TRAINING,
     },
@@ -75,14 +77,16 @@ FLAGS = {
         "model_path": REQUIRED,
         "ckpt_dir": None,
         "out_path": None,
+        "prefix": None,
         **INTAKE,
     },
 }
 CELLS = {"data_path", "rna_path", "atac_path", "out_path", "genome"}
 OPTIONAL = {
     "preprocess": {*CELLS, "gene_reference", "split_by", "test_groups"},
+    "pretrain_multimodal": {"pairs_within"},
     "train_missing_celltype_func": {"pseudo_labels_from"},
-    "predict_cell_type": CELLS,
+    "predict_cell_type": {*CELLS, "prefix"},
 }
 CHOICES = [
     *[(script, "precision", ("fp32", "bf16")) for script in FLAGS if "precision" in FLAGS[script]],
@@ -192,3 +196,41 @@ def test_values_of_the_wrong_type(name, value, capsys):
         call("pretrain_rna", *command_line(required("pretrain_rna")), f"--{name}", value)
     assert stopped.value.code == 2
     assert f"--{name}" in capsys.readouterr().err
+
+
+SCRIPTS = [*FLAGS, "evaluate", "demo"]
+HEAVY = ("torch", "scanpy", "anndata", "mudata", "sklearn", "matplotlib", "pandas", "scipy", "h5py", "numba")
+RUN_AS_MAIN = f"""
+import atexit, runpy, sys
+atexit.register(lambda: print("loaded:", *sorted({set(HEAVY)} & set(sys.modules))))
+script, sys.argv = sys.argv[1], sys.argv[1:]
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_and_mistaken_flags_wait_for_no_heavy_module(script):
+    for words, code in ((["--help"], 0), (["--no_such_flag"], 2)):
+        done = python("-c", RUN_AS_MAIN, f"{script}.py", *words)
+        assert done.returncode == code, done.stderr
+        assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_ctrl_c_during_imports_is_no_traceback():
+    """The signal arrives when the script asks for torch."""
+    code = (
+        "import os, signal, sys\n"
+        "from importlib.abc import MetaPathFinder\n"
+        "class Interrupt(MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'torch':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "import pretrain_rna\n"
+        "from utils.cli import run_script\n"
+        "sys.argv = ['pretrain_rna.py', '--data_path', 'x', '--ckpt_dir', 'y', '--model_name', 'z']\n"
+        "run_script(pretrain_rna.main)\n"
+    )
+    done = python("-c", code)
+    assert done.returncode == 130
+    assert done.stderr == ""

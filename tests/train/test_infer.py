@@ -10,9 +10,9 @@ from scipy.sparse import csr_matrix
 
 from models.atac_encoder import ATACEncoderConfig
 from models.classifier import ClassifierConfig
-from models.fusion import FusionConfig
 from models.rna_encoder import RNAEncoderConfig
 from models.scmomer import ScMomer, ScMomerConfig
+from models.shapes import FusionConfig
 from models.student import StudentConfig
 from tests.models.helpers import accessibility, expression
 from utils.data.dataset import CellDataset, LengthPlan, padded_length

@@ -10,7 +10,6 @@ import h5py
 import mudata
 import numpy as np
 import pandas as pd
-import scanpy as sc
 from anndata.io import read_elem
 from scipy.sparse import csr_matrix
 
@@ -80,6 +79,8 @@ def _open_hdf5(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None,
         return ".loom", _split(_read_loom(path), path), None, None
     if "matrix" in file or any("barcodes" in group for group in file.values() if isinstance(group, h5py.Group)):
         _check_tenx(file)
+        import scanpy as sc  # here, because it takes seconds to import
+
         return "10x .h5", _split(sc.read_10x_h5(path, gex_only=False), path), None, None
     raise UserError(f"{path}: an HDF5 file that holds no cells; known formats are {KNOWN}")
 

@@ -6,38 +6,21 @@ to see what it holds (`take_in`), once to hand out its counts, a block of cells 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 from tqdm import tqdm
 
-from utils.cli import flag
 from utils.data.align import Alignment, align_genes, align_peaks, check_coverage
-from utils.data.peaks import CHROM_SIZES, chrom_sizes
+from utils.data.config import IntakeConfig
+from utils.data.peaks import CHROM_SIZES
 from utils.data.source import Source
 from utils.data.values import Values, to_counts
 from utils.errors import UserError
 
 FEATURES = {"rna": "genes", "atac": "peaks"}
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
-
-
-@dataclass
-class IntakeConfig:
-    """How to understand a file, where it does not tell by itself."""
-
-    values: Literal["auto", "counts", "log1p", "cpm"] = flag("what X holds, if it is not told right", "auto")
-    species: Literal["auto", "human", "mouse"] = flag("whose genes: human symbols are updated, mouse's stay", "auto")
-    genome: str | None = flag("build of the peaks: hg19, hg38, mm10 or mm39; they are checked against it", None)
-    min_gene_coverage: float = flag("least share of the genes (or peaks) asked for that the file must have, 0 … 1", 0.3)
-
-    def __post_init__(self):
-        if not 0 <= self.min_gene_coverage <= 1:
-            raise UserError(f"--min_gene_coverage {self.min_gene_coverage} is a share: give a number from 0 to 1")
-        if self.genome is not None:
-            chrom_sizes(self.genome)
 
 
 @dataclass

@@ -6,7 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from models.minibatch import MODALITIES
+from models.shapes import MODALITIES
 from utils.data.read import Cells, read_raw
 from utils.data.write import write_whole
 from utils.errors import UserError

@@ -2,7 +2,6 @@
 
 import anndata as ad
 import numpy as np
-import scanpy as sc
 from scipy.sparse import csr_matrix
 
 from utils.errors import UserError
@@ -22,6 +21,8 @@ def log_normalise(counts: csr_matrix, target_sum: float) -> csr_matrix:
     -------
     [cells, genes] float32 CSR; cells without counts stay empty
     """
+    import scanpy as sc  # here, because it takes seconds to import
+
     adata = ad.AnnData(counts.astype(np.float32, copy=True))
     sc.pp.normalize_total(adata, target_sum=target_sum)
     sc.pp.log1p(adata, base=LOG_BASE)

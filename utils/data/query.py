@@ -17,8 +17,9 @@ from scipy.sparse import vstack
 
 from utils import __version__
 from utils.data import prepare
+from utils.data.config import IntakeConfig
 from utils.data.dataset import CellDataset
-from utils.data.intake import IntakeConfig, take_in
+from utils.data.intake import take_in
 from utils.data.read import STAMP, STAMPED, RawFile, common_barcodes
 from utils.errors import UserError
 from utils.train.checkpoint import SavedModel

@@ -229,3 +229,13 @@ def _dense(matrix) -> np.ndarray:
 
 def _rows(matrix):
     return matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix)
+
+
+TYPE_BASELINES = {
+    "majority class": majority_class,
+    "nearest neighbours": nearest_neighbours,
+    "logistic regression": logistic_regression,
+    "PCA + logistic regression": pca_logistic_regression,
+}
+FEW_LABEL_BASELINES = {"logistic regression, self-trained": self_trained_logistic_regression}
+"""Where there are training cells without a label."""

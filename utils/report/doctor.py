@@ -8,7 +8,8 @@ from textwrap import wrap
 import numpy as np
 import pandas as pd
 
-from utils.data.intake import FEATURES, Intake, IntakeConfig, not_carried, take_in
+from utils.data.config import IntakeConfig
+from utils.data.intake import FEATURES, Intake, not_carried, take_in
 from utils.data.labels import check_labels, label_candidates
 from utils.data.read import RawFile, open_cells
 from utils.errors import UserError

@@ -15,24 +15,13 @@ from models.objectives import Objective
 from utils.data.dataset import CellDataset, MicroBatch
 from utils.errors import UserError
 from utils.report.stages import forget_peak_memory, peak_memory
+from utils.train.config import BatchSize
 from utils.train.distributed import Runtime
 
 SHARE = 0.8
 """Of the memory that is free, to be planned with."""
 GAIN = 0.97
 """A doubling that takes more than this share of the time per cell was not worth it."""
-
-
-class BatchSize(int):
-    """Cells per forward pass: a number, or `auto`, which is 0."""
-
-    def __new__(cls, value: int | str):
-        if value == "auto":
-            return int.__new__(cls, 0)
-        number = int.__new__(cls, value)
-        if isinstance(value, str) and number < 1:
-            raise UserError(f"--batch_size {value} must be at least 1, or auto")
-        return number
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 from utils.data.dataset import CellDataset
 from utils.report.calibration import Calibration, fit_temperature
 from utils.train.checkpoint import load_model
+from utils.train.config import InferConfig, TrainConfig
 from utils.train.distributed import Runtime
-from utils.train.engine import TrainConfig
 from utils.train.folders import write_folder
-from utils.train.infer import InferConfig, infer
+from utils.train.infer import infer
 from utils.train.log import copy_log
 
 

@@ -12,12 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.atac_encoder import ATACEncoderConfig
-from models.classifier import ClassifierConfig
-from models.fusion import FusionConfig
-from models.rna_encoder import RNAEncoderConfig
-from models.scmomer import ScMomer, ScMomerConfig
-from models.student import StudentConfig
+from models.scmomer import ScMomer
+from models.shapes import (
+    ATACEncoderConfig,
+    ClassifierConfig,
+    FusionConfig,
+    RNAEncoderConfig,
+    ScMomerConfig,
+    StudentConfig,
+)
 from utils import __version__
 from utils.errors import UserError, reading
 from utils.report.calibration import Calibration

@@ -9,9 +9,8 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -19,10 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from models.objectives import Objective
-from utils.cli import check_numbers
 from utils.data.dataset import CellDataset, Plan, make_loader
 from utils.errors import UserError
-from utils.train.batch_size import BatchSize, choose_batch_size
+from utils.train.batch_size import choose_batch_size
+from utils.train.config import TrainConfig
 from utils.train.distributed import Runtime
 from utils.train.folders import write_folder
 from utils.train.guards import COLLAPSED, LEAST_SPREAD, STOPPED, FiniteGuard, Spread, Stopped, StopSignal
@@ -30,59 +29,6 @@ from utils.train.log import RunLog, copy_log, workshop
 from utils.train.schedule import learning_rate
 from utils.train.state import Progress, has_state, load_state, saved_cut, write_state
 from utils.train.sums import Sums, add_up, means, total
-
-
-@dataclass
-class TrainConfig:
-    """How to train; common to all stages. Defaults are the published values where there are any."""
-
-    epochs: int = field(default=100, metadata={"help": "passes over the training cells"})
-    batch_size: BatchSize = field(
-        default=BatchSize(3),
-        metadata={"help": "cells per forward pass and process; auto cuts a step into as many as fit and are fastest"},
-    )
-    grad_acc: int = field(default=1, metadata={"help": "forward passes per optimiser step"})
-    learning_rate: float = field(default=1e-4, metadata={"help": "peak learning rate of AdamW"})
-    weight_decay: float = field(
-        default=0.0, metadata={"help": "decoupled weight decay of matrices; 0 makes it Adam, as published"}
-    )
-    adam_epsilon: float = field(
-        default=1e-8,
-        metadata={
-            "help": "added to the root of Adam's second moment; 1e-6 damps weights with rare gradients, of peaks"
-        },
-    )
-    warmup_epochs: float = field(default=5, metadata={"help": "epochs of linear warm-up"})
-    cycle_epochs: float = field(
-        default=15, metadata={"help": "epochs of the first cosine cycle; each next one doubles"}
-    )
-    clip_norm: float = field(default=1.0, metadata={"help": "largest norm of the gradient; 0 for no clipping"})
-    patience: int = field(
-        default=10, metadata={"help": "epochs without a better validation loss before it stops; 0: never"}
-    )
-    keep: Literal["best", "last"] = field(
-        default="best",
-        metadata={"help": "which epoch's model is kept: the one of the lowest validation loss, or the last"},
-    )
-    val_every: int = field(
-        default=1, metadata={"help": "epochs between validations, at which the model is kept; more for tiny epochs"}
-    )
-    max_steps: int = field(default=0, metadata={"help": "stop after this many optimiser steps; 0 for no such limit"})
-    seed: int = field(default=0, metadata={"help": "of weights, order, masks and dropout"})
-    precision: Literal["fp32", "bf16"] = field(default="fp32", metadata={"help": "bf16 computes under autocast"})
-    device: Literal["auto", "cpu", "cuda"] = field(
-        default="auto", metadata={"help": "auto takes a GPU when there is one"}
-    )
-    save_steps: int = field(default=500, metadata={"help": "optimiser steps between saves of the training state"})
-    resume: bool = field(default=False, metadata={"help": "go on from the training state left by an earlier run"})
-    overwrite: bool = field(default=False, metadata={"help": "replace a model of the same name"})
-
-    def __post_init__(self):
-        check_numbers(self, "epochs", "grad_acc", "save_steps", "val_every", least=1)
-        check_numbers(self, "batch_size", "patience", "max_steps", "seed", "learning_rate", "weight_decay")
-        check_numbers(self, "warmup_epochs")
-        check_numbers(self, "adam_epsilon", least=1e-12)
-        check_numbers(self, "cycle_epochs", least=1e-3)
 
 
 def fit(

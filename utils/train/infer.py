@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from utils.data.dataset import CellDataset, LengthPlan, make_loader
 from utils.data.rows import select
 from utils.errors import UserError
 from utils.train.checkpoint import SavedModel
+from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
 
 
@@ -46,21 +46,6 @@ class CellByCell(TorchFunctionMode):
         with torch.autocast(device, enabled=autocast):
             out = torch.bmm(cells, weights) if bias is None else torch.baddbmm(bias, cells, weights)
         return out.reshape(*input.shape[:-1], len(weight))
-
-
-@dataclass
-class InferConfig:
-    """How to run a trained model."""
-
-    batch_size: int = field(default=64, metadata={"help": "cells per forward pass and process; 1 computes each twice"})
-    device: Literal["auto", "cpu", "cuda"] = field(
-        default="auto", metadata={"help": "auto takes a GPU when there is one"}
-    )
-    precision: Literal["fp32", "bf16"] = field(default="fp32", metadata={"help": "bf16 computes under autocast"})
-
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise UserError(f"--batch_size {self.batch_size} must be at least 1")
 
 
 @torch.no_grad()

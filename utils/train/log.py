@@ -4,8 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-from utils.report.plots import loss_curve
-
 METRICS, CURVE, TENSORBOARD = "metrics.jsonl", "loss_curve.png", "tensorboard"
 
 
@@ -52,6 +50,8 @@ class RunLog:
             return
         self.board.close()
         if self.records:
+            from utils.report.plots import loss_curve  # here, because matplotlib is slow to import
+
             loss_curve(self.records, self.folder / CURVE, title)
 
 

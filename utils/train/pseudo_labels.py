@@ -2,15 +2,16 @@
 
 import numpy as np
 
-from models.minibatch import MODALITIES
+from models.shapes import MODALITIES
 from utils.data.dataset import CellDataset
 from utils.data.labels import label_codes
 from utils.data.read import Cells
 from utils.data.rows import select
 from utils.errors import UserError
 from utils.train.checkpoint import SavedModel, check_fits
+from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
-from utils.train.infer import InferConfig, predict_types
+from utils.train.infer import predict_types
 
 
 def pseudo_labels(
