@@ -105,14 +105,10 @@ def test_flags_win_over_the_preset(script, preset, parsed):
 
 def test_batch_size_auto_cuts_the_presets_step(parsed, monkeypatch):
     """The cells of a step are those of the preset's minibatch, not of the published one."""
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["x", "--data_path", "x", "--ckpt_dir", "y", "--model", "z", "--preset", "small", "--batch_size", "auto"],
-    )
-    _, config, _ = cli.parse_flags(
-        "", *STAGES["pretrain_rna"][:1], TrainConfig, shapes.RNAEncoderConfig, stage="pretrain_rna"
-    )
+    words = "--data_path x --ckpt_dir y --model z --preset small --batch_size auto"
+    monkeypatch.setattr(sys, "argv", ["pretrain_rna.py", *words.split()])
+    flags, shape = STAGES["pretrain_rna"]
+    _, config, _ = cli.parse_flags("", flags, TrainConfig, shape, stage="pretrain_rna")
     assert config.batch_size == 0 and type(config).batch_size == 16
 
 
