@@ -19,9 +19,6 @@ from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
 from utils.report.stages import ROOT, Stages
 
-ENCODER = "--dim 64 --depth 2 --heads 2 --dim_head 32"
-SCHEDULE = "--warmup_epochs 1 --learning_rate 1e-3"
-
 
 @dataclass
 class Flags:
@@ -60,26 +57,17 @@ def main() -> None:
     new_donor.write(out / "new_donor.h5ad")
 
     stages, precise = Stages(), f"--precision {flags.precision}"
-    common = f"--ckpt_dir {runs} --seed {flags.seed} {precise}"
+    common = f"--ckpt_dir {runs} --preset tiny --seed {flags.seed} {precise}"
     stages.run(
         "preprocess",
         f"preprocess.py --data_path {raw} --out_path {ready} --split_by donor --test_groups {last} --target_sum 2000",
     )
-    stages.run(
-        "pretrain RNA",
-        f"pretrain_rna.py --data_path {ready} {common} --model_name rna --tokens expressed {ENCODER} {SCHEDULE} "
-        "--epochs 3 --cycle_epochs 2 --batch_size 8 --grad_acc 2",
-    )
-    stages.run(
-        "pretrain ATAC",
-        f"pretrain_atac.py --data_path {ready} {common} --model_name atac --n_patches 64 {ENCODER} {SCHEDULE} "
-        "--epochs 10 --cycle_epochs 9 --batch_size 32",
-    )
+    stages.run("pretrain RNA", f"pretrain_rna.py --data_path {ready} {common} --model_name rna")
+    stages.run("pretrain ATAC", f"pretrain_atac.py --data_path {ready} {common} --model_name atac")
     stages.run(
         "join modalities",
         f"pretrain_multimodal.py --data_path {ready} {common} --model_name multimodal --rna_model_path {runs}/rna "
-        f"--atac_model_path {runs}/atac {SCHEDULE} --epochs 4 --cycle_epochs 3 --batch_size 8 --grad_acc 2 "
-        "--feature_dropout 0.3 --alone_weight 1 --pair_weight 0.03",
+        f"--atac_model_path {runs}/atac",
     )
     stages.run(
         "teacher's latents",
@@ -88,9 +76,7 @@ def main() -> None:
     stages.run(
         "distil student",
         f"pretrain_missing_mod.py --data_path {ready} {common} --model_name student --model_path {runs}/multimodal "
-        f"--dir_train {runs}/latents --dir_val {runs}/latents {SCHEDULE} "
-        "--epochs 10 --cycle_epochs 9 --batch_size 32 --feature_dropout 0.5 --alone_weight 20 --blank_decoders "
-        "--adam_epsilon 1e-6 --weight_decay 0.3 --keep last",
+        f"--dir_train {runs}/latents --dir_val {runs}/latents",
     )
     ways = {
         "with student": ("student", "student"),
@@ -100,10 +86,9 @@ def main() -> None:
     for way, (parent, mode) in ways.items():
         stages.run(
             f"fine-tune {way}",
-            f"train_missing_celltype_func.py --data_path {ready} {common} --model celltype_{mode} "
-            f"--pretrained_model_path {runs}/{parent} --other_modality {mode} {SCHEDULE} "
-            "--epochs 8 --cycle_epochs 7 --batch_size 16 --trainable_blocks 0 --feature_dropout 0.5 "
-            f"--class_balance 0.3 --keep last{' --train_student' if mode == 'student' else ''}",
+            f"train_missing_celltype_func.py --data_path {ready} {common} --model_name celltype_{mode} "
+            f"--pretrained_model_path {runs}/{parent} --other_modality {mode}"
+            f"{' --train_student' if mode == 'student' else ''}",
         )
     stages.run(
         "label the new donor",

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from models.shapes import ATACEncoderConfig
-from utils.cli import flag, parse_flags, run_script, with_defaults
+from utils.cli import flag, parse_flags, run_script
 from utils.train.config import TrainConfig
 
 
@@ -18,12 +18,12 @@ from utils.train.config import TrainConfig
 class Flags:
     data_path: str = flag("preprocessed cells with ATAC, .h5ad or .h5mu")
     ckpt_dir: str = flag("folder for model folders")
-    model_name: str = flag("name of the model folder")
+    model_name: str = flag("name of the model folder to write", aliases=("--model",))
     mask_ratio: float = flag("share of the patches to hide and predict", 0.15)
 
 
 def main() -> None:
-    flags, config, shape = parse_flags(__doc__, Flags, with_defaults(TrainConfig, batch_size=32), ATACEncoderConfig)
+    flags, config, shape = parse_flags(__doc__, Flags, TrainConfig, ATACEncoderConfig, stage="pretrain_atac")
 
     # Slow to import: --help and mistaken flags do not wait for them.
     import torch

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from models.shapes import ScMomerConfig, StudentConfig
-from utils.cli import check_numbers, flag, parse_flags, run_script, with_defaults
+from utils.cli import check_numbers, flag, parse_flags, run_script
 from utils.train.config import TrainConfig
 
 
@@ -25,7 +25,7 @@ class Flags:
     dir_train: str = flag("folder with train.h5ad of get_latent_emb.py (or the file itself)")
     dir_val: str = flag("folder with val.h5ad of get_latent_emb.py (or the file itself)")
     ckpt_dir: str = flag("folder for model folders")
-    model_name: str = flag("name of the model folder")
+    model_name: str = flag("name of the model folder to write", aliases=("--model",))
     missing: Literal["atac", "rna"] = flag("modality that will be missing, and that the student stands in for", "atac")
     feature_dropout: float = flag(
         "share of the measured genes or peaks that the student is not shown while training", 0.0
@@ -35,7 +35,7 @@ class Flags:
 
 
 def main() -> None:
-    flags, config, shape = parse_flags(__doc__, Flags, with_defaults(TrainConfig, batch_size=32), StudentConfig)
+    flags, config, shape = parse_flags(__doc__, Flags, TrainConfig, StudentConfig, stage="pretrain_missing_mod")
     check_numbers(flags, "feature_dropout", below=1)
     check_numbers(flags, "alone_weight")
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from models.shapes import FusionConfig, ScMomerConfig
-from utils.cli import check_numbers, flag, parse_flags, run_script, with_defaults
+from utils.cli import check_numbers, flag, parse_flags, run_script
 from utils.errors import UserError
 from utils.train.config import TrainConfig
 
@@ -27,7 +27,7 @@ class Flags:
     atac_model_path: str = flag("model folder of pretrain_atac.py")
     rna_model_path: str = flag("model folder of pretrain_rna.py")
     ckpt_dir: str = flag("folder for model folders")
-    model_name: str = flag("name of the model folder")
+    model_name: str = flag("name of the model folder to write", aliases=("--model",))
     trainable_blocks: int = flag("last blocks of each encoder that are trained on; negative for everything", 2)
     feature_dropout: float = flag("share of a cell's expressed genes and open peaks that the towers are not shown", 0.0)
     pair_weight: float = flag("weight of separating true pairs from false ones", 1.0)
@@ -37,7 +37,7 @@ class Flags:
 
 
 def main() -> None:
-    flags, config, shape = parse_flags(__doc__, Flags, with_defaults(TrainConfig, batch_size=8), FusionConfig)
+    flags, config, shape = parse_flags(__doc__, Flags, TrainConfig, FusionConfig, stage="pretrain_multimodal")
     check_numbers(flags, "feature_dropout", below=1)
     check_numbers(flags, "alone_weight", "pair_weight")
 

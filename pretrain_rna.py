@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from models.shapes import RNAEncoderConfig
-from utils.cli import flag, parse_flags, run_script, with_defaults
+from utils.cli import flag, parse_flags, run_script
 from utils.train.config import TrainConfig
 
 
@@ -18,13 +18,13 @@ from utils.train.config import TrainConfig
 class Flags:
     data_path: str = flag("preprocessed cells with RNA, .h5ad or .h5mu")
     ckpt_dir: str = flag("folder for model folders")
-    model_name: str = flag("name of the model folder")
+    model_name: str = flag("name of the model folder to write", aliases=("--model",))
     mask_ratio: float = flag("share of a cell's expressed genes to predict", 0.15)
     gene_embedding_path: str | None = flag("word2vec text file of gene vectors (gene2vec), kept frozen", None)
 
 
 def main() -> None:
-    flags, config, shape = parse_flags(__doc__, Flags, with_defaults(TrainConfig, grad_acc=20), RNAEncoderConfig)
+    flags, config, shape = parse_flags(__doc__, Flags, TrainConfig, RNAEncoderConfig, stage="pretrain_rna")
 
     # Slow to import: --help and mistaken flags do not wait for them.
     import torch

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from models.shapes import MODALITIES, ClassifierConfig, OtherModality, ScMomerConfig, other
-from utils.cli import check_numbers, flag, parse_flags, run_script, with_defaults
+from utils.cli import check_numbers, flag, parse_flags, run_script
 from utils.errors import UserError
 from utils.train.config import InferConfig, TrainConfig
 
@@ -26,7 +26,7 @@ class Flags:
     data_path: str = flag("preprocessed, labelled cells, .h5ad or .h5mu")
     pretrained_model_path: str = flag("model folder of pretrain_missing_mod.py (or of another stage, see above)")
     ckpt_dir: str = flag("folder for model folders")
-    model: str = flag("name of the model folder to write")
+    model: str = flag("name of the model folder to write", aliases=("--model_name",))
     label_column: str = flag("column of obs with cell types", "cell_type")
     other_modality: OtherModality = flag(
         "what takes the place of the other modality: the student's latent, zeros, or the measured modality", "student"
@@ -44,8 +44,8 @@ class Flags:
 
 
 def main() -> None:
-    train_defaults = with_defaults(TrainConfig, batch_size=8, patience=5)
-    flags, config, shape = parse_flags(__doc__, Flags, train_defaults, ClassifierConfig)
+    stage = "train_missing_celltype_func"
+    flags, config, shape = parse_flags(__doc__, Flags, TrainConfig, ClassifierConfig, stage=stage)
     check_numbers(flags, "feature_dropout", below=1)
     check_numbers(flags, "labels_per_type", "pretrained_lr_scale")
 

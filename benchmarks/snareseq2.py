@@ -2,11 +2,12 @@
 
     python benchmarks/snareseq2.py --data_path snareseq2_mop.h5mu --fold 0 --seed 0
 
-8,622 cells, 1,677 genes, 25,734 peaks, ten batches, of which a fold leaves two out for testing. Trains all stages at a
-size for two CPU cores, fine-tunes with the student and without it, on all labels and on few, and sets simple baselines
-beside all: these are --rows scMomer. "ablations" is what is lost without stage I, without stage II, with measured ATAC
-and with ATAC alone; scANVI and MultiVI are peers (`make study` installs them). Rows are added to those that the results
-hold, a JSON file, of which benchmarks/study.py makes tables. A run that was cut short begins with the stage it was in.
+8,622 cells, 1,677 genes, 25,734 peaks, ten batches, of which a fold leaves two out for testing. Trains all stages by
+--preset small, for two CPU cores, fine-tunes with the student and without it, on all labels and on few, and sets simple
+baselines beside all: these are --rows scMomer. "ablations" is what is lost without stage I, without stage II, with
+measured ATAC and with ATAC alone; scANVI and MultiVI are peers (`make study` installs them). Rows are added to those
+that the results hold, a JSON file, of which benchmarks/study.py makes tables. A run that was cut short begins with the
+stage it was in.
 """
 
 import json
@@ -28,23 +29,6 @@ from utils.report.study import load_run, save_run
 
 FOLDS = ("09J,09K", "09H,09I", "09F,09G")  # the test batches; the other four are in no fold's
 FEW_LABELS = (10, 30, 100)
-RNA_SHAPE = "--tokens expressed --dim 64 --depth 2 --heads 2 --dim_head 32"
-ATAC_SHAPE = "--dim 64 --depth 2 --heads 4 --dim_head 16 --n_patches 32 --patch_maps own"
-RNA = "--mask_ratio 0.3 --epochs 4 --cycle_epochs 3 --batch_size 16 --grad_acc 1 --learning_rate 1e-3"
-ATAC = "--mask_ratio 0.5 --epochs 4 --cycle_epochs 3 --batch_size 16 --learning_rate 2e-3"
-JOIN = (
-    "--epochs 5 --cycle_epochs 4 --batch_size 16 --learning_rate 1e-3 --feature_dropout 0.3 --alone_weight 1 "
-    "--pair_weight 0.03"
-)
-STUDENT = (
-    "--epochs 12 --cycle_epochs 11 --batch_size 32 --learning_rate 1e-3 --feature_dropout 0.5 --alone_weight 20 "
-    "--blank_decoders --adam_epsilon 1e-6 --weight_decay 0.3 --patience 0 --keep last"
-)
-FINE_TUNE = (
-    "--batch_size 16 --grad_acc 2 --learning_rate 1e-3 --trainable_blocks 0 --class_balance 0.3 --feature_dropout 0.5 "
-    "--patience 0 --keep last"
-)
-ALL_LABELS = f"{FINE_TUNE} --epochs 12 --cycle_epochs 11"
 PSEUDO_LABELS = "--epochs 6 --cycle_epochs 5 --val_every 6"
 ROWS = ("scMomer", "ablations", "scANVI", "MultiVI")
 UNTRAINED = "--max_steps 1 --learning_rate 0"  # leaves the weights as they were drawn
@@ -114,8 +98,8 @@ class Study:
         return from_root(self.out / name)
 
     def train(self, stage: str, script: str, flags: str) -> None:
-        common = f"--data_path {self.ready} --ckpt_dir {self.path('')} --seed {self.seed} --warmup_epochs 1 --overwrite"
-        self.stages.run(stage, f"{script}.py {common} {flags}")
+        common = f"--data_path {self.ready} --ckpt_dir {self.path('')} --seed {self.seed} --preset small --overwrite"
+        self.stages.run(stage, f"{script}.py {common} {flags}".rstrip())
 
     def preprocess(self) -> None:
         """The split; results of earlier rows must be about the same test cells."""
@@ -135,8 +119,8 @@ class Study:
         """All stages, with the student and without, and the baselines."""
         self.pretrain()
         self.student("student", "multimodal")
-        self.cell_types("scMomer", "student", f"--train_student {ALL_LABELS}")
-        self.cell_types("scMomer without the student", "multimodal", f"--other_modality zeros {ALL_LABELS}")
+        self.cell_types("scMomer", "student", "--train_student")
+        self.cell_types("scMomer without the student", "multimodal", "--other_modality zeros")
         for n in FEW_LABELS:
             self.few_labels("scMomer", "student", "--train_student", n)
             self.few_labels("scMomer without the student", "multimodal", "--other_modality zeros", n)
@@ -144,19 +128,19 @@ class Study:
 
     def pretrain(self) -> None:
         """Stages I and II, and the teacher's latents."""
-        self.stage_one("", RNA, ATAC)
+        self.stage_one("")
         self.join("multimodal", "")
 
-    def stage_one(self, suffix: str, rna: str, atac: str) -> None:
-        self.train(f"stage I, RNA{suffix}", "pretrain_rna", f"--model_name rna{suffix} {RNA_SHAPE} {rna}")
-        self.train(f"stage I, ATAC{suffix}", "pretrain_atac", f"--model_name atac{suffix} {ATAC_SHAPE} {atac}")
+    def stage_one(self, suffix: str, flags: str = "") -> None:
+        self.train(f"stage I, RNA{suffix}", "pretrain_rna", f"--model_name rna{suffix} {flags}")
+        self.train(f"stage I, ATAC{suffix}", "pretrain_atac", f"--model_name atac{suffix} {flags}")
 
-    def join(self, name: str, suffix: str, flags: str = JOIN) -> None:
+    def join(self, name: str, suffix: str, flags: str = "") -> None:
         parents = f"--rna_model_path {self.path('rna' + suffix)} --atac_model_path {self.path('atac' + suffix)}"
         self.train(
             f"stage II, {name}",
             "pretrain_multimodal",
-            f"--model_name {name} {parents} --trainable_blocks -1 {flags}",
+            f"--model_name {name} {parents} {flags}",
         )
         self.stages.run(
             f"latents, {name}",
@@ -164,7 +148,7 @@ class Study:
             f"--ckpt_dir {self.path(f'latents_{name}')}",
         )
 
-    def student(self, name: str, teacher: str, flags: str = STUDENT) -> None:
+    def student(self, name: str, teacher: str, flags: str = "") -> None:
         latents = self.path(f"latents_{teacher}")
         self.train(
             f"stage III, {name}",
@@ -207,7 +191,7 @@ class Study:
         Few cells are seen more often.
         """
         group, epochs = f"{n} labels per type", max(12, 1800 // n)
-        few = f"{FINE_TUNE} --labels_per_type {n} {flags}"
+        few = f"--labels_per_type {n} {flags}"
         alone = f"--epochs {epochs} --cycle_epochs {epochs - 1} --val_every {epochs} "
         alone += f"--pretrained_lr_scale {pretrained_lr_scale}"
         first = f"{method}, labelled cells alone"
@@ -223,10 +207,9 @@ class Study:
     def ablations(self) -> None:
         """What each part is good for, with all labels."""
         self.pretrain()
-        tune = f"--train_student {ALL_LABELS}"
-        measured = f"--other_modality measured {ALL_LABELS}"
-        self.cell_types("scMomer, RNA + measured ATAC", "multimodal", measured, "RNA and ATAC")
-        self.stage_one("_untrained", UNTRAINED, UNTRAINED)
+        tune = "--train_student"
+        self.cell_types("scMomer, RNA + measured ATAC", "multimodal", "--other_modality measured", "RNA and ATAC")
+        self.stage_one("_untrained", UNTRAINED)
         self.join("multimodal_without_I", "_untrained")
         self.student("student_without_I", "multimodal_without_I")
         self.cell_types("scMomer without stage I", "student_without_I", tune)
@@ -234,7 +217,7 @@ class Study:
         self.student("student_without_II", "multimodal_without_II")
         self.cell_types("scMomer without stage II", "student_without_II", tune)
         self.train_from_scratch(tune)
-        self.student("student_of_rna", "multimodal", f"{STUDENT} --missing rna")
+        self.student("student_of_rna", "multimodal", "--missing rna")
         self.cell_types("scMomer, ATAC alone", "student_of_rna", tune, "ATAC alone")
 
     def train_from_scratch(self, tune: str) -> None:

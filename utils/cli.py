@@ -3,12 +3,13 @@
 import math
 import os
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
-from dataclasses import MISSING, field, fields, make_dataclass
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from pathlib import Path
 
 from utils.errors import DiskFullError, UserError, first_line
+from utils.presets import PRESETS, Preset
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
@@ -20,13 +21,14 @@ class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter)
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def parse_flags(doc: str, *dataclasses: type) -> tuple:
+def parse_flags(doc: str, *dataclasses: type, stage: str | None = None) -> tuple:
     """Fill dataclasses from the command line; an unknown flag is an error.
 
     Parameters
     ----------
     doc : the script's docstring, shown above the flags by --help
     dataclasses : a field is a flag, its metadata["help"] the flag's help
+    stage : of utils.presets; adds the flag --preset, whose values become the defaults of the others
 
     Returns
     -------
@@ -34,11 +36,13 @@ def parse_flags(doc: str, *dataclasses: type) -> tuple:
     """
     from transformers import HfArgumentParser  # here, so that Ctrl-C meanwhile ends without traceback
 
+    if stage:
+        dataclasses = (*with_preset(dataclasses, stage), PresetFlag)
     parser = HfArgumentParser(dataclasses, description=doc, formatter_class=_HelpFormatter, allow_abbrev=False)
     *configs, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True, look_for_args_file=False)
     if rest:
         parser.error(f"unknown flag {' '.join(rest)}; see --help")
-    return tuple(configs)
+    return tuple(configs[:-1] if stage else configs)
 
 
 def with_defaults(config: type, **defaults) -> type:
@@ -53,9 +57,32 @@ def with_defaults(config: type, **defaults) -> type:
     return make_dataclass(config.__name__, changed, bases=(config,), frozen=config.__dataclass_params__.frozen)
 
 
-def flag(help: str, default=MISSING):
-    """A dataclass field that is a flag; without a default it must be given."""
-    return field(metadata={"help": help}) if default is MISSING else field(default=default, metadata={"help": help})
+def flag(help: str, default=MISSING, aliases: tuple[str, ...] = ()):
+    """A dataclass field that is a flag; without a default it must be given. Aliases are other names for it."""
+    return field(default=default, metadata={"help": help, "aliases": list(aliases)})
+
+
+@dataclass
+class PresetFlag:
+    preset: Preset = flag(
+        "sizes and settings, for all flags that are not given: published (for GPUs), small (thousands of cells on two "
+        "CPU cores) or tiny (a first try on hundreds); --preset small --help shows its values",
+        "published",
+    )
+
+
+def with_preset(dataclasses: tuple[type, ...], stage: str) -> list[type]:
+    """The dataclasses with the values of the preset that the command line names as their defaults."""
+    first_look = ArgumentParser(add_help=False, allow_abbrev=False)
+    first_look.add_argument("--preset", choices=PRESETS[stage], default=PresetFlag.preset)
+    values = PRESETS[stage]["published"] | PRESETS[stage][first_look.parse_known_args()[0].preset]
+    changed = []
+    for config in dataclasses:
+        names = [f.name for f in fields(config) if f.name in values]
+        changed.append(with_defaults(config, **{name: values.pop(name) for name in names}))
+    if values:
+        raise ValueError(f"{stage} has no flag {', '.join(values)}")
+    return changed
 
 
 def check_numbers(flags: object, *names: str, least: float = 0, below: float = math.inf) -> None:

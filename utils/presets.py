@@ -1,0 +1,139 @@
+"""`--preset`: sizes and settings by name, so that nobody must read a benchmark to train on two CPU cores.
+
+published  the paper's sizes and training, made for GPUs and a hundred thousand cells; where it names no value, ours
+small      the study's on real cells (benchmarks/snareseq2.py, benchmarks/RESULTS.md): thousands of cells, two CPU
+           cores, about twenty minutes for all stages; chosen on validation cells of mouse cortex
+tiny       the demo's: a first try in minutes, on hundreds of cells; chosen to run through, not to reach anything
+
+A preset is what differs from `published`, and `published` what differs from the dataclasses' own defaults.
+"""
+
+from typing import Literal
+
+Preset = Literal["published", "small", "tiny"]
+
+_SMALL_TOWER = {"dim": 64, "depth": 2}
+_TINY_TOWER = {"dim": 64, "depth": 2, "heads": 2, "dim_head": 32}
+_TINY_PACE = {"learning_rate": 1e-3, "warmup_epochs": 1}
+
+PRESETS: dict[str, dict[Preset, dict]] = {
+    "pretrain_rna": {
+        "published": {"grad_acc": 20},
+        "small": {
+            **_SMALL_TOWER,
+            "heads": 2,
+            "dim_head": 32,
+            "tokens": "expressed",
+            "mask_ratio": 0.3,  # with few cells, more to predict in each
+            "epochs": 4,
+            "warmup_epochs": 1,
+            "cycle_epochs": 3,
+            "batch_size": 16,
+            "grad_acc": 1,
+            "learning_rate": 1e-3,
+        },
+        "tiny": {
+            **_TINY_TOWER,
+            **_TINY_PACE,
+            "tokens": "expressed",
+            "epochs": 3,
+            "cycle_epochs": 2,
+            "batch_size": 8,
+            "grad_acc": 2,
+        },
+    },
+    "pretrain_atac": {
+        "published": {"batch_size": 32},
+        "small": {
+            **_SMALL_TOWER,
+            "heads": 4,
+            "dim_head": 16,
+            "n_patches": 32,
+            "patch_maps": "own",  # on few cells attention does not learn to tell patches apart
+            "mask_ratio": 0.5,
+            "epochs": 4,
+            "warmup_epochs": 1,
+            "cycle_epochs": 3,
+            "batch_size": 16,
+            "learning_rate": 2e-3,
+        },
+        "tiny": {**_TINY_TOWER, **_TINY_PACE, "n_patches": 64, "epochs": 10, "cycle_epochs": 9},
+    },
+    "pretrain_multimodal": {
+        "published": {"batch_size": 8},
+        "small": {
+            "trainable_blocks": -1,
+            "feature_dropout": 0.3,
+            "alone_weight": 1.0,  # with few cells each modality alone should reconstruct the cell, too
+            "pair_weight": 0.03,
+            "epochs": 5,
+            "warmup_epochs": 1,
+            "cycle_epochs": 4,
+            "batch_size": 16,
+            "learning_rate": 1e-3,
+        },
+        "tiny": {
+            **_TINY_PACE,
+            "feature_dropout": 0.3,
+            "alone_weight": 1.0,
+            "pair_weight": 0.03,
+            "epochs": 4,
+            "cycle_epochs": 3,
+            "grad_acc": 2,
+        },
+    },
+    "pretrain_missing_mod": {
+        "published": {"batch_size": 32},
+        "small": {
+            "feature_dropout": 0.5,
+            "alone_weight": 20.0,
+            "blank_decoders": True,
+            "epochs": 12,
+            "warmup_epochs": 1,
+            "cycle_epochs": 11,
+            "learning_rate": 1e-3,
+            "weight_decay": 0.3,
+            "adam_epsilon": 1e-6,
+            "patience": 0,
+            "keep": "last",  # of a schedule that ends at zero, the last epoch is less noisy than the best
+        },
+        "tiny": {
+            **_TINY_PACE,
+            "feature_dropout": 0.5,
+            "alone_weight": 20.0,
+            "blank_decoders": True,
+            "epochs": 10,
+            "cycle_epochs": 9,
+            "weight_decay": 0.3,
+            "adam_epsilon": 1e-6,
+            "keep": "last",
+        },
+    },
+    # --train_student is left to the command line: not every model that is fine-tuned has a student.
+    "train_missing_celltype_func": {
+        "published": {"batch_size": 8, "patience": 5},
+        "small": {
+            "trainable_blocks": 0,
+            "feature_dropout": 0.5,
+            "class_balance": 0.3,
+            "epochs": 12,
+            "warmup_epochs": 1,
+            "cycle_epochs": 11,
+            "batch_size": 16,
+            "grad_acc": 2,
+            "learning_rate": 1e-3,
+            "patience": 0,
+            "keep": "last",
+        },
+        "tiny": {
+            **_TINY_PACE,
+            "trainable_blocks": 0,
+            "feature_dropout": 0.5,
+            "class_balance": 0.3,
+            "epochs": 8,
+            "cycle_epochs": 7,
+            "batch_size": 16,
+            "keep": "last",
+        },
+    },
+}
