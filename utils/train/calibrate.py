@@ -10,6 +10,7 @@ from utils.train.distributed import Runtime
 from utils.train.engine import TrainConfig
 from utils.train.folders import write_folder
 from utils.train.infer import InferConfig, infer
+from utils.train.lock import sole_writer
 from utils.train.log import copy_log
 
 
@@ -34,9 +35,10 @@ def calibrate(folder: Path, val: CellDataset, config: TrainConfig, runtime: Runt
     _, logits = infer(model, model, val, how, runtime, "calibrating")
     temperature = float(fit_temperature(logits, val.labels))
     runtime.barrier()  # all have read the folder before it is replaced
-    if runtime.is_main:
-        write_folder(folder, replace(saved, temperature=temperature).write)
-        copy_log(folder)
-        print(f"temperature {temperature:.3f} from {len(val):,} validation cells", flush=True)
+    with sole_writer(folder, runtime):
+        if runtime.is_main:
+            write_folder(folder, replace(saved, temperature=temperature).write)
+            copy_log(folder)
+            print(f"temperature {temperature:.3f} from {len(val):,} validation cells", flush=True)
     runtime.barrier()
     return temperature

@@ -5,8 +5,7 @@ import shutil
 from pathlib import Path
 
 from utils.report.plots import loss_curve
-
-METRICS, CURVE, TENSORBOARD = "metrics.jsonl", "loss_curve.png", "tensorboard"
+from utils.train.folders import CURVE, METRICS, TENSORBOARD
 
 
 class RunLog:
