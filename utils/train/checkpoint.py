@@ -4,6 +4,7 @@ import json
 import math
 import platform
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -147,10 +148,14 @@ class SavedModel:
         UserError
             If they do not fit, or a constant makes no sense.
         """
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on parts without a single feature
             expected = shapes_of(self._fresh(n_features).state_dict())
         check_shapes(expected, stored, self.path, NEUTRAL)
-        for name, value in {"temperature": self.temperature, "target_sum": self.stamp.get("target_sum", 1)}.items():
+        constants = {"temperature": self.temperature}
+        if "rna" in n_features:
+            constants["target_sum"] = self.stamp.get("target_sum")
+        for name, value in constants.items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not (is_number and math.isfinite(value) and value > 0):
                 raise UserError(f"{self.path / 'config.json'}: {name} is {value}, not a positive number; {NO_MODEL[1]}")
