@@ -10,6 +10,7 @@ from utils.train.config import InferConfig, TrainConfig
 from utils.train.distributed import Runtime
 from utils.train.folders import write_folder
 from utils.train.infer import infer
+from utils.train.lock import sole_writer
 from utils.train.log import copy_log
 
 
@@ -36,9 +37,10 @@ def calibrate(folder: Path, val: CellDataset, config: TrainConfig, runtime: Runt
         temperature = float(fit_temperature(logits, val.labels))
     calibration = Calibration.of(val.labels, saved.labels)
     runtime.barrier()  # all have read the folder before it is replaced
-    if runtime.is_main:
-        write_folder(folder, replace(saved, temperature=temperature, calibration=calibration).write)
-        copy_log(folder)
+    with sole_writer(folder, runtime):
+        if runtime.is_main:
+            write_folder(folder, replace(saved, temperature=temperature, calibration=calibration).write)
+            copy_log(folder)
     runtime.say(f"temperature {temperature:.3f}; {calibration}")
     runtime.barrier()
     return temperature

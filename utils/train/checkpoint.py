@@ -1,8 +1,10 @@
 """Saved models: a folder that is enough by itself, written whole, loaded strictly, without pickle."""
 
 import json
+import math
 import platform
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,6 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from models.atac_encoder import ATACEncoder
+from models.objectives import MaskedATAC, MaskedRNA
+from models.rna_encoder import RNAEncoder
 from models.scmomer import ScMomer
 from models.shapes import (
     ATACEncoderConfig,
@@ -24,7 +29,8 @@ from models.shapes import (
 from utils import __version__
 from utils.errors import UserError, reading
 from utils.report.calibration import Calibration
-from utils.train.folders import check_folder
+from utils.train.folders import read_folder
+from utils.train.shapes import check_declared, check_finite, check_shapes, load_strictly, shapes_of, stored_shapes
 
 KINDS = {
     "rna": "an RNA encoder (pretrain_rna.py)",
@@ -141,17 +147,44 @@ class SavedModel:
 
     def build(self) -> ScMomer:
         """The composed model of stages II and later, with its weights."""
-        n_features = {name: len(self.features.get(name, ())) for name in FEATURE_FILES}
         with reading(self.path, *NO_MODEL):
-            model = ScMomer(self.model_config, n_features["rna"], n_features["atac"], len(self.labels))
+            model = self._fresh({name: len(features) for name, features in self.features.items()})
         older = {name: x for name, x in model.state_dict().items() if name in NEUTRAL and name not in self.state}
         load_strictly(model, older | self.state, self.path)
         return model.eval()
 
+    def _fresh(self, n_features: dict[str, int]) -> nn.Module:
+        """The module whose weights are saved, without them."""
+        if self.kind == "rna":
+            return MaskedRNA(RNAEncoder(self.config["rna"], n_features["rna"]), seed=0)
+        if self.kind == "atac":
+            return MaskedATAC(ATACEncoder(self.config["atac"], n_features["atac"]))
+        return ScMomer(self.model_config, n_features.get("rna", 0), n_features.get("atac", 0), len(self.labels))
+
+    def check(self, n_features: dict[str, int], stored: dict[str, tuple[int, ...]]) -> None:
+        """Compare the model that is declared with the weights' shapes; nothing of its size is built.
+
+        Raises
+        ------
+        UserError
+            If they do not fit, or a constant makes no sense.
+        """
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on parts without a single feature
+            expected = shapes_of(self._fresh(n_features).state_dict())
+        check_shapes(expected, stored, self.path, NEUTRAL)
+        constants = {"temperature": self.temperature}
+        if "rna" in n_features:
+            constants["target_sum"] = self.stamp.get("target_sum")
+        for name, value in constants.items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and math.isfinite(value) and value > 0):
+                raise UserError(f"{self.path / 'config.json'}: {name} is {value}, not a positive number; {NO_MODEL[1]}")
+
 
 WEIGHTS = "model.safetensors"
 NEUTRAL = ("classifier.mean", "classifier.deviation")  # not in older folders; fresh ones change nothing
-NO_MODEL = ("holds what is no saved model", "restore the folder, or train again")
+NO_MODEL = ("is not a valid model folder", "restore the folder, or train the model again")
 FEATURE_FILES = {"rna": "genes", "atac": "peaks"}
 
 
@@ -166,31 +199,29 @@ def load_model(path: str | Path, *kinds: str) -> SavedModel:
     Raises
     ------
     UserError
-        If the folder is damaged or of another kind.
+        If the folder is damaged or of another kind, its weights are not those of the model it declares, or one of
+        its numbers is not finite.
     """
-    folder, digest = check_folder(path, WEIGHTS, "config.json")
-    with reading(folder, *NO_MODEL):
-        return _load(folder, digest, kinds)
+
+    def load(place: Path, digest: str) -> SavedModel:
+        with reading(path, *NO_MODEL):
+            return _load(place, Path(path), digest, kinds)
+
+    return read_folder(path, load, WEIGHTS, "config.json")
 
 
-def _load(folder: Path, digest: str, kinds: tuple[str, ...]) -> SavedModel:
-    saved = json.loads((folder / "config.json").read_text())
+def _load(place: Path, folder: Path, digest: str, kinds: tuple[str, ...]) -> SavedModel:
+    """Read what lies at `place`; messages name `folder`."""
+    saved = json.loads((place / "config.json").read_text())
     if saved["kind"] not in kinds:
         wanted = " or ".join(KINDS[kind] for kind in kinds)
         raise UserError(f"{folder}: holds {KINDS.get(saved['kind'], saved['kind'])}; expected {wanted}")
-    features = {
-        name: np.array((folder / f"{file}.txt").read_text().splitlines())
-        for name, file in FEATURE_FILES.items()
-        if (folder / f"{file}.txt").is_file()
-    }
-    for name, names in features.items():
-        if len(set(names)) != len(names):
-            raise ValueError(f"{FEATURE_FILES[name]}.txt names one of them twice")
-    return SavedModel(
+    stored = stored_shapes(place / WEIGHTS)
+    check_declared(saved["model"], saved["kind"], stored, folder / "config.json")
+    model = SavedModel(
         kind=saved["kind"],
         config={name: CONFIGS[name](**shape) for name, shape in saved["model"].items()},
-        state=load_file(folder / WEIGHTS),
-        features=features,
+        features={},
         stamp=saved["preprocessing"],
         labels=saved["labels"],
         temperature=saved["temperature"],
@@ -201,6 +232,22 @@ def _load(folder: Path, digest: str, kinds: tuple[str, ...]) -> SavedModel:
         path=folder,
         hash=digest,
     )
+    lists = {name: place / f"{file}.txt" for name, file in FEATURE_FILES.items() if (place / f"{file}.txt").is_file()}
+    n_features = {name: _count_lines(path) for name, path in lists.items()}
+    model.check(n_features, stored)
+    for name, path in lists.items():
+        names = model.features[name] = np.array(path.read_text().splitlines())
+        if len(set(names)) != n_features[name]:
+            raise ValueError(f"{path.name} names one of them twice")
+    model.state = load_file(place / WEIGHTS)
+    check_finite(model.state, folder / WEIGHTS)
+    return model
+
+
+def _count_lines(path: Path) -> int:
+    """Lines of a text file, which may be far too long to be kept."""
+    with open(path, "rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
 
 
 def _calibration(kept: dict | None) -> Calibration | None:
@@ -211,22 +258,6 @@ def _calibration(kept: dict | None) -> Calibration | None:
 def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The weights below `prefix`, under their names there."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def load_strictly(module: nn.Module, state: dict[str, Tensor], path: str | Path | None) -> None:
-    """Load weights; a missing, extra or misshapen one is an error.
-
-    Raises
-    ------
-    UserError
-        If the weights are not exactly those of the module.
-    """
-    try:
-        module.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: weights do not fit the model's shape ({str(error).splitlines()[-1].strip()})"
-        ) from None
 
 
 def load_parts(module: nn.Module, state: dict[str, Tensor], new: str | tuple, path: str | Path | None) -> None:
