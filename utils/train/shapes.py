@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from models.minibatch import MODALITIES
+from models.shapes import MODALITIES
 from utils.errors import UserError
 
 Shapes = dict[str, tuple[int, ...]]  # tensor → its shape
