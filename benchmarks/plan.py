@@ -23,6 +23,7 @@ from models.objectives import MaskedATAC, MaskedRNA, Objective
 from models.rna_encoder import RNAEncoder, RNAEncoderConfig
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
+from utils.progress import duration
 from utils.report.bench import machine, random_cells
 from utils.train.batch_size import SHARE, Step, free_memory, largest_fit, measure_steps
 from utils.train.distributed import choose_device
@@ -50,13 +51,6 @@ def atac(flags: Flags) -> tuple[Objective, partial]:
     torch.manual_seed(0)
     encoder = ATACEncoder(ATACEncoderConfig(), flags.peaks)
     return MaskedATAC(encoder), partial(random_cells, "atac", flags.peaks, min(flags.open_peaks, flags.peaks))
-
-
-def duration(seconds: float) -> str:
-    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
 
 
 def row(name: str, steps: list[Step], memory: float, flags: Flags, processes: int = 1) -> str:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
+from utils.progress import progress_bar
 from utils.report.bench import RESULTS
 from utils.report.plots import bars
 from utils.report.stages import ROOT
@@ -98,13 +98,17 @@ def types_table(runs: list[Run], group: str, n: int) -> str:
         f"| | runs | accuracy (95 %) | macro-F1 (95 %) | {ours} is better by, accuracy | macro-F1 |",
         "|---|---|---|---|---|---|",
     ]
-    for method in tqdm(methods_of(runs, group), desc=group, unit=" methods"):
+    methods = methods_of(runs, group)
+    bar = progress_bar(len(methods), group, "methods")
+    for method in methods:
         of = [run for run in runs if method in run.cells.get(group, ())]
         cells = [
             spoken(mean_score(of, group, method, score), interval(of, group, method, score, n=n)) for score in SCORES
         ]
         cells += ["" if method == ours else difference(of, group, ours, method, score, n) for score in SCORES]
         lines.append(f"| {method} | {len(of)} | {' | '.join(cells)} |")
+        bar.update()
+    bar.close()
     return "\n".join(lines)
 
 

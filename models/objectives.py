@@ -124,9 +124,11 @@ class Objective(nn.Module):
     ----------
     embedding : [B, D] what the last minibatch's cells look like to the stage, where it makes such a thing, so that the
         engine can see a collapse
+    loss_name : what the loss is, for people
     """
 
     embedding: Tensor | None = None
+    loss_name = "loss"
 
     def before_step(self, step: int) -> None:
         """Called by the engine before optimiser step `step`, which counts from 0 over all epochs."""
@@ -147,6 +149,8 @@ class Objective(nn.Module):
 
 class MaskedRNA(Objective):
     """Stage I: predict the bins of hidden expressed genes by cross-entropy."""
+
+    loss_name = "cross-entropy of masked bins (nats)"
 
     def __init__(self, encoder: RNAEncoder, seed: int, mask_ratio: float = 0.15):
         super().__init__()
@@ -173,6 +177,8 @@ class MaskedRNA(Objective):
 
 class MaskedATAC(Objective):
     """Stage I: predict which peaks of hidden patches are open, by cross-entropy with open peaks weighted."""
+
+    loss_name = "weighted cross-entropy of masked peaks (nats)"
 
     def __init__(self, encoder: ATACEncoder, mask_ratio: float = 0.15):
         super().__init__()
@@ -224,6 +230,7 @@ class JointPairs(Objective):
         self.decoders, self.pair_head = model.decoders, model.pair_head
         for tower in self.towers.values():
             unfreeze_last_blocks(tower.encoder, trainable_blocks)
+        self.loss_name = f"reconstruction + {pair_weight:g} × pairs" + of_each_alone(alone_weight)
 
     def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         shown = self.leave_out(batch, self.feature_dropout)
@@ -254,6 +261,11 @@ def alone(latents: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key: latent if key == name else torch.zeros_like(latent) for key, latent in latents.items()}
 
 
+def of_each_alone(weight: float) -> str:
+    """The end of a loss's name: what is asked of a single latent."""
+    return f"\n+ {weight:g} × reconstruction from one latent" if weight else ""
+
+
 def reconstruction(decoders: nn.ModuleDict, embedding: Tensor, batch: Minibatch) -> tuple[Tensor, Tensor]:
     """RNA mean squared error [B] and ATAC cross-entropy [B] of what the decoders read off the cell embedding."""
     rna_mse = (decoders["rna"](embedding).float() - batch.rna.dense()).square().mean(1)
@@ -276,6 +288,7 @@ class Distillation(Objective):
         super().__init__()
         self.missing, self.feature_dropout, self.alone_weight = model.config.missing, feature_dropout, alone_weight
         self.student, self.fusion, self.decoders = model.student, model.fusion, model.decoders
+        self.loss_name = "latent + reconstruction" + of_each_alone(alone_weight)
 
     def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         present = other(self.missing)
@@ -311,6 +324,8 @@ class CellTypes(Objective):
     feature_dropout : share of a cell's expressed genes and open peaks that are left out at random while training
     pretrained_lr_scale : learning rate of all but the classifier, as a multiple
     """
+
+    loss_name = "cross-entropy of cell types (nats)"
 
     def __init__(
         self,

@@ -3,8 +3,10 @@
 import math
 import os
 import sys
+import warnings
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from pathlib import Path
 
@@ -115,7 +117,8 @@ def run_script(main: Callable[[], None]) -> None:
         sys.exit(code)
 
     try:
-        main()
+        with quiet_libraries():
+            main()
     except UserError as error:
         if isinstance(error, DiskFullError):  # HDF5 may crash while it is closed
             print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
@@ -132,6 +135,33 @@ def run_script(main: Callable[[], None]) -> None:
         if not any(words in str(error) for words in LOST_PEER):
             raise
         leave("another process has failed or was stopped; its message tells why", 1)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Within the block, warnings of libraries that a user of the scripts cannot act on are silent.
+
+    Our own notices are printed. All warnings are shown where the user asks for them (`python -W …`, PYTHONWARNINGS).
+    """
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
+                warnings.simplefilter("ignore", category)
+            for library in ("anndata", "mudata", "scanpy"):
+                warnings.filterwarnings("ignore", module=rf"{library}\b")
+            for message in IDLE_WARNINGS:
+                warnings.filterwarnings("ignore", message)
+        yield
+
+
+IDLE_WARNINGS = (
+    "Some cells have zero counts",  # scanpy, in another library's name; such cells are counted and reported
+    "Initializing zero-element tensors",  # torch, of a modality without features
+    "Transforming to str index",  # anndata, in the caller's name; so are the next two
+    "Trying to (modify|set) ",
+    "Setting element ",
+)
+"""Beginnings of warnings that come under another name than their library's."""
 
 
 def _out_of_memory() -> tuple[type[BaseException], ...]:

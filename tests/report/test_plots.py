@@ -139,3 +139,49 @@ def test_scaling(tmp_path):
     table = pd.DataFrame(rows, columns=["curve", "n", "seconds_per_cell"])
     narrow = check_png(plots.scaling(table.iloc[:3], "one machine", tmp_path / "narrow.png"))
     assert check_png(plots.scaling(table, "one machine", tmp_path / "scaling.png")).shape[1] > 1.8 * narrow.shape[1]
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """What `loss_curve` has drawn, as matplotlib's figure."""
+    monkeypatch.setattr(plots, "_save", lambda figure, path, **how: figure)
+    return lambda *of, **how: plots.loss_curve(*of, path=tmp_path / "loss.png", title="run", **how)
+
+
+def legend_of(figure):
+    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+
+@pytest.mark.parametrize("epochs", [0.2, 1, 3, 6, 250])
+def test_epochs_on_the_axis_are_whole(epochs, drawn):
+    rows = [{"epoch": epochs * share, "phase": "train", "loss": 2 - share} for share in (0.25, 0.5, 1.0)]
+    figure = drawn(rows)
+    figure.draw_without_rendering()
+    low, high = figure.axes[-1].get_xlim()
+    ticks = [tick for tick in figure.axes[-1].get_xticks() if low <= tick <= high]
+    assert len(ticks) >= 2 and all(tick == round(tick) for tick in ticks)
+    assert low == 0 and high >= epochs
+    labels = [label.get_text() for label in figure.axes[-1].get_xticklabels()]
+    assert all(label.isdigit() for label in labels if label)
+
+
+def test_the_kept_epoch_is_marked_and_no_other(drawn):
+    """The records are lowest at epoch 3; by --keep last it is the last one that is kept."""
+    assert legend_of(drawn(records(), kept=3.0, keep="best"))[-1] == "kept, the best: epoch 3, validation 1"
+    figure = drawn(records(), kept=6.0, keep="last")
+    assert legend_of(figure)[-1] == "kept, the last: epoch 6, validation 13"
+    (star,) = [line for line in figure.axes[0].lines if line.get_marker() == "*"]
+    assert star.get_xdata().tolist() == [6.0] and star.get_ydata().tolist() == [13.0]
+    assert legend_of(drawn(records(val=False), kept=6.0))[-1].startswith("kept, the best: epoch 6, training")
+    assert legend_of(drawn(records())) == ["training", "validation"]
+
+
+def test_a_part_of_an_epoch_has_no_fraction_in_the_legend(drawn):
+    rows = [{"epoch": 4.2857, "phase": phase, "loss": 1.5} for phase in ("train", "val")]
+    (label,) = [text for text in legend_of(drawn(rows, kept=4.2857)) if "kept" in text]
+    assert label == "kept, the best: a part of epoch 5, validation 1.5"
+
+
+def test_the_axis_names_the_loss(drawn):
+    assert drawn(records()).axes[0].get_ylabel() == "loss"
+    assert drawn(records(), loss_name="cross-entropy (nats)").axes[0].get_ylabel() == "cross-entropy (nats)"

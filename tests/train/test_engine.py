@@ -320,6 +320,28 @@ def test_the_last_weights_are_kept_when_asked_for(cells, tmp_path):
     assert_same_tensors(weights(tmp_path / "run"), stage.objective.state_dict())
 
 
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_the_curve_and_the_last_line_name_the_kept_epoch(keep, cells, tmp_path, monkeypatch, capsys):
+    marked = []
+    monkeypatch.setattr("utils.report.plots.loss_curve", lambda *of: marked.append(of[2:]))
+    stage = make_stage("celltype", take(cells, 6, 19))
+    kept = train(stage, tmp_path / "run", epochs=16, learning_rate=0.03, keep=keep)
+    assert (kept["epoch"] == 16) == (keep == "last")
+    assert marked == [("run", "cross-entropy of cell types (nats)", kept["epoch"], keep)]
+    first, forecast, *_, last = capsys.readouterr().out.splitlines()
+    n_all = sum(p.numel() for p in stage.objective.parameters())
+    n_trained = sum(p.numel() for p in stage.objective.parameters() if p.requires_grad)
+    assert f"{n_all:,} parameters ({n_trained:,} trained)" in first and n_trained < n_all
+    assert forecast == "  16 epochs × 1 step of 8 cells"
+    assert last.startswith(f"saved {tmp_path / 'run'}: epoch {kept['epoch']:.0f}, the {keep}, ")
+
+
+def test_a_run_that_ends_within_an_epoch_keeps_a_part_of_it(cells, tmp_path, capsys):
+    kept = train(make_stage("rna", take(cells, 20, 8)), tmp_path / "run", max_steps=4)
+    assert kept["epoch"] == pytest.approx(4 / 3)
+    assert ": a part of epoch 2, the best, loss " in capsys.readouterr().out
+
+
 def test_without_validation_cells_the_training_loss_decides(cells, tmp_path):
     best = train(make_stage("celltype", take(cells, 12, 0)), tmp_path / "run", epochs=4)
     rows = records(tmp_path / "run")

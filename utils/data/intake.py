@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
-from tqdm import tqdm
 
 from utils.data.align import Alignment, align_genes, align_peaks, check_coverage
 from utils.data.config import IntakeConfig
@@ -18,6 +17,7 @@ from utils.data.peaks import CHROM_SIZES
 from utils.data.source import Source
 from utils.data.values import Values, to_counts
 from utils.errors import UserError
+from utils.progress import progress_bar
 
 FEATURES = {"rna": "genes", "atac": "peaks"}
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
@@ -224,7 +224,7 @@ def _check_values(block: csr_matrix, start: int, source: Source, place: str) -> 
 
 def _passing(matrix, what: str, progress: bool) -> Iterator[tuple[int, csr_matrix]]:
     """The blocks of a matrix, with a bar over its cells."""
-    with tqdm(total=matrix.shape[0], desc=what, unit=" cells", disable=None if progress else True, leave=False) as bar:
+    with progress_bar(matrix.shape[0], what, shown=progress, leave=False) as bar:
         for start, block in matrix.blocks():
             yield start, block
             bar.update(block.shape[0])

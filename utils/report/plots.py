@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from utils.errors import UserError
+from utils.progress import epoch_name
 from utils.report.metrics import confusion_counts
 
 DPI = 150
@@ -60,7 +61,9 @@ def _clean(axes) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def loss_curve(records: list[dict], path, title: str) -> Path:
+def loss_curve(
+    records: list[dict], path, title: str, loss_name: str = "loss", kept: float | None = None, keep: str = "best"
+) -> Path:
     """Training and validation loss against the epoch, with the learning rate below.
 
     Parameters
@@ -70,7 +73,12 @@ def loss_curve(records: list[dict], path, title: str) -> Path:
         `learning_rate`. Other keys, and lines without a finite loss, are passed over.
     path : path-like
         PNG to write; its folder is made.
-    title : str
+    title, loss_name : str
+        What is written above the figure and beside the axis of the loss.
+    kept : float
+        The epoch whose model was kept; it is marked. Without one, nothing is.
+    keep : str
+        Why it was: "best" or "last".
 
     Returns
     -------
@@ -100,12 +108,13 @@ def loss_curve(records: list[dict], path, title: str) -> Path:
         if len(part):
             marker = "o" if len(part) <= 40 else None
             axes.plot(part.epoch, part.loss, color=colour, label=name, lw=1.6, marker=marker, ms=3.5)
-    if len(val):
-        best = val.loc[val.loss.idxmin()]
-        label = f"best validation: {best.loss:.4g} at epoch {best.epoch:g}"
-        axes.plot(best.epoch, best.loss, "*", ms=13, color=COLOURS[6], mec="black", mew=0.8, ls="none", label=label)
-        axes.axvline(best.epoch, color="0.6", lw=0.8, ls=":", zorder=0)
-    axes.set(ylabel="loss", title=title)
+    judged, colour, name = (val, COLOURS[6], "validation") if len(val) else (train, COLOURS[0], "training")
+    for mark in judged[judged.epoch == kept].itertuples():
+        label = f"kept, the {keep}: {epoch_name(mark.epoch)}, {name} {mark.loss:.4g}"
+        axes.plot(mark.epoch, mark.loss, "*", ms=13, color=colour, mec="black", mew=0.8, ls="none", label=label)
+        axes.axvline(mark.epoch, color="0.6", lw=0.8, ls=":", zorder=0)
+    axes.set(ylabel=loss_name, title=title, xlim=(0, math.ceil(table.epoch.max()) * 1.03))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     if len(rate):
         panels[1, 0].plot(rate.epoch, rate.learning_rate, color="0.35", lw=1.2)

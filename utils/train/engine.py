@@ -15,15 +15,16 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from models.objectives import Objective
 from utils.data.dataset import CellDataset, Plan, make_loader
 from utils.errors import UserError
+from utils.progress import epoch_name, progress_bar
 from utils.train.batch_size import choose_batch_size
 from utils.train.config import TrainConfig
 from utils.train.distributed import Runtime
 from utils.train.folders import is_there, write_folder
+from utils.train.forecast import forecast
 from utils.train.guards import COLLAPSED, LEAST_SPREAD, STOPPED, FiniteGuard, Spread, Stopped, StopSignal
 from utils.train.lock import sole_writer
 from utils.train.log import RunLog, copy_log, workshop
@@ -104,15 +105,17 @@ def _fit(objective, train, val, config, runtime, folder, write_model, identity) 
         plan = Plan(train.lengths, config.batch_size, config.grad_acc, seed=config.seed, shuffle=True, **share)
         progress.step_size = plan.step_size
         val_plan = Plan(val.lengths, config.batch_size, config.grad_acc, **share)
+        n_parameters = sum(p.numel() for p in objective.parameters())
+        n_trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+        runtime.say(
+            f"{folder.name}: {len(train):,} training and {len(val):,} validation cells, {n_parameters:,} parameters "
+            f"({n_trained:,} trained), {runtime.world_size} × {runtime.device}"
+        )
+        forward = lambda batch: run(objective, batch, config, runtime)
+        runtime.say("  " + forecast(objective, forward, train, plan, val_plan, config, progress.step))
         module = objective
         if runtime.world_size > 1:
             module = share_gradients(objective, train[next(iter(plan))], config, runtime)
-        n_trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-        runtime.say(
-            f"{folder.name}: {len(train):,} training and {len(val):,} validation cells, "
-            f"{n_trained:,} trained parameters, {plan.n_steps} steps of {plan.step_size} cells per epoch, "
-            f"{runtime.world_size} × {runtime.device}"
-        )
 
         def save_state(sums: Sums) -> None:
             progress.sums = total(sums, runtime)
@@ -172,10 +175,10 @@ def _fit(objective, train, val, config, runtime, folder, write_model, identity) 
                 f"{folder}: no epoch ended with a finite loss; lower --learning_rate or use --precision fp32"
             )
         if runtime.is_main:
-            log.close(folder.name)
+            log.close(folder.name, objective.loss_name, best_metrics["epoch"], config.keep)
             copy_log(folder)
-            kept = "".join(f", {config.keep} {name} {value:.4g}" for name, value in best_metrics.items())
-            runtime.say(f"saved {folder}{kept}")
+            kept = "".join(f", {name} {value:.4g}" for name, value in best_metrics.items() if name != "epoch")
+            runtime.say(f"saved {folder}: {epoch_name(best_metrics['epoch'])}, the {config.keep}{kept}")
         runtime.barrier()
         return best_metrics
 
@@ -267,14 +270,11 @@ def train_epoch(
     # Every process begins with the same metrics; those from before a resumption count once.
     sums = {name: list(pair) if runtime.is_main else [0.0, 0.0] for name, pair in progress.sums.items()}
     started = time.monotonic()
-    bar = tqdm(
-        total=len(plan.lengths),
+    bar = progress_bar(
+        len(plan.lengths),
+        f"epoch {plan.epoch + 1}/{config.epochs}",
         initial=plan.first_step * plan.step_size,
-        desc=f"epoch {plan.epoch + 1}/{config.epochs}",
-        unit=" cells",
-        disable=not runtime.is_main,
-        dynamic_ncols=True,
-        mininterval=0.5,
+        shown=runtime.is_main,
     )
     rate, cells_done, step_sums = 0.0, 0, {}
     for i, batch in enumerate(loader):

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from tqdm import tqdm
 
 from models.minibatch import Minibatch
 from models.scmomer import ScMomer
 from utils.data.dataset import CellDataset, LengthPlan, make_loader
 from utils.data.rows import select
 from utils.errors import UserError
+from utils.progress import progress_bar
 from utils.train.checkpoint import SavedModel
 from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
@@ -78,7 +78,7 @@ def infer(
     """
     model.to(runtime.device).eval()
     plan = LengthPlan(dataset.lengths, config.batch_size, runtime.rank, runtime.world_size)
-    bar = tqdm(total=len(dataset), desc=title, unit=" cells", disable=not runtime.is_main, dynamic_ncols=True)
+    bar = progress_bar(len(dataset), title, shown=runtime.is_main)
     rows, results = [], []
     for batch in make_loader(dataset, plan, runtime.device):
         autocast = torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.precision == "bf16")

@@ -44,15 +44,21 @@ class RunLog:
             self.board.add_scalar(f"{name}/{phase}", value, step)
         self.board.flush()
 
-    def close(self, title: str) -> None:
-        """Draw the loss curve."""
+    def close(self, title: str, loss_name: str, kept: float, keep: str) -> None:
+        """Draw the loss curve.
+
+        Parameters
+        ----------
+        title, loss_name : above it, and beside its axis
+        kept, keep : the epoch whose model was kept, and why: the best or the last
+        """
         if not self.enabled:
             return
         self.board.close()
         if self.records:
             from utils.report.plots import loss_curve  # here, because matplotlib is slow to import
 
-            loss_curve(self.records, self.folder / CURVE, title)
+            loss_curve(self.records, self.folder / CURVE, title, loss_name, round(kept, 4), keep)
 
 
 def workshop(model_folder: Path) -> Path:
