@@ -16,9 +16,13 @@ from scipy.sparse import csr_matrix
 
 from utils.data.formats import open_file
 from utils.data.gene_ids import GeneNames, name_genes, share_known, translate
+from utils.data.genes import share_of_any_species
 from utils.data.peaks import check_genome, format_peaks, genome_order, guess_genomes, parse_peaks
 from utils.errors import UserError, reading
 
+NO_GENES = 0.01
+"""Share of ids that look like genes below which a file names no genes: of made-up names like f3 or G12 up to 0.9 % are
+aliases of some gene; of the genes of other vertebrates tens of percent share their symbols with human or mouse."""
 HEADERS = {"", "x", "gene", "genes", "symbol", "symbols", "name", "names", "id", "gene_name", "gene_symbol", "gene_id"}
 """What the first line of a list of genes may say of the others."""
 
@@ -65,7 +69,7 @@ def align_genes(var: pd.DataFrame, species: str, reference: Sequence[str] | None
     Raises
     ------
     UserError
-        If the file does not name its genes, or names none of them once.
+        If the file does not name its genes, or names none of them once, or names what is no gene of any known species.
     """
     genes = name_genes(var, species, reference)
     symbols = genes.symbols
@@ -78,6 +82,11 @@ def align_genes(var: pd.DataFrame, species: str, reference: Sequence[str] | None
         raise UserError(
             f"{path}: every one of its {len(symbols):,} genes shares its symbol with another ({', '.join(symbols[:3])} "
             "…), as if tables had been joined side by side; keep one of them"
+        )
+    if (species, genes.species, reference) == ("auto", "unknown", None) and share_of_any_species(genes.ids) < NO_GENES:
+        raise UserError(
+            f"{path}: 0% of its {len(symbols):,} ids are genes of a known species ({', '.join(genes.ids[:3])} …); put "
+            "gene symbols or Ensembl ids into var_names, or give --species other if they are genes of another species"
         )
     features = np.unique(symbols) if reference is None else np.asarray(reference, dtype=str)
     position = pd.Index(features).get_indexer(pd.Index(symbols))

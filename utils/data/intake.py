@@ -29,7 +29,9 @@ class IntakeConfig:
     """How to understand a file, where it does not tell by itself."""
 
     values: Literal["auto", "counts", "log1p", "cpm"] = flag("what X holds, if it is not told right", "auto")
-    species: Literal["auto", "human", "mouse"] = flag("whose genes: human symbols are updated, mouse's stay", "auto")
+    species: Literal["auto", "human", "mouse", "other"] = flag(
+        "whose genes: human symbols are updated, those of mouse and other species stay", "auto"
+    )
     genome: str | None = flag("build of the peaks: hg19, hg38, mm10 or mm39; they are checked against it", None)
     min_gene_coverage: float = flag("least share of the genes (or peaks) asked for that the file must have, 0 … 1", 0.3)
 
@@ -144,7 +146,7 @@ def _told_genes(intake: Intake) -> str:
     merged = [f"{symbol} from {' and '.join(ids)}" for symbol, ids in genes.merged.items()]
     told.append(f"{genes.n_duplicates:,} duplicates summed{listed(merged, 2)}")
     if genes.species == "unknown":
-        told.append("the species could not be told, no symbol is updated: state it by --species")
+        told.append("the species is not clear, no symbol is updated: state it by --species")
     return "  " + "; ".join(told)
 
 

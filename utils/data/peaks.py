@@ -15,7 +15,13 @@ from utils.errors import UserError
 
 # The name of a scaffold may itself hold any separator, so the two last numbers are the interval, the rest the name.
 _PEAK_NAME = re.compile(r"\s*(\S+)[:_-](\d{1,15})[_-](\d{1,15})\s*")
-_ACCEPTED = "chr1:10-20, chr1-10-20 or chr1_10_20 with end > start, or var columns chrom, start and end"
+# R's make.names writes every separator as a dot, and an X before a digit. Gene names hold dots too (AC020916.1), so what
+# stands before the two numbers must be a chromosome, or a scaffold of GenBank's or RefSeq's.
+_DOTTED_NAME = re.compile(
+    r"\s*(?:X(?=\d))?(chr[\w.]+|\d{1,2}|[XY]|MT?|(?:GL|KI|JH|N[CTW]_)\d+\.\d+)\.(\d{1,15})\.(\d{1,15})\s*",
+    re.IGNORECASE,
+)
+_ACCEPTED = "chr1:10-20, chr1-10-20, chr1_10_20 or chr1.10.20 with end > start, or var columns chrom, start and end"
 _ALIASES = {
     "chrom": ("chrom", "chr", "chromosome", "seqnames", "seqname"),
     "start": ("start", "chromstart"),
@@ -107,7 +113,7 @@ def parse_peaks(names: Iterable[str], var: pd.DataFrame | None = None) -> pd.Dat
     Parameters
     ----------
     names
-        [n_peaks] names such as ``chr1:10-20``, ``chr1-10-20``, ``chr1_10_20``, ``1:10-20``.
+        [n_peaks] names such as ``chr1:10-20``, ``chr1-10-20``, ``chr1_10_20``, ``chr1.10.20``, ``1:10-20``.
     var
         [n_peaks] table that may hold the chromosome, start and end under a common name (``chrom``, ``chr``,
         ``seqnames``, …; ``start``, ``chromStart``; ``end``, ``chromEnd``; any case).
@@ -124,7 +130,7 @@ def parse_peaks(names: Iterable[str], var: pd.DataFrame | None = None) -> pd.Dat
     names = [str(name) for name in names]
     columns = None if var is None else interval_columns(var)
     if columns is None:
-        matches = map(_PEAK_NAME.fullmatch, names)  # twice as fast as pandas' str.extract on a million names
+        matches = map(_match, names)  # twice as fast as pandas' str.extract on a million names
         fields = pd.DataFrame([m.groups() if m else (None,) * 3 for m in matches], columns=range(3))
     else:
         fields = pd.DataFrame({i: var[column].to_numpy() for i, column in enumerate(columns)})
@@ -168,8 +174,12 @@ def looks_like_peaks(names: Sequence[str]) -> bool:
     True if more than four fifths of the sample can be read as intervals; False if there are no names.
     """
     sample = [names[i] for i in np.linspace(0, len(names) - 1, min(len(names), 1000)).astype(int)]
-    n_peaks = sum(_PEAK_NAME.fullmatch(str(name)) is not None for name in sample)
+    n_peaks = sum(_match(str(name)) is not None for name in sample)
     return 5 * n_peaks > 4 * len(sample)
+
+
+def _match(name: str) -> re.Match | None:
+    return _PEAK_NAME.fullmatch(name) or _DOTTED_NAME.fullmatch(name)
 
 
 def _chrom_key(chrom: str) -> tuple[int, int, str]:
