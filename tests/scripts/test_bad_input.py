@@ -163,8 +163,8 @@ TABLE = {
             mudata.MuData({"atac": make_cells()}).write(path.with_suffix(".h5mu"))
             or {"data_path": path.with_suffix(".h5mu"), "out_path": "{out}.h5mu"}
         ),
-        "{folder}/cells.h5mu: 40 of 40 peaks cannot be read (*); write them as chr1:10-20, chr1-10-20 or chr1_10_20 "
-        "with end > start, or var columns chrom, start and end",
+        "{folder}/cells.h5mu: 40 of 40 peaks cannot be read (*); write them as chr1:10-20, chr1-10-20, chr1_10_20 or "
+        "chr1.10.20 with end > start, or var columns chrom, start and end",
     ),
     "peaks of another build": (
         lambda path: cells(file=make_peaks(make_cells().obs_names))(path) or {"genome": "mm10"},

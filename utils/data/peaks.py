@@ -15,8 +15,8 @@ from utils.errors import UserError
 
 # The name of a scaffold may itself hold any separator, so the two last numbers are the interval, the rest the name.
 _PEAK_NAME = re.compile(r"\s*(\S+)[:_-](\d{1,15})[_-](\d{1,15})\s*")
-# R's make.names writes every separator as a dot, and an X before a digit. Gene names hold dots too (AC020916.1), so what
-# stands before the two numbers must be a chromosome, or a scaffold of GenBank's or RefSeq's.
+# R's make.names writes every separator as a dot, and an X before a digit. Gene names hold dots too (AC020916.1), so
+# what stands before the two numbers must be a chromosome, or a scaffold of GenBank's or RefSeq's.
 _DOTTED_NAME = re.compile(
     r"\s*(?:X(?=\d))?(chr[\w.]+|\d{1,2}|[XY]|MT?|(?:GL|KI|JH|N[CTW]_)\d+\.\d+)\.(\d{1,15})\.(\d{1,15})\s*",
     re.IGNORECASE,
