@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 
 from tests.data.test_intake import make_peaks
 from tests.formats import FORMATS, tenx_h5
-from tests.helpers import ATAC, MULTIMODAL, TRAINING, call, error_of, run
+from tests.helpers import ATAC, MULTIMODAL, TRAINING, call, command_line, error_of, run
 from utils.data.genes import load_gene_table
 from utils.data.read import read_cells
 from utils.data.write import write_whole
@@ -254,6 +254,18 @@ def test_snareseq2_goes_in_as_it_is(shared_data, tmp_path, capsys):
     cells = read_cells(tmp_path / "ready.h5mu", ("rna", "atac"))
     assert (cells.values["rna"].shape, cells.values["atac"].shape) == ((8622, 1677), (8622, 25734))
     assert (cells.stamp["species"], cells.stamp["genome"]) == ("mouse", "mm10")
+
+
+@pytest.mark.parametrize("genome", [{}, {"genome": "hg19"}])
+def test_a549_goes_in_although_a_peak_passes_a_chromosomes_end(genome, shared_data, capsys):
+    folder = shared_data / "multiome" / "a549_scicar"
+    paths = [f"--{name}_path {folder}/{name}.h5ad" for name in ("rna", "atac")]
+    code, text = doctor(capsys, *" ".join(paths).split(), *command_line(genome), "--json")
+    found = json.loads(text)
+    assert (code, found["atac"]["genome build"], found["atac"]["peaks"]) == (0, ["hg19"], 52_761)
+    notes = " ".join(found["worth_a_look"])
+    assert "1,441 peaks lie on 23 unplaced contigs (chrhs37d5," in notes
+    assert "1 of 52,761 peaks lie outside hg19 (chr17:81194897-81195261)" in notes
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -17,7 +17,7 @@ from scipy.sparse import csr_matrix
 from utils.data.formats import open_file
 from utils.data.gene_ids import GeneNames, name_genes, share_known, translate
 from utils.data.genes import share_of_any_species
-from utils.data.peaks import check_genome, format_peaks, genome_order, guess_genomes, parse_peaks
+from utils.data.peaks import format_peaks, genome_order, parse_peaks, place_peaks
 from utils.errors import UserError, reading
 
 NO_GENES = 0.01
@@ -40,6 +40,7 @@ class Alignment:
     by_reference : whether the output's features were given
     genes : how the genes were named, or None for peaks
     genomes : assemblies that the peaks fit
+    notes : peaks: those outside the genome or its chromosomes, a line each
     how : peaks: by name, or by overlap
     """
 
@@ -50,6 +51,7 @@ class Alignment:
     by_reference: bool
     genes: GeneNames | None = None
     genomes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     how: str = ""
 
     @property
@@ -101,22 +103,23 @@ def align_peaks(var: pd.DataFrame, genome: str | None, reference: Sequence[str] 
     Raises
     ------
     UserError
-        If names are no intervals, or an interval lies outside the genome.
+        If names are no intervals, or too many intervals lie outside the genome.
     """
     try:
         intervals = parse_peaks(var.index, var)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    check_genome(intervals, genome, path)
-    names = format_peaks(intervals)
-    ids, genomes = np.asarray(var.index), guess_genomes(intervals)
+    placed = place_peaks(intervals, genome, path)
+    kept, intervals = np.flatnonzero(placed.kept), placed.intervals[placed.kept].reset_index(drop=True)
+    names, ids = format_peaks(intervals), np.asarray(var.index)
+    found = {"genomes": placed.genomes, "notes": placed.notes}
     if reference is None:
         features, first, column = np.unique(names, return_index=True, return_inverse=True)
         order = genome_order(intervals.iloc[first])
         place = np.empty(len(order), dtype=np.int64)
         place[order] = np.arange(len(order))
-        selector = _selector(np.arange(len(names)), place[column], len(names), len(features))
-        return Alignment(features[order], selector, ids, len(features), False, genomes=genomes)
+        selector = _selector(kept, place[column], len(ids), len(features))
+        return Alignment(features[order], selector, ids, len(features), False, **found)
     features = np.asarray(reference, dtype=str)
     position = pd.Index(features).get_indexer(pd.Index(names))
     n_named = len(np.unique(position[position >= 0]))
@@ -125,8 +128,8 @@ def align_peaks(var: pd.DataFrame, genome: str | None, reference: Sequence[str] 
     else:
         rows, columns = _overlap(intervals, parse_peaks(features))
         how = "by overlap"
-    selector = _selector(rows, columns, len(names), len(features))
-    return Alignment(features, selector, ids, len(np.unique(columns)), True, genomes=genomes, how=how)
+    selector = _selector(kept[rows], columns, len(ids), len(features))
+    return Alignment(features, selector, ids, len(np.unique(columns)), True, how=how, **found)
 
 
 def _overlap(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -121,6 +121,7 @@ class Intake:
             lines.append(f"  peaks fit the genome build {' or '.join(alignment.genomes)}")
         else:
             lines.append(f"  peaks fit none of the genome builds {', '.join(CHROM_SIZES)}")
+        lines += [f"  {note}" for note in alignment.notes]
         if alignment.by_reference:
             how = f" {alignment.how}" if alignment.how else ""
             lines.append(

@@ -193,6 +193,7 @@ def _tell(intake: Intake, found: Examination) -> None:
                 f"{1 - genes.known.mean():.0%} of the ids are no known {genes.species} gene; are they transcripts?"
             )
     else:
+        found.notes += alignment.notes
         found.happens.append(
             f"{name}: {len(alignment.features):,} peaks are written in genome order, open where above 0"
         )
