@@ -195,6 +195,15 @@ def test_what_is_no_text_of_counts(content, message, tmp_path, capsys):
     assert f"{path}: {message}" in error_of(capsys, "preprocess", data_path=path, out_path=tmp_path / "o.h5ad")
 
 
+@pytest.mark.parametrize("blank", [0, 1, 2])
+def test_blank_lines_in_a_text(blank, adata, tmp_path):
+    path = text("cells.csv", ",")(adata, tmp_path)
+    expected = tokens(path, tmp_path / "a.h5ad")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:blank], "", *lines[blank:], ""]))
+    pd.testing.assert_frame_equal(tokens(path, tmp_path / "b.h5ad"), expected)
+
+
 def test_a_text_zipped_under_another_name(adata, tmp_path):
     path = text("cells.csv", ",")(adata, tmp_path)
     expected = tokens(path, tmp_path / "a.h5ad")

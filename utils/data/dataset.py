@@ -277,6 +277,7 @@ def train_and_val(cells, seed: int, keep: np.ndarray | None = None, **per_cell) 
     keep : [cells] bool, cells to use, or None for all
     per_cell : `labels`, `latents` (indexed like `cells`) and `false_pairs` of CellDataset
     """
+    cells.need_training()
     labels, latents = per_cell.pop("labels", None), per_cell.pop("latents", None)
     datasets = []
     for split in ("train", "val"):

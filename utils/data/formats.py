@@ -48,8 +48,8 @@ def open_file(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None, 
     if path.stat().st_size == 0:
         raise UserError(f"{path}: is empty; copy or download it again")
     if h5py.is_hdf5(path):
-        if not probe.ends(path):
-            raise UserError(f"{path}: is damaged (HDF5 crashes on it or never ends); copy or download it again")
+        if problem := probe.problem(path):
+            raise UserError(f"{path}: {problem}")
         with reading(path, f"not a readable {path.suffix} file", "copy or download it again"):
             return _open_hdf5(path)
     if path.suffix in (".h5", ".h5ad", ".h5mu", ".loom"):

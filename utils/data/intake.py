@@ -202,16 +202,16 @@ def _survey(
     sums = np.zeros(matrix.shape[1])
     totals, all_totals, n_expressed, exact = [], [], [], True
     for start, block in _passing(matrix, f"{source.modality}: reading", progress):
-        _check_values(block, start, source, place)
+        source.check_values(place, block, start)
         counts, whole = to_counts(block, values)
         exact &= whole is None or bool(whole.all())
-        if values.kind == "counts" and values.exact and not exact:
+        if values.kind == "counts" and values.exact and not exact and config.values != "counts":
             row = int(np.flatnonzero(~whole)[0])
             value = next(v for v in block[row].data if v != np.floor(v))
             raise UserError(
                 f"{source.path}: {place} of {source.modality} holds counts, but {value:g} in cell "
-                f"{source.obs.index[start + row]} is none; save the raw counts in layers['counts'], or use the "
-                "values as shares of a cell by --values cpm"
+                f"{source.obs.index[start + row]} is none; save the raw counts in layers['counts'], use the values "
+                "as shares of a cell by --values cpm, or take them as estimated counts by --values counts"
             )
         totals.append(counts @ weight)
         all_totals.append(np.asarray(counts.sum(1)).ravel())
@@ -226,20 +226,6 @@ def _survey(
         sums,
         config,
     )
-
-
-def _check_values(block: csr_matrix, start: int, source: Source, place: str) -> None:
-    """Stop at a value that no cell can have."""
-    for bad, problem in (
-        (~np.isfinite(block.data), "a missing or infinite value"),
-        (block.data < 0, "a negative value"),
-    ):
-        if bad.any():
-            row = int(np.searchsorted(block.indptr, np.flatnonzero(bad)[0], side="right") - 1)
-            raise UserError(
-                f"{source.path}: {place} of {source.modality} has {problem} in cell {source.obs.index[start + row]}; "
-                "save the raw counts in layers['counts']"
-            )
 
 
 def _passing(matrix, what: str, progress: bool) -> Iterator[tuple[int, csr_matrix]]:

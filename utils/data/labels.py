@@ -89,6 +89,7 @@ def encode_labels(cells, column: str) -> tuple[np.ndarray, list[str]]:
     labels = cells.labels(column)
     if labels is None:
         raise UserError(f"{cells.path}: no column {column!r} in obs, only {', '.join(map(str, cells.obs.columns))}")
+    cells.need_training()
     classes = sorted(set(labels.iloc[cells.rows("train")].dropna()))
     if len(classes) < 2:
         raise UserError(

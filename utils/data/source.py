@@ -8,6 +8,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_matrix
 
 from utils.data.gene_ids import share_known
 from utils.data.matrix import Matrix
@@ -143,7 +144,37 @@ class Source:
         place = min(found, key=lambda place: (found[place].rank, -places[place][0].shape[1]))
         if found[place].usable:
             return place, found[place]
+        for place, (matrix, _) in places.items():
+            if found[place].kind in ("missing", "infinite"):
+                for start, block in matrix.blocks():
+                    self.check_values(place, block, start)  # names the cell
         raise UserError(f"{self.path}: {self.modality} has " + _refusal(found, values))
+
+    def check_values(self, place: str, block: csr_matrix, start: int) -> None:
+        """Stop at a value that no cell can have.
+
+        Parameters
+        ----------
+        place : which matrix
+        block : some of its cells
+        start : number of the first of them
+
+        Raises
+        ------
+        UserError
+            If a value is missing, infinite or negative; the message names the cell.
+        """
+        counts = "save the raw counts in layers['counts']"
+        missing = "write 0 where nothing was counted, or drop the cells or features that were not measured"
+        for bad, what, remedy in (
+            (np.isnan(block.data), "a missing value (NaN)", missing),
+            (np.isinf(block.data), "an infinite value", counts),
+            (block.data < 0, "a negative value", counts),
+        ):
+            if bad.any():
+                row = int(np.searchsorted(block.indptr, np.flatnonzero(bad)[0], side="right") - 1)
+                cell = self.obs.index[start + row]
+                raise UserError(f"{self.path}: {place} of {self.modality} has {what} in cell {cell}; {remedy}")
 
 
 def _preference(place: str) -> int:
@@ -175,8 +206,11 @@ def _refusal(found: dict[str, Values], asked: str) -> str:
     if asked == "log1p":
         return f"values in X that are too large for logarithms; leave out --values {asked}"
     ways = []
-    if "negative" in kinds or "infinite" in kinds:
+    if "negative" in kinds:
         ways.append("save the raw counts in layers['counts'] before scaling")
     if "fractional" in kinds:
-        ways.append("save the raw counts in layers['counts'], or use the values as shares of a cell by --values cpm")
+        ways.append(
+            "save the raw counts in layers['counts'], use the values as shares of a cell by --values cpm, or take them "
+            "as estimated counts by --values counts"
+        )
     return f"{held}; {', or '.join(dict.fromkeys(ways))}"
