@@ -36,9 +36,8 @@ def hdf5(tmp_path):
 
 def test_a_file_that_crashes_the_library_is_damaged(hdf5, monkeypatch):
     assert probe.problem(hdf5) is None
-    for crash in (signal.SIGKILL, signal.SIGSEGV):
-        monkeypatch.setattr(probe, "_look_through", lambda path, allow, crash=crash: os.kill(os.getpid(), crash))
-        assert "is damaged" in probe.problem(hdf5)
+    monkeypatch.setattr(probe, "_look_through", lambda path, allow: os.kill(os.getpid(), signal.SIGKILL))
+    assert "is damaged" in probe.problem(hdf5)
 
 
 def test_a_file_on_which_the_library_never_ends_is_not_called_damaged(hdf5, monkeypatch):

@@ -173,7 +173,7 @@ def test_names_that_occur_twice_in_a_text(adata, tmp_path, capsys):
     text("cells.csv", ",")(adata, tmp_path)
     found = tokens(tmp_path / "cells.csv", tmp_path / "ready.h5ad")
     assert found.shape == (12, 39)
-    assert "1 duplicates summed (Abcaa from Abcaa and Abcaa)" in capsys.readouterr().out
+    assert "1 duplicate summed (Abcaa from Abcaa and Abcaa)" in capsys.readouterr().out
     adata.obs_names = ["cell A", "cell A", *adata.obs_names[2:]]
     path = text("cells.csv", ",", turned=True)(adata, tmp_path)
     assert "barcodes of rna are not unique" in error_of(

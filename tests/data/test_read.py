@@ -165,10 +165,7 @@ def test_what_is_no_stamp_makes_a_raw_file(what, tmp_path):
     ("content", "modalities", "message"),
     [
         (rna(), ("rna",), "run python preprocess.py --data_path {path} --out_path {ready}"),
-        *(
-            (foreign(what), ("rna",), "has not been preprocessed by this project; run python preprocess.py")
-            for what in FOREIGN
-        ),
+        *((foreign(what), ("rna",), "has not been preprocessed by this project") for what in FOREIGN),
         (stamped(rna(), version=0), ("rna",), "preprocessed by another version"),
         (stamped(rna()), ("rna", "atac"), "holds rna only, but this stage needs rna and atac"),
         (stamped(rna()), ("atac",), "holds rna only, but this stage needs atac"),

@@ -64,6 +64,11 @@ class Alignment:
         """[n_in] bool, columns that go anywhere."""
         return np.diff(self.selector.indptr) > 0
 
+    def most_expressed_unused(self, sums: np.ndarray, n: int = 10) -> list[str]:
+        """The file's names of columns that go nowhere, largest of `sums` [n_in] first."""
+        lost = np.flatnonzero(~self.used)
+        return list(self.ids[lost[np.argsort(-sums[lost], kind="stable")[:n]]])
+
 
 def align_genes(var: pd.DataFrame, species: str, reference: Sequence[str] | None, path: str | Path) -> Alignment:
     """Genes by symbol; without a reference all the file's, in alphabetical order, whatever theirs was.
@@ -212,8 +217,7 @@ def check_coverage(alignment: Alignment, sums: np.ndarray, least: float, path: s
     if not alignment.by_reference or (alignment.coverage >= least and alignment.n_found):
         return
     what = "genes" if alignment.genes else "peaks"
-    lost = np.flatnonzero(~alignment.used)
-    top = alignment.ids[lost[np.argsort(-sums[lost], kind="stable")[:10]]]
+    top = alignment.most_expressed_unused(sums)
     raise UserError(
         f"{path}: has {alignment.n_found:,} of the {len(alignment.features):,} {what} asked for "
         f"({alignment.coverage:.1%}; --min_gene_coverage is {least:g}); {_reason(alignment)}"

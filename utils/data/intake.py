@@ -21,7 +21,10 @@ from utils.data.values import Values, to_counts
 from utils.errors import UserError
 
 FEATURES = {"rna": "genes", "atac": "peaks"}
-QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
+LOW_COUNT_COVERAGE = 0.3
+"""Share of a file's counts below which a user is warned that a model looks at little of each cell. A model of a panel
+of some hundred genes may work there; below --min_count_coverage (by default a tenth) it is more likely that its genes
+are others than those that these cells express."""
 
 
 @dataclass
@@ -33,11 +36,13 @@ class IntakeConfig:
         "whose genes: human symbols are updated, those of mouse and other species stay", "auto"
     )
     genome: str | None = flag("build of the peaks: hg19, hg38, mm10 or mm39; they are checked against it", None)
-    min_gene_coverage: float = flag("least share of the genes (or peaks) asked for that the file must have, 0 … 1", 0.3)
+    min_gene_coverage: float = flag("minimum share of the genes (or peaks) asked for that the file must have", 0.3)
+    min_count_coverage: float = flag("minimum share of the file's RNA counts that the genes asked for must hold", 0.1)
 
     def __post_init__(self):
-        if not 0 <= self.min_gene_coverage <= 1:
-            raise UserError(f"--min_gene_coverage {self.min_gene_coverage} is a share: give a number from 0 to 1")
+        for name in ("min_gene_coverage", "min_count_coverage"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name} {getattr(self, name)} is a share: give a number from 0 to 1")
         if self.genome is not None:
             chrom_sizes(self.genome)
 
@@ -94,6 +99,16 @@ class Intake:
         """Share of the file's counts that the output keeps."""
         return float(self.column_sums[self.alignment.used].sum() / max(self.column_sums.sum(), 1e-30))
 
+    @property
+    def warnings(self) -> list[str]:
+        """What makes the result doubtful, a line each."""
+        if self.modality == "rna" and self.alignment.by_reference and self.count_coverage < LOW_COUNT_COVERAGE:
+            return [
+                f"the genes asked for hold only {self.count_coverage:.1%} of the file's counts; what its cells express "
+                f"most is not looked at{listed(self.alignment.most_expressed_unused(self.column_sums), 3)}"
+            ]
+        return []
+
     def blocks(self, keep: np.ndarray | None = None, progress: bool = False) -> Iterator[csr_matrix]:
         """Counts (or values in proportion to them) in the output's columns, float32, a block of cells at a time.
 
@@ -129,6 +144,7 @@ class Intake:
                 f"({alignment.coverage:.1%}) and hold {self.count_coverage:.1%} of its counts; "
                 f"{(~alignment.used).sum():,} of its {what} are dropped"
             )
+        lines += [f"  warning: {warning}" for warning in self.warnings]
         if not self.measured.all():
             lines.append(f"  {(~self.measured).sum():,} cells without a count in these {what}")
         return lines
@@ -145,10 +161,15 @@ def _told_genes(intake: Intake) -> str:
         meanings = [f"{gene}: {' or '.join(symbols)}" for gene, symbols in genes.ambiguous.items()]
         told.append(f"{len(meanings):,} ambiguous and left{listed(meanings, 3)}")
     merged = [f"{symbol} from {' and '.join(ids)}" for symbol, ids in genes.merged.items()]
-    told.append(f"{genes.n_duplicates:,} duplicates summed{listed(merged, 2)}")
+    told.append(f"{count(genes.n_duplicates, 'duplicate')} summed{listed(merged, 2)}")
     if genes.species == "unknown":
         told.append("the species is not clear, no symbol is updated: state it by --species")
     return "  " + "; ".join(told)
+
+
+def count(n: int, what: str) -> str:
+    """`1 gene`, `2 genes`."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def listed(items: list[str], n: int) -> str:
@@ -188,6 +209,13 @@ def take_in(
     if values.exact and not intake.values.exact:  # some cell further down has no whole counts
         intake = _survey(source, place, intake.values, alignment, config, progress)
     check_coverage(alignment, intake.column_sums, config.min_gene_coverage, source.path)
+    if intake.warnings and intake.count_coverage < config.min_count_coverage:
+        raise UserError(
+            f"{source.path}: has {alignment.coverage:.1%} of the genes asked for, but they hold only "
+            f"{intake.count_coverage:.1%} of its counts (--min_count_coverage is {config.min_count_coverage:g}); use a "
+            "model that was trained on such cells, or lower --min_count_coverage; most expressed unmatched: "
+            + ", ".join(alignment.most_expressed_unused(intake.column_sums))
+        )
     if not intake.measured.any():
         raise UserError(f"{source.path}: no cell has a count in {source.modality}; there is nothing to learn or label")
     return intake

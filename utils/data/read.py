@@ -287,9 +287,9 @@ def read_cells(path: str | Path, modalities: tuple[str, ...]) -> Cells:
         path, raw = file.path, file.modalities
         if file.stamp is None:
             ready = path.with_name(f"{path.stem}.ready{file.suffix}")
+            how = "preprocessed by this project, although it has uns['scmomer']" if file.notes else "preprocessed"
             raise UserError(
-                f"{path}: has not been preprocessed by this project; run python preprocess.py --data_path {path} "
-                f"--out_path {ready}"
+                f"{path}: has not been {how}; run python preprocess.py --data_path {path} --out_path {ready}"
             )
         if file.stamp["version"] != STAMP_VERSION:
             raise UserError(f"{path}: was preprocessed by another version; run preprocess.py on the raw file again")
