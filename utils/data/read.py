@@ -105,11 +105,13 @@ def read_raw(path: str | Path) -> RawFile:
         obs = obs if obs is source.obs else _fill(obs, source.obs)
     if hdf5 is None:
         return RawFile(path, kind, modalities, obs)
-    stamp, notes = _stamp(hdf5), []
-    if stamp is None and f"uns/{STAMP}" in hdf5:
-        notes.append(f"uns['{STAMP}'] is not of preprocess.py: the cells are taken as raw ones")
-    groups = ("", *(f"mod/{name}/" for name in hdf5.get("mod", ())))
-    simulated = bool((stamp or {}).get("simulated")) or any(f"{group}uns/{SIMULATED}" in hdf5 for group in groups)
+    notes = []
+    with reading(path, "is damaged", "copy or download it again"):
+        stamp = _stamp(hdf5)
+        if stamp is None and f"uns/{STAMP}" in hdf5:
+            notes.append(f"uns['{STAMP}'] is not of preprocess.py: the cells are taken as raw ones")
+        groups = ("", *(f"mod/{name}/" for name in hdf5.get("mod", ())))
+        simulated = any(f"{group}uns/{SIMULATED}" in hdf5 for group in groups) or bool((stamp or {}).get("simulated"))
     return RawFile(path, kind, modalities, obs, stamp, simulated, notes, [hdf5])
 
 
