@@ -63,7 +63,7 @@ def main() -> None:
     saved = load_model(flags.model_path, "celltype", "student")
     out = Path(flags.out_path or saved.path / "evaluation")
     is_types = saved.kind == "celltype"
-    cells = read_cells(flags.data_path, saved.model_config.inputs if is_types else ("rna", "atac"))
+    cells = read_cells(flags.data_path, saved.model_config.inputs if is_types else ("rna", "atac"), say=print)
     check_fits(saved, cells.features, cells.stamp, flags.data_path)
     rows = cells.rows(flags.split)
     if saved.stamp.get("split") != cells.stamp.get("split"):

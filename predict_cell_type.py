@@ -51,12 +51,7 @@ def main() -> None:
         inside = Path(flags.ckpt_dir) / flags.model_path
         saved = load_model(inside if inside.exists() else flags.model_path, "celltype")
         query = read_query(file, saved, intake, progress=runtime.is_main)
-        if saved.is_simulated:
-            notes.append(f"warning: {saved.path} was trained on simulated cells; its labels mean nothing for real ones")
-        if saved.calibration is not None and (saved.calibration.few or not saved.calibration.is_enough):
-            notes.append(f"warning: {saved.calibration}")
-        query.report += notes
-        for line in query.report:
+        for line in query.report + notes:
             runtime.say(line)
         prediction = predict_types(saved, query.dataset, config, runtime)
         if not runtime.is_main:

@@ -53,7 +53,7 @@ def main() -> None:
     from utils.train.engine import fit
 
     with distributed_run(config.device) as runtime:
-        cells = read_cells(flags.data_path, ("rna", "atac"))
+        cells = read_cells(flags.data_path, ("rna", "atac"), say=runtime.say)
         parents = {"rna": load_model(flags.rna_model_path, "rna"), "atac": load_model(flags.atac_model_path, "atac")}
         for parent in parents.values():
             check_fits(parent, cells.features, cells.stamp, flags.data_path)

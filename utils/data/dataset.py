@@ -267,6 +267,7 @@ def train_and_val(
     latents : modality → [cells, latent_dim], or None
     pairs : the cells' (types, groups) for `FalsePairs`, each [cells] or None; None for true pairs alone
     """
+    cells.need_training()
     datasets = []
     for split in ("train", "val"):
         rows = cells.rows(split)

@@ -109,6 +109,7 @@ class Query:
     barcodes : [cells]
     empty : [cells] bool, no count in any gene (or peak) that the model knows
     report : what was found and done, a line each
+    warnings : those lines that make the predictions doubtful
     coverage : share of the model's genes (or peaks) in the file, and share of the file's counts that they hold
     """
 
@@ -117,6 +118,7 @@ class Query:
     barcodes: pd.Index
     empty: np.ndarray
     report: list[str]
+    warnings: list[str]
     coverage: dict[str, float] = field(default_factory=dict)
 
     def annotate(self, prediction: Prediction, saved: SavedModel, names: Names) -> ad.AnnData | mudata.MuData:
@@ -156,7 +158,7 @@ class Query:
             "trained_on_simulated_cells": saved.is_simulated,
             "n_labelled": int((~self.empty).sum()),
             "n_unassigned": int(self.empty.sum()),
-            "report": np.array(self.report, dtype=object),
+            "warnings": np.array(self.warnings, dtype=object),
         }
         return entry | self.coverage
 
@@ -187,10 +189,11 @@ def read_query(file: RawFile, saved: SavedModel, config: IntakeConfig, progress:
     if not len(barcodes):
         raise UserError(f"{file.path}: holds no cell measured in {' and '.join(inputs)}; there is nothing to label")
     config = replace(config, genome=config.genome or saved.stamp.get("genome"))
-    values, report, coverage, empty = {}, list(file.notes), {}, np.zeros(len(barcodes), dtype=bool)
+    values, report, warnings, coverage = {}, list(file.notes), [], {}
+    empty = np.zeros(len(barcodes), dtype=bool)
     for name in inputs:
         intake = take_in(file.modalities[name], config, saved.features[name], progress)
-        report += intake.report()
+        report, warnings = report + intake.report(), warnings + intake.warnings
         coverage |= {f"{name}_coverage": intake.alignment.coverage, f"{name}_count_coverage": intake.count_coverage}
         prepared = [
             prepare.log_normalise(counts, saved.stamp["target_sum"]) if name == "rna" else prepare.binarise(counts)
@@ -205,4 +208,10 @@ def read_query(file: RawFile, saved: SavedModel, config: IntakeConfig, progress:
         )
     if empty.any():
         report.append(f"{empty.sum():,} cells have no count in the model's features and stay unassigned")
-    return Query(file, CellDataset(values, barcodes), barcodes, empty, report, coverage)
+    doubts = []
+    if saved.is_simulated:
+        doubts.append(f"{saved.path} was trained on simulated cells; its labels mean nothing for real ones")
+    if saved.calibration is not None and (saved.calibration.few or not saved.calibration.is_enough):
+        doubts.append(str(saved.calibration))
+    report += [f"warning: {doubt}" for doubt in doubts]
+    return Query(file, CellDataset(values, barcodes), barcodes, empty, report, warnings + doubts, coverage)
