@@ -158,7 +158,7 @@ def test_what_names_no_cell_type_is_missing(mdata, tmp_path, capsys):
         assert word in text
     assert sorted(out.obs["cell_type"].cat.categories) == types
     assert out.obs["cell_type"].isna().tolist() == [True] * 14 + [False] * 82
-    assert read_cells(tmp_path / "out.h5ad", ("rna",)).label_codes()[:14].tolist() == [-1] * 14
+    assert read_cells(tmp_path / "out.h5ad", ("rna",)).codes("cell_type", "--label_column")[:14].tolist() == [-1] * 14
 
 
 @pytest.mark.parametrize("kind", ["measured", "many numbers", "names of cells", "fractions of a category"])
