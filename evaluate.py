@@ -63,7 +63,7 @@ def main() -> None:
     saved = load_model(flags.model_path, "celltype", "student")
     out = Path(flags.out_path or saved.path / "evaluation")
     is_types = saved.kind == "celltype"
-    cells = read_cells(flags.data_path, saved.model_config.inputs if is_types else ("rna", "atac"))
+    cells = read_cells(flags.data_path, saved.model_config.inputs if is_types else ("rna", "atac"), say=print)
     check_fits(saved, cells.features, cells.stamp, flags.data_path)
     rows = cells.rows(flags.split)
     if saved.stamp.get("split") != cells.stamp.get("split"):
@@ -89,7 +89,8 @@ def main() -> None:
         winner = best.idxmin() if measure in ERRORS else best.idxmax()
         print(f"best {measure.replace('_', ' ')}: {winner}")
     if "embeddings" in table:
-        print(pd.DataFrame(table["embeddings"]).T.map(_cell).to_string())
+        print(pd.DataFrame(table["embeddings"]).T.dropna(axis=1, how="all").map(_cell).to_string())
+        print(table["calibration"])
     shown = [name for name in SHOWN if name in scores]
     values = {name: {measure: row[measure] for measure in shown} for name, row in methods.items()}
     intervals = {name: {m: row[f"{m}_95%"] for m in shown if f"{m}_95%" in row} for name, row in methods.items()}
@@ -110,6 +111,7 @@ def score_types(
     saved: SavedModel, cells: Cells, rows: np.ndarray, flags: Flags, config: InferConfig, runtime: Runtime, out: Path
 ) -> dict:
     """Scores of the model and of the baselines, with 95 % bootstrap intervals over cells; and of their embeddings."""
+    import numpy as np
     import pandas as pd
     from scipy.sparse import hstack
 
@@ -144,6 +146,7 @@ def score_types(
     dataset = CellDataset({name: cells.values[name][rows] for name in saved.model_config.inputs}, cells.obs.index[rows])
     prediction = predict_types(saved, dataset, config, runtime)
     predicted = {"scmomer": prediction.types}
+    probability = {"scmomer": (prediction.probability, saved.labels)}
     # Baselines learn from the labels that the model learned from, and see the same unlabelled training cells.
     known_types = label_codes(labels, sorted(set(labels.dropna())))
     labelled = limit_labels(known_types, cells, saved.training.get("labels_per_type", 0), saved.training["seed"]) >= 0
@@ -154,6 +157,7 @@ def score_types(
     for name, fit in () if flags.model_alone else baselines.items():
         estimator, chosen[name] = fit(x_train, y_train, x_val, y_val, seed=0, x_all=x_all)
         predicted[name] = estimator.predict(x)
+        probability[name] = estimator.predict_proba(x), list(estimator.classes_)
         if name == "nearest neighbours":
             embeddings["50 principal components"] = estimator["pca"].transform(x)
     confusion(truth, prediction.types, out / f"confusion_{flags.split}.png")
@@ -165,14 +169,21 @@ def score_types(
         table[name] = classification_scores(truth, types)
         for score in ("accuracy", "macro_f1"):
             table[name][f"{score}_95%"] = bootstrap_interval(truth, types, score)
+        share, classes = probability[name]
+        known_codes = label_codes(truth, classes)  # -1 for types that the method does not know
+        table[name]["calibration_error"] = expected_calibration_error(
+            share[known_codes >= 0], known_codes[known_codes >= 0]
+        )
         if chosen.get(name) is not None:
             table[name]["setting"] = chosen[name]  # penalty C, or number of neighbours, chosen on validation cells
-    in_model = codes >= 0
+    missed = pd.Series(truth[~np.isin(truth, prediction.types)]).value_counts()
+    if len(missed):
+        print("never predicted by the model: " + ", ".join(f"{name} ({n:,} cells)" for name, n in missed.items()))
     batches = cells.obs.get((cells.stamp.get("split") or {}).get("split_by"))
     batches = None if batches is None else batches.iloc[rows]
     return table | {
         "n_cells": len(rows),
-        "calibration_error": expected_calibration_error(prediction.probability[in_model], codes[in_model]),
+        "calibration": str(saved.calibration or "unknown: the model folder does not say"),
         "embeddings": {name: embedding_scores(embedding, truth, batches) for name, embedding in embeddings.items()},
     }
 

@@ -32,7 +32,7 @@ def main() -> None:
     from utils.train.infer import infer
 
     with distributed_run(config.device) as runtime:
-        cells = read_cells(flags.data_path, ("rna", "atac"))
+        cells = read_cells(flags.data_path, ("rna", "atac"), say=runtime.say)
         teacher = load_model(flags.model_path, "multimodal")
         check_fits(teacher, cells.features, cells.stamp, flags.data_path)
         model = teacher.build()

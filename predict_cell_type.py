@@ -3,9 +3,10 @@
     python predict_cell_type.py --data_path new_cells.h5ad --model_path celltype --ckpt_dir runs
 
 Input: raw cells in any format that preprocess.py reads; genes are named, peaks projected, and values normalised as the
-model's own were, and what was found and lost is told. Output: the same cells with all that the file holds of them, in
-the same order, with obs["predicted_cell_type"], obs["confidence"] (calibrated probability of that type) and the
-multi-omics embedding in obsm["X_scmomer"].
+model's own were, with a report of what was found and lost. Output: the same cells in the same order with everything
+that the file holds, and obs["predicted_cell_type"], obs["confidence"] (calibrated probability of that type), the
+multi-omics embedding in obsm["X_scmomer"], and in uns["scmomer"] what made them. Predictions of an earlier run are
+replaced; columns of your own under these names are not: choose other names by --prefix.
 """
 
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class Flags:
     atac_path: str | None = flag("and their ATAC; the two are joined by barcode", None)
     ckpt_dir: str = flag("folder that holds the model folder", ".")
     out_path: str | None = flag("file to write; by default <data>.predicted.<h5ad|h5mu> beside the input", None)
+    prefix: str | None = flag("text before each name that is written, for example new_", None)
 
 
 def main() -> None:
@@ -32,32 +34,35 @@ def main() -> None:
     # Slow to import: --help and mistaken flags do not wait for them.
     import numpy as np
 
-    from utils.data.query import read_query
+    from utils.data.query import Names, read_query
     from utils.data.read import open_cells
-    from utils.data.write import bare_name, check_target, write_whole
+    from utils.data.write import check_target, write_whole
     from utils.train.checkpoint import load_model
     from utils.train.distributed import distributed_run
     from utils.train.infer import predict_types
 
     inputs = (flags.data_path, flags.rna_path, flags.atac_path)
     with open_cells(*inputs) as file, distributed_run(config.device) as runtime:
-        out_path = flags.out_path or str(file.path.with_name(f"{bare_name(file.path)}.predicted{file.suffix}"))
+        names = Names(flags.prefix or "")
+        notes = names.claim(file)
+        bare = file.path.name.removesuffix(file.suffix)  # a.csv and a.h5ad do not share an output
+        out_path = flags.out_path or str(file.path.with_name(f"{bare}.predicted{file.suffix}"))
         check_target(out_path, file.suffix, inputs)
         inside = Path(flags.ckpt_dir) / flags.model_path
         saved = load_model(inside if inside.exists() else flags.model_path, "celltype")
         query = read_query(file, saved, intake, progress=runtime.is_main)
-        for line in query.report:
+        for line in query.report + notes:
             runtime.say(line)
         prediction = predict_types(saved, query.dataset, config, runtime)
         if not runtime.is_main:
             return
         prediction.types[query.empty] = "unassigned"
         prediction.confidence[query.empty] = 0.0
-        write_whole(query.annotate(prediction), out_path)
-        names, counts = np.unique(prediction.types, return_counts=True)
+        write_whole(query.annotate(prediction, saved, names), out_path)
+        types, counts = np.unique(prediction.types, return_counts=True)
         runtime.say(
             f"wrote {out_path}: {len(prediction.types):,} cells; "
-            + ", ".join(f"{names[i]} {counts[i]:,}" for i in np.argsort(-counts))
+            + ", ".join(f"{types[i]} {counts[i]:,}" for i in np.argsort(-counts))
         )
 
 

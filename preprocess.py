@@ -44,7 +44,8 @@ class Flags:
     test_groups: str | None = flag("values of --split_by, joined by commas, whose cells are test cells", None)
     val_fraction: float = flag("share of each cell type's other cells that is kept for validation", 0.1)
     target_sum: str = flag("counts per cell after scaling: a number, or median (of the training cells)", "1e4")
-    seed: int = flag("of the validation cells' draw", 0)
+    any_labels: bool = flag("take --label_column as cell types even if they are numbers or mostly single cells", False)
+    seed: int = flag("random seed for choosing validation cells", 0)
 
 
 def main() -> None:
@@ -59,7 +60,9 @@ def main() -> None:
     reference = read_reference(flags.gene_reference) if flags.gene_reference else {}
     inputs = (flags.data_path, flags.rna_path, flags.atac_path)
     if flags.check or flags.json:
-        found = examine(inputs, flags.label_column, config, reference, split=lambda obs: split_cells(obs, flags))
+        labels = {"label_column": flags.label_column, "any_labels": flags.any_labels}
+        split = lambda obs: split_cells(obs, flags)
+        found = examine(inputs, config, reference, split=split, target_sum=flags.target_sum, **labels)
         print(found.text(as_json=flags.json))
         sys.exit(2 if found.problems else 0)
 
@@ -84,9 +87,9 @@ def preprocess(file: RawFile, flags: Flags, config: IntakeConfig, reference: dic
 
     from utils.data import prepare
     from utils.data.intake import not_carried, take_in
-    from utils.data.labels import check_labels
+    from utils.data.labels import check_labels, without_no_types
     from utils.data.read import STAMP, STAMP_VERSION
-    from utils.data.split import SPLITS
+    from utils.data.split import SPLITS, types_that_lack_cells
     from utils.data.write import write_in_blocks
     from utils.train.folders import file_hash
 
@@ -95,7 +98,8 @@ def preprocess(file: RawFile, flags: Flags, config: IntakeConfig, reference: dic
         raise UserError(f"{file.path}: is preprocessed already; give it to the training scripts as it is")
     for note in file.notes:
         print(note)
-    check_labels(file.obs, flags.label_column, file.path)  # mistaken flags are told before the file is passed over
+    # Mistaken flags stop the run before the file is passed over.
+    check_labels(file.obs, flags.label_column, file.path, flags.any_labels)
     split_cells(file.obs, flags)
     prepare.choose_target_sum(flags.target_sum, np.ones(1))
     intakes = {}
@@ -106,21 +110,26 @@ def preprocess(file: RawFile, flags: Flags, config: IntakeConfig, reference: dic
     # Which cells: those with counts, each in one part of the split for ever.
     barcodes = {name: intake.barcodes[intake.measured] for name, intake in intakes.items()}
     obs = file.obs.loc[file.obs.index.isin(np.concatenate(list(barcodes.values())))].copy()
-    labels = check_labels(obs, flags.label_column, file.path)
+    labels = check_labels(obs, flags.label_column, file.path, flags.any_labels)
     if "split" in obs:
         print("obs['split'] was there already: it is kept as obs['split_before']")
         obs["split_before"] = obs["split"]
     obs["split"] = split_cells(obs, flags)
+    if flags.label_column in obs:
+        obs[flags.label_column] = without_no_types(obs[flags.label_column])
+        for line in types_that_lack_cells(obs[flags.label_column], obs["split"].to_numpy()):
+            print(line)
     stamp = {
         "version": STAMP_VERSION,
         "log_base": prepare.LOG_BASE,
         "label_column": flags.label_column if flags.label_column in obs else None,
         "source": [{"name": path.name, "sha256": file_hash(path)} for path in file.paths],
         "split": {name: getattr(flags, name) for name in ("split_by", "test_groups", "val_fraction", "seed")},
+        "simulated": file.simulated,
     }
     if "rna" in intakes:
         totals = intakes["rna"].totals[intakes["rna"].measured][
-            (obs.loc[barcodes["rna"], "split"] != "test").to_numpy()
+            (obs.loc[barcodes["rna"], "split"] == "train").to_numpy()
         ]
         stamp["target_sum"] = prepare.choose_target_sum(flags.target_sum, totals)
         stamp["species"] = intakes["rna"].alignment.genes.species

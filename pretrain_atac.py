@@ -37,7 +37,7 @@ def main() -> None:
     from utils.train.engine import fit
 
     with distributed_run(config.device) as runtime:
-        cells = read_cells(flags.data_path, ("atac",))
+        cells = read_cells(flags.data_path, ("atac",), say=runtime.say)
         torch.manual_seed(config.seed)
         objective = MaskedATAC(ATACEncoder(shape, len(cells.features["atac"])), flags.mask_ratio)
         train, val = train_and_val(cells, config.seed)

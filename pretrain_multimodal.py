@@ -1,8 +1,10 @@
 """Stage II: join the two encoders on paired cells.
 
-The cell embedding must reconstruct both modalities of true pairs, and tell true pairs from false ones, which join the
-RNA of one cell with the ATAC of a cell of another type. The encoders' lower blocks stay as stage I left them. With few
-cells, each modality alone should reconstruct, too (--alone_weight 1), and pairs weigh little (--pair_weight 0.03).
+The cell embedding must reconstruct both modalities of true pairs, and separate true pairs from false ones, which join
+the RNA of one cell with the ATAC of another. No label is used unless --pair_labels names a column: then two cells known
+to be of the same type make no false pair. --pairs_within draws both cells from one batch or donor, so that the batch
+does not give a false pair away. The encoders' lower blocks stay as stage I left them. With few cells, each modality
+alone should reconstruct, too (--alone_weight 1), and pairs weigh little (--pair_weight 0.03).
 
     python pretrain_multimodal.py --data_path cells.ready.h5mu --rna_model_path runs/rna --atac_model_path runs/atac \\
         --ckpt_dir runs --model_name multimodal
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from models.shapes import FusionConfig, ScMomerConfig
 from utils.cli import check_numbers, flag, parse_flags, run_script
+from utils.errors import UserError
 from utils.train.config import TrainConfig
 
 
@@ -27,7 +30,9 @@ class Flags:
     model_name: str = flag("name of the model folder to write", aliases=("--model",))
     trainable_blocks: int = flag("last blocks of each encoder that are trained on; negative for everything", 2)
     feature_dropout: float = flag("share of a cell's expressed genes and open peaks that the towers are not shown", 0.0)
-    pair_weight: float = flag("weight of telling true pairs from false ones", 1.0)
+    pair_weight: float = flag("weight of separating true pairs from false ones", 1.0)
+    pair_labels: str = flag("column of obs with cell types that false pairs must not share, or none", "none")
+    pairs_within: str | None = flag("column of obs (batch, donor) that both cells of a false pair share", None)
     alone_weight: float = flag("weight of reconstructing the cell from each modality alone; 0 as published", 0.0)
 
 
@@ -48,7 +53,7 @@ def main() -> None:
     from utils.train.engine import fit
 
     with distributed_run(config.device) as runtime:
-        cells = read_cells(flags.data_path, ("rna", "atac"))
+        cells = read_cells(flags.data_path, ("rna", "atac"), say=runtime.say)
         parents = {"rna": load_model(flags.rna_model_path, "rna"), "atac": load_model(flags.atac_model_path, "atac")}
         for parent in parents.values():
             check_fits(parent, cells.features, cells.stamp, flags.data_path)
@@ -61,7 +66,14 @@ def main() -> None:
 
         model.start_decoders_at_mean(cells.train_mean("rna"), cells.train_mean("atac"))
 
-        train, val = train_and_val(cells, config.seed, labels=cells.label_codes(), false_pairs=True)
+        types = None if flags.pair_labels == "none" else cells.codes(flags.pair_labels, "--pair_labels")
+        groups = None if flags.pairs_within is None else cells.codes(flags.pairs_within, "--pairs_within")
+        train, val = train_and_val(cells, config.seed, pairs=(types, groups))
+        if not train.pairs.n_partners.any():
+            raise UserError(
+                f"{flags.data_path}: no training cell has a partner for a false pair; choose another --pairs_within "
+                "or --pair_labels"
+            )
         saved = SavedModel(
             kind="multimodal",
             config=parts,

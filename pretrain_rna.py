@@ -39,7 +39,7 @@ def main() -> None:
     from utils.train.engine import fit
 
     with distributed_run(config.device) as runtime:
-        cells = read_cells(flags.data_path, ("rna",))
+        cells = read_cells(flags.data_path, ("rna",), say=runtime.say)
         genes = cells.features["rna"]
         torch.manual_seed(config.seed)
         if flags.gene_embedding_path:

@@ -80,7 +80,7 @@ def main() -> None:
         if flags.other_modality == "student":
             parts["student"], options["missing"] = parent.config["student"], parent.options["missing"]
         model_config = ScMomerConfig(**parts, **options)
-        cells = read_cells(flags.data_path, model_config.inputs)
+        cells = read_cells(flags.data_path, model_config.inputs, say=runtime.say)
         check_fits(parent, cells.features, cells.stamp, flags.data_path)
         codes, classes = encode_labels(cells, flags.label_column)
         codes = limit_labels(codes, cells, flags.labels_per_type, config.seed)

@@ -81,10 +81,8 @@ def by_data(runs: list[Run]) -> dict[str, list[Run]]:
 def groups_of(runs: list[Run]) -> list[str]:
     """All groups of the runs, "all labels" first, then by the number of labels."""
     groups = {group for run in runs for group in run.cells}
-    return sorted(
-        groups,
-        key=lambda group: (group != ALL, not group[0].isdigit(), int(group.split()[0]) if group[0].isdigit() else 0),
-    )
+    number = lambda group: int(group.split()[0]) if group[0].isdigit() else 0
+    return sorted(groups, key=lambda group: (group != ALL, not group[0].isdigit(), number(group), group))
 
 
 def methods_of(runs: list[Run], group: str) -> list[str]:

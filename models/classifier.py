@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from models.masking import KeyedDropout
 from models.shapes import ClassifierConfig
 
 LEAST_DEVIATION = 1e-4
@@ -22,10 +23,10 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.zeros(latent_dim))
         self.register_buffer("deviation", torch.ones(latent_dim))
         self.layers = nn.Sequential(
-            nn.Dropout(config.classifier_dropout),
+            KeyedDropout(config.classifier_dropout, stream=6),
             nn.Linear(latent_dim, config.classifier_hidden),
             nn.ReLU(),
-            nn.Dropout(config.classifier_dropout),
+            KeyedDropout(config.classifier_dropout, stream=7),
             nn.Linear(config.classifier_hidden, n_classes),
         )
 
@@ -34,5 +35,9 @@ class Classifier(nn.Module):
         self.mean.copy_(embeddings.mean(0))
         self.deviation.copy_(embeddings.std(0, correction=0).clamp(min=LEAST_DEVIATION))
 
-    def forward(self, embedding: Tensor) -> Tensor:
-        return self.layers((embedding - self.mean) / self.deviation)
+    def forward(self, embedding: Tensor, key: Tensor | None = None) -> Tensor:
+        """Embeddings [B, latent_dim], and the cells' keys [B], which dropout needs while training → [B, n_classes]."""
+        x = (embedding - self.mean) / self.deviation
+        for layer in self.layers:
+            x = layer(x, key) if isinstance(layer, KeyedDropout) else layer(x)
+        return x

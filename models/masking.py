@@ -6,10 +6,13 @@ processes, a resumed run draws what the uninterrupted one would have drawn, and 
 changes, are always hidden in the same way.
 
 Polarity, here and everywhere: in a mask, True means hidden from the encoder or to be predicted.
+
+Streams keep the draws of one cell apart: 0 target genes, 1 shown masks, 2 patches, 3 and 4 dropped genes and peaks,
+5 the student's dropout, 6 and 7 the classifier's.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.minibatch import Ragged
 
@@ -109,3 +112,28 @@ def drop_features(key: Tensor, cells: Ragged, ratio: float, stream: int = 3) -> 
     """
     score = uniform(key[cells.rows], cells.indices[:, None], stream).squeeze(1)  # [nnz]
     return cells.keep(score >= ratio)
+
+
+class KeyedDropout(nn.Module):
+    """Dropout whose mask is a function of the cell's key, so any cut into minibatches and processes drops the same.
+
+    Parameters
+    ----------
+    rate : share of the units that are set to zero while training; the others are scaled by 1 / (1 - rate)
+    stream : separates this layer's draws from those of other layers
+    """
+
+    def __init__(self, rate: float, stream: int):
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"a dropout rate is at least 0 and below 1, not {rate}")
+        self.rate, self.stream = rate, stream
+
+    def forward(self, x: Tensor, key: Tensor | None = None) -> Tensor:
+        """x [B, D] and the cells' keys [B] → [B, D]; the keys are needed only while training."""
+        if not (self.training and self.rate):
+            return x
+        if key is None:
+            raise ValueError("dropout needs the keys of the cells while training")
+        kept = uniform(key, torch.arange(x.shape[1], device=x.device), self.stream) >= self.rate  # [B, D]
+        return x * kept / (1 - self.rate)

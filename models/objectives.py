@@ -292,7 +292,7 @@ class Distillation(Objective):
 
     def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         present = other(self.missing)
-        stand_in = self.student(self.leave_out(batch, self.feature_dropout)[present]).float()
+        stand_in = self.student(self.leave_out(batch, self.feature_dropout)[present], batch.key).float()
         self.embedding = stand_in.detach()
         teacher = batch.latent[self.missing]
         latent_mse = (stand_in - teacher).square().mean(1)

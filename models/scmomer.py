@@ -68,7 +68,7 @@ class ScMomer(nn.Module):
         """modality → [B, latent_dim], with the stand-in where `other_modality` says so."""
         latent = {modality: self.towers[modality](batch[modality]) for modality in self.config.inputs}
         if self.config.other_modality == "student":
-            latent[self.config.missing] = self.student(batch[other(self.config.missing)])
+            latent[self.config.missing] = self.student(batch[other(self.config.missing)], batch.key)
         elif self.config.other_modality == "zeros":
             latent[self.config.missing] = torch.zeros_like(latent[other(self.config.missing)])
         return latent
@@ -80,4 +80,4 @@ class ScMomer(nn.Module):
     def forward(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
         """Cell embeddings [B, latent_dim] and cell type logits [B, n_classes]."""
         embedding = self.embed(batch)
-        return embedding, self.classifier(embedding)
+        return embedding, self.classifier(embedding, batch.key)

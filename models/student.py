@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.masking import KeyedDropout
 from models.minibatch import Ragged
 from models.shapes import StudentConfig
 
@@ -35,8 +36,9 @@ class Student(nn.Module):
         self.config = config
         self.embed = RaggedLinear(n_features, config.student_hidden)
         self.norm = nn.LayerNorm(config.student_hidden)
-        self.dropout = nn.Dropout(config.student_dropout)
+        self.dropout = KeyedDropout(config.student_dropout, stream=5)
         self.to_latent = nn.Linear(config.student_hidden, latent_dim)
 
-    def forward(self, measured: Ragged) -> Tensor:
-        return self.to_latent(self.dropout(F.gelu(self.norm(self.embed(measured)))))
+    def forward(self, measured: Ragged, key: Tensor | None = None) -> Tensor:
+        """Measured values of B cells, and their keys [B], which dropout needs while training → [B, latent_dim]."""
+        return self.to_latent(self.dropout(F.gelu(self.norm(self.embed(measured))), key))

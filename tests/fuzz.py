@@ -68,14 +68,14 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def read_broken(script: str, flags: dict, output: Path) -> str:
-    """Run a script in a fork with limits on time and memory; what went wrong, or nothing."""
+def read_broken(script: str, flags: dict, output: Path, memory: int = MEMORY) -> str:
+    """Run a script in a fork with limits on time and memory (bytes); what went wrong, or nothing."""
     pid = os.fork()
     if not pid:
         code = 99
         try:
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+            resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             out = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(out, 1)

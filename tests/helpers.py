@@ -166,7 +166,7 @@ def take(cells: Cells, n_train: int, n_val: int) -> Cells:
     )
 
 
-def make_stage(kind: str, cells: Cells, seed: int = 0, dropout: float = 0.0) -> Stage:
+def make_stage(kind: str, cells: Cells, seed: int = 0, dropout: float = 0.1) -> Stage:
     """One of KINDS at a tiny size; weights, masks and pairs follow from `seed`."""
     torch.manual_seed(seed)
     n_genes, n_peaks = len(cells.features["rna"]), len(cells.features["atac"])
@@ -178,7 +178,7 @@ def make_stage(kind: str, cells: Cells, seed: int = 0, dropout: float = 0.0) -> 
     config = ScMomerConfig(RNA_SHAPE, ATAC_SHAPE, FUSION_SHAPE)
     if kind == "pairs":
         model = ScMomer(config, n_genes, n_peaks)
-        return Stage(JointPairs(model), *train_and_val(cells, seed, labels=cells.label_codes(), false_pairs=True))
+        return Stage(JointPairs(model), *train_and_val(cells, seed, pairs=(None, None)))
     config = replace(config, student=StudentConfig(16, dropout), other_modality="student")
     if kind == "student":
         model = ScMomer(config, n_genes, n_peaks)

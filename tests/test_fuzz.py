@@ -9,6 +9,8 @@ import pytest
 
 from tests.fuzz import fuzz
 from utils.data import probe
+from utils.data.read import read_raw
+from utils.errors import UserError
 
 FOUND = (4536, 9844, 10109, 10779, 11101, 11337, 11657, 11732, 11748, 12124)
 """Numbers of files that were findings once: options no model has, names no terminal can show, entries outside a matrix,
@@ -32,17 +34,47 @@ def hdf5(tmp_path):
     return tmp_path / "cells.h5ad"
 
 
-def test_a_file_that_crashes_or_stops_the_library_is_told(hdf5, monkeypatch):
-    assert probe.ends(hdf5)
-    monkeypatch.setattr(probe, "_look_through", lambda path: os.kill(os.getpid(), signal.SIGKILL))
-    assert not probe.ends(hdf5)
-    monkeypatch.setattr(probe, "_look_through", lambda path: time.sleep(60))
+def test_a_file_that_crashes_the_library_is_damaged(hdf5, monkeypatch):
+    assert probe.problem(hdf5) is None
+    monkeypatch.setattr(probe, "_look_through", lambda path, allow: os.kill(os.getpid(), signal.SIGKILL))
+    assert "is damaged" in probe.problem(hdf5)
+
+
+def test_a_file_on_which_the_library_never_ends_is_not_called_damaged(hdf5, monkeypatch):
+    def forever(path, allow):
+        allow(0)
+        while True:
+            pass
+
+    monkeypatch.setattr(probe, "_look_through", forever)
     monkeypatch.setattr(probe, "SECONDS", 0.2)
     start = time.monotonic()
-    assert not probe.ends(hdf5)
-    assert time.monotonic() - start < 5
+    assert "takes too long" in probe.problem(hdf5)
+    assert time.monotonic() - start < 8
+    with pytest.raises(UserError) as error:
+        read_raw(hdf5)
+    assert f"{hdf5}: takes too long" in str(error.value)
+    assert "damaged" not in str(error.value)
+
+
+def test_a_slow_file_is_waited_for(hdf5, monkeypatch):
+    """A busy disk, a busy neighbour: waiting is not computing. And a file with much in it gets on, item by item."""
+    monkeypatch.setattr(probe, "SECONDS", 0.3)
+    look = probe._look_through
+    monkeypatch.setattr(probe, "_look_through", lambda path, allow: (allow(0), time.sleep(0.6), look(path, allow)))
+    assert probe.problem(hdf5) is None
+
+    def many(path, allow):
+        for _ in range(5):
+            allow(0)
+            end = time.process_time() + 0.15
+            while time.process_time() < end:
+                pass
+
+    monkeypatch.setattr(probe, "_look_through", many)
+    assert probe.problem(hdf5) is None
 
 
 def test_a_file_with_an_error_is_left_to_the_reader(tmp_path):
     (tmp_path / "text.h5ad").write_text("no cells")
-    assert probe.ends(tmp_path / "text.h5ad")
+    assert probe.problem(tmp_path / "text.h5ad") is None

@@ -199,6 +199,55 @@ def test_the_genome_is_told_by_where_peaks_end(genome):
     )
 
 
+def many_peaks(genome: str, *more: str) -> pd.DataFrame:
+    """2,000 peaks that fit this build alone, and some more."""
+    sizes = bioframe.assembly_info(genome).chromsizes
+    ends = [f"{chrom}:{size - 10}-{size}" for chrom, size in sizes.items()]
+    return var(*ends, *(f"chr{1 + i % 19}:{1000 * i}-{1000 * i + 500}" for i in range(1, 2001 - len(ends))), *more)
+
+
+@pytest.mark.parametrize("genome", [None, "hg19"])
+def test_a_peak_that_passes_a_chromosomes_end_is_cut_there(genome):
+    """One of 2,001; hg38 has more, since many chromosomes are shorter there."""
+    alignment = align_peaks(many_peaks("hg19", "chr17:81194897-81195261"), genome, None, "f")
+    assert alignment.genomes == ["hg19"]
+    assert columns(alignment)["chr17:81194897-81195210"] == ["chr17:81194897-81195261"]
+    (note,) = alignment.notes
+    assert "1 of 2,001 peaks lie outside hg19 (chr17:81194897-81195261): 1 are cut" in note
+    model = list(alignment.features)
+    again = align_peaks(many_peaks("hg19", "chr17:81194897-81195261"), genome, model, "f")
+    assert (again.coverage, again.how) == (1.0, "by name")
+
+
+def test_a_peak_wholly_outside_is_left_out():
+    alignment = align_peaks(many_peaks("hg19", "chr21:48129999-48130499"), None, None, "f")
+    assert (len(alignment.features), alignment.used.tolist().index(False)) == (2000, 2000)
+    assert "0 are cut at the chromosome's end, 1 left out" in alignment.notes[0]
+    projected = align_peaks(
+        many_peaks("hg19", "chr21:48129999-48130499"), "hg19", ["chr1:18900-19600", "chr2:1-5"], "f"
+    )
+    assert projected.selector.nnz == 1
+
+
+def test_a_larger_share_outside_is_refused_and_one_that_another_build_explains():
+    beyond = [f"chr17:{81195000 + i}-{81195300 + i}" for i in range(3)]
+    with pytest.raises(UserError, match=r"f: 3 of 2,003 peaks lie outside hg19 .* they fit no known build"):
+        align_peaks(many_peaks("hg19", *beyond), "hg19", None, "f")
+    assert align_peaks(many_peaks("hg19", *beyond), None, None, "f").genomes == []
+    low = var(*(f"chr1:{1000 * i}-{1000 * i + 500}" for i in range(1, 2000)), "chr17:83000000-83000500")
+    with pytest.raises(UserError, match=r"1 of 2,000 peaks lie outside hg19 .* they fit hg38, .* state it by --genome"):
+        align_peaks(low, "hg19", None, "f")
+
+
+def test_unplaced_contigs_are_counted():
+    alignment = align_peaks(
+        many_peaks("hg19", "hs37d5:5-9", "GL000220.1:1-5", "hs37d5:20-29", "MT:1-9"), None, None, "f"
+    )
+    assert alignment.genomes == ["hg19"]
+    assert alignment.notes == ["3 peaks lie on 2 unplaced contigs (chrhs37d5, chrGL000220.1)"]
+    assert alignment.used.all()
+
+
 def test_another_build_is_named():
     human = var("chr1:248000000-248000500", "chr22:5-10")
     with pytest.raises(UserError, match=r"2 of 2 peaks lie outside mm10 .*; they fit hg19, hg38: state it by --genome"):

@@ -49,13 +49,49 @@ def test_peaks_are_told_by_columns_of_any_usual_name(columns, adata, tmp_path):
 
 
 def test_genes_with_places_in_the_genome_are_no_peaks(adata, tmp_path, capsys):
-    """Not even those of a species that nobody here knows; but it is said that nobody knows them."""
+    """Not even those of a species that nobody here knows, which goes in when the user says that they are genes."""
     adata.var = pd.DataFrame({"chrom": "chr1", "start": 5, "end": 9}, index=adata.var_names)
     assert tokens(FORMATS["h5ad csr"](adata, tmp_path), tmp_path / "a.h5ad").shape == (12, 40)
     rng = np.random.default_rng(0)
     adata.var_names = ["".join(rng.choice(list("abcdefgh"), 6)) for _ in range(40)]
-    tokens(FORMATS["h5ad csr"](adata, tmp_path), tmp_path / "b.h5ad")
-    assert "the species could not be told, no symbol is updated: state it by --species" in capsys.readouterr().out
+    path = FORMATS["h5ad csr"](adata, tmp_path)
+    assert "--species other" in error_of(capsys, "preprocess", data_path=path, out_path=tmp_path / "b.h5ad")
+    assert not (tmp_path / "b.h5ad").exists()
+    found = tokens(path, tmp_path / "b.h5ad", species="other")
+    assert list(found.columns) == sorted(adata.var_names)
+
+
+@pytest.mark.parametrize("kind", ["ATAC", "Peaks", "peak"])
+def test_feature_types_go_before_names(kind, adata, tmp_path):
+    """Peaks whose names say nothing are peaks, and genes named like peaks are genes, which no species has."""
+    peaks = make_peaks(adata.obs_names)
+    expected = tokens(FORMATS["h5ad csr"](peaks, tmp_path), tmp_path / "a.h5ad", "atac")
+    intervals = peaks.var_names.str.extract(r"(\w+):(\d+)-(\d+)").to_numpy()
+    peaks.var = pd.DataFrame(intervals, adata.var_names[:30], ["chrom", "start", "end"]).assign(feature_types=kind)
+    found = tokens(FORMATS["h5ad csr"](peaks, tmp_path), tmp_path / "b.h5ad", "atac")
+    pd.testing.assert_frame_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["GEX", "Gene Expression", "gene"])
+def test_genes_by_feature_type_are_not_read_as_peaks(kind, adata, tmp_path, capsys):
+    adata.var["feature_types"] = kind
+    adata.write(tmp_path / "rna.h5ad")
+    assert list(open_cells(str(tmp_path / "rna.h5ad"), None, None).modalities) == ["rna"]
+    peaks = make_peaks(adata.obs_names)
+    peaks.var["feature_types"] = kind
+    path = FORMATS["h5ad csr"](peaks, tmp_path)
+    assert f"{path}: 0% of its 30 ids are genes" in error_of(
+        capsys, "preprocess", data_path=path, out_path=tmp_path / "o.h5ad"
+    )
+
+
+@pytest.mark.parametrize("form", ["chr{}.{}.{}", "X{}.{}.{}"])
+def test_peaks_as_r_names_them(form, adata, tmp_path):
+    peaks = make_peaks(adata.obs_names)
+    expected = tokens(FORMATS["h5ad csr"](peaks, tmp_path), tmp_path / "a.h5ad", "atac")
+    peaks.var_names = [form.format(*name[3:].replace(":", "-").split("-")) for name in peaks.var_names]
+    found = tokens(FORMATS["h5ad csr"](peaks, tmp_path), tmp_path / "b.h5ad", "atac")
+    pd.testing.assert_frame_equal(found, expected)
 
 
 # Annotation ----------------------------------------------------------------------------------------------------------
@@ -137,7 +173,7 @@ def test_names_that_occur_twice_in_a_text(adata, tmp_path, capsys):
     text("cells.csv", ",")(adata, tmp_path)
     found = tokens(tmp_path / "cells.csv", tmp_path / "ready.h5ad")
     assert found.shape == (12, 39)
-    assert "1 duplicates summed (Abcaa from Abcaa and Abcaa)" in capsys.readouterr().out
+    assert "1 duplicate summed (Abcaa from Abcaa and Abcaa)" in capsys.readouterr().out
     adata.obs_names = ["cell A", "cell A", *adata.obs_names[2:]]
     path = text("cells.csv", ",", turned=True)(adata, tmp_path)
     assert "barcodes of rna are not unique" in error_of(
@@ -157,6 +193,15 @@ def test_what_is_no_text_of_counts(content, message, tmp_path, capsys):
     path = tmp_path / "cells.csv.gz"
     path.write_bytes(content)
     assert f"{path}: {message}" in error_of(capsys, "preprocess", data_path=path, out_path=tmp_path / "o.h5ad")
+
+
+@pytest.mark.parametrize("blank", [0, 1, 2])
+def test_blank_lines_in_a_text(blank, adata, tmp_path):
+    path = text("cells.csv", ",")(adata, tmp_path)
+    expected = tokens(path, tmp_path / "a.h5ad")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:blank], "", *lines[blank:], ""]))
+    pd.testing.assert_frame_equal(tokens(path, tmp_path / "b.h5ad"), expected)
 
 
 def test_a_text_zipped_under_another_name(adata, tmp_path):

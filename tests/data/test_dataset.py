@@ -13,6 +13,7 @@ from scipy.sparse import random as random_matrix
 
 from models.minibatch import Minibatch
 from utils.data.dataset import AHEAD, CellDataset, MicroBatch, Plan, make_loader, train_and_val
+from utils.data.false_pairs import FalsePairs
 from utils.errors import UserError
 
 
@@ -102,11 +103,10 @@ def barcodes(n: int) -> pd.Index:
     return pd.Index([f"cell{i}" for i in range(n)])
 
 
-def paired(n: int, labels=None, **settings) -> CellDataset:
-    """Cells whose ATAC is their own number: peak i is open in cell i alone."""
+def paired(n: int, labels=None, groups=None, **settings) -> CellDataset:
+    """Cells whose ATAC is their own number, peak i is open in cell i alone; types and groups restrict false pairs."""
     values = {"rna": random_matrix(n, 20, 0.3, "csr", np.float32, 0), "atac": csr_matrix(np.eye(n, dtype=np.float32))}
-    labels = None if labels is None else np.asarray(labels)
-    return CellDataset(values, barcodes(n), labels=labels, false_pairs=True, **settings)
+    return CellDataset(values, barcodes(n), pairs=FalsePairs(n, labels, groups), **settings)
 
 
 def partners(batch: Minibatch) -> np.ndarray:
@@ -209,14 +209,53 @@ def test_a_false_partner_is_of_another_type_and_half_of_the_pairs_are_false(name
         batch = dataset[micro_batch(np.arange(1000), epoch)]
         partner, true = partners(batch), batch.true_pair.numpy()
         assert (partner[true] == np.flatnonzero(true)).all()
-        assert (labels[partner[~true]] != labels[~true]).all()
+        known = ~true & (labels >= 0)
+        assert (labels[partner[known]] != labels[known]).all()
+        assert (partner[~true] != np.flatnonzero(~true)).all()
         assert abs(true.mean() - 0.5) < 4 * 0.5 / 1000**0.5
         shown.append(partner)
     assert (shown[0] != shown[1]).any()
     np.testing.assert_array_equal(batch.rna.dense().numpy(), dataset.values["rna"][:].toarray())  # RNA stays its own
 
 
-@pytest.mark.parametrize("labels", [None, np.zeros(1000, int), np.full(1000, -1)], ids=["none", "one class", "unknown"])
+def test_few_labels_leave_every_cell_an_equally_likely_partner():
+    """900 of 1,000 cells have no label: false pairs must not all carry the ATAC of the labelled ones."""
+    labels = np.where(np.arange(1000) < 100, np.arange(1000) % 2, -1)
+    dataset, drawn = paired(1000, labels), []
+    for epoch in range(20):
+        batch = dataset[micro_batch(np.arange(1000), epoch)]
+        drawn.append(partners(batch)[~batch.true_pair.numpy()])
+    drawn = np.concatenate(drawn)
+    for labelled in (labels >= 0, labels < 0):  # 10 % and 90 %; a labelled cell cannot be drawn by those of its type
+        assert abs(labelled[drawn].mean() - labelled.mean()) < 0.01
+
+
+def test_partners_stay_within_their_group():
+    rng = np.random.default_rng(0)
+    labels, groups = rng.integers(-1, 3, 500), rng.integers(0, 4, 500)
+    dataset, seen = paired(500, labels, groups), [set() for _ in range(500)]
+    for epoch in range(300):
+        batch = dataset[micro_batch(np.arange(500), epoch)]
+        for cell in np.flatnonzero(~batch.true_pair.numpy()):
+            seen[cell].add(int(partners(batch)[cell]) if cell < 3 else -1)
+        false = ~batch.true_pair.numpy()
+        assert (groups[partners(batch)[false]] == groups[false]).all()
+    for cell in range(3):
+        allowed = (groups == groups[cell]) & (np.arange(500) != cell)
+        allowed &= (labels != labels[cell]) | (labels < 0)
+        assert seen[cell] <= set(np.flatnonzero(allowed)) and len(seen[cell]) > 0.6 * allowed.sum()
+        assert dataset.pairs.n_partners[cell] == allowed.sum()
+
+
+def test_a_cell_whose_group_is_of_its_own_type_keeps_its_own_atac():
+    dataset = paired(6, labels=[0, 0, 0, 0, 1, 1], groups=[0, 0, 0, 1, 1, 1])
+    assert dataset.pairs.n_partners.tolist() == [0, 0, 0, 2, 1, 1]
+    true = np.stack([dataset[micro_batch(np.arange(6), epoch)].true_pair.numpy() for epoch in range(50)])
+    assert true[:, :3].all()
+    assert (true[:, 3:].mean(0) < 0.8).all()
+
+
+@pytest.mark.parametrize("labels", [None, np.full(1000, -1)], ids=["none", "unknown"])
 def test_without_types_the_partner_is_any_other_cell(labels):
     batch = paired(1000, labels)[micro_batch(np.arange(1000))]
     true = batch.true_pair.numpy()
@@ -261,7 +300,7 @@ def test_validation_pairs_are_the_same_in_every_epoch():
 
 
 def test_training_and_validation_cells_are_those_of_the_file(cells):
-    labels = cells.label_codes()
+    labels = cells.codes("cell_type", "--label_column")
     keep = labels != 1
     train, val = train_and_val(cells, 4, keep=keep, labels=labels, latents={"rna": np.arange(96.0)[:, None]})
     for dataset, split, resample in ((train, "train", True), (val, "val", False)):

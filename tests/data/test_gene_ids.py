@@ -136,6 +136,15 @@ def test_columns_that_were_made_unique_are_the_same_gene(second):
 
 def test_hyphens_that_r_made_dots():
     assert translate(["HLA.A", "NKX2.1", "CD3D"], "human").symbols.tolist() == ["HLA-A", "NKX2-1", "CD3D"]
+    former = translate(["CAPN10.AS1", "CTD.2171N6.1"], "human")  # CAPN10-AS1 and CTD-2171N6.1 are no approved symbols
+    assert former.symbols.tolist() == ["CAPN10-DT", *translate(["CTD-2171N6.1"], "human").symbols]
+    assert former.known.all()
+
+
+def test_a_second_column_of_a_gene_is_no_hyphen():
+    """TBP-1 is an alias of another gene, but TBP.1 beside TBP is what R makes of a name that occurs twice."""
+    assert translate(["TBP", "TBP.1", "CD3D"], "human").symbols.tolist() == ["TBP", "TBP", "CD3D"]
+    assert translate(["TBP.1", "CD3D"], "human").symbols[0] not in ("TBP", "TBP.1")
 
 
 def test_mouse_genes_stay():

@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.data.genes import GENE_TABLE, detect_species, load_gene_table, read_gene_embedding
+from utils.data.genes import (
+    GENE_TABLE,
+    detect_species,
+    is_clone_name,
+    load_gene_table,
+    read_gene_embedding,
+    share_of_any_species,
+)
 from utils.data.make_gene_table import make_gene_table
 from utils.errors import UserError
 
@@ -63,6 +70,33 @@ def test_species_of_small_panels():
     assert detect_species([f"feature_{i}" for i in range(50)]) == "unknown"
     assert detect_species(["chr1:10-20", "CD3D", "x_1"]) == "unknown"
     assert detect_species([]) == "unknown"
+
+
+@pytest.mark.parametrize(
+    "genes",
+    [
+        HUMAN,
+        MOUSE,
+        ["Aplp1", "LOC498555", "RGD1311739", "Tp53"],  # rat
+        ["sox10", "gad1b", "si:ch211-285f17.1", "pvalb6", "tp53", "zgc:101569"],  # zebrafish
+        ["ENSDARG00000069301", "ENSRNOG00000010756"],
+        ["FBgn0000018", "FBgn0000022"],
+    ],
+)
+def test_genes_of_any_species_look_like_genes(genes):
+    assert share_of_any_species(genes) >= 0.3
+
+
+@pytest.mark.parametrize("form", ["peak_{}", "gene_{}", "f{}", "G{}", "V{}", "chr1.{0}00.{0}50"])
+def test_made_up_names_do_not(form):
+    assert share_of_any_species([form.format(i) for i in range(1, 2000)]) < 0.01
+
+
+def test_names_of_clones():
+    assert all(
+        map(is_clone_name, ["RP11-34P13.7", "RP11.34P13.7", "AC020916.1", "CTD-2006K23.1", "AL627309.5", "Z83844.1"])
+    )
+    assert not any(map(is_clone_name, ["CD3D", "HLA-A", "NKX2.1", "ENST00000367770.8", "TBP.1", "chr1.10.20"]))
 
 
 def test_species_of_real_genes(shared_data):

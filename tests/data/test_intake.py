@@ -261,6 +261,28 @@ def test_the_users_word_counts(adata, tmp_path, capsys):
     np.testing.assert_allclose(found, np.log2(1 + 1e4 * dense / dense.sum(1, keepdims=True)), rtol=1e-4)
 
 
+def test_estimated_counts_go_in_as_they_are(tmp_path, capsys):
+    """As of alevin: a few molecules of a cell are shared between genes. Their sums are the cells' totals."""
+    adata, rng = make_cells(n_cells=30, n_genes=200), np.random.default_rng(0)
+    counts = adata.X.toarray() * 4
+    counts[:, 0] = 1
+    counts += (rng.random(counts.shape) < 0.05) * rng.uniform(0, 1, counts.shape) * (counts > 0)
+    adata.X = counts.astype(np.float32)
+    found = tokens(FORMATS["h5ad csr"](adata, tmp_path), tmp_path / "ready.h5ad", target_sum="median", val_fraction=0)
+    assert "estimated counts with fractions" in capsys.readouterr().out
+    totals = counts.sum(1, keepdims=True)
+    np.testing.assert_allclose(found.to_numpy(), np.log2(1 + np.median(totals) * counts / totals), rtol=1e-4)
+    assert "counts" not in ad.read_h5ad(tmp_path / "ready.h5ad").layers
+
+
+def test_the_user_may_say_that_fractions_are_counts(adata, tmp_path):
+    other = adata.copy()
+    other.X[3, 0] = 0.5
+    found = tokens(FORMATS["h5ad csr"](other, tmp_path), tmp_path / "ready.h5ad", values="counts")
+    dense = other.X.toarray()[:, np.argsort(other.var_names)]
+    np.testing.assert_allclose(found, np.log2(1 + 1e4 * dense / dense.sum(1, keepdims=True)), rtol=1e-4)
+
+
 # Text and folders ----------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,11 @@ from utils.errors import UserError
         ("GL000194.1-55758-56597", ("chrGL000194.1", 55758, 56597)),
         ("chr1_KI270706v1_random_5_10", ("chr1_KI270706v1_random", 5, 10)),
         ("HLA-A*01:01-1-9", ("chrHLA-A*01:01", 1, 9)),
+        ("chr1.3717746.3718593", ("chr1", 3717746, 3718593)),
+        ("X1.10.20", ("chr1", 10, 20)),
+        ("X.10.20", ("chrX", 10, 20)),
+        ("chr1_KI270706v1_random.5.10", ("chr1_KI270706v1_random", 5, 10)),
+        ("GL000194.1.55758.56597", ("chrGL000194.1", 55758, 56597)),
     ],
 )
 def test_every_spelling_is_read(name, expected):
@@ -71,6 +76,9 @@ def test_bad_var_rows_are_named(row):
 
 def test_genes_do_not_look_like_peaks():
     assert not looks_like_peaks(["CD3D", "HLA-A", "AC020916.1", "RP11-34P13.7", "chr1:10-20"])
+    assert not looks_like_peaks(
+        ["HLA.DRA", "RP11.34P13.7", "AC020916.1.2", "RP11.206L10.2.1", "AL627309.5.1", "X5S.1.2"]
+    )
     assert not looks_like_peaks([])
     many = np.array([f"chr1:{i}-{i + 1}" for i in range(5000)])
     assert looks_like_peaks(many)

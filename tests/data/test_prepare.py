@@ -6,11 +6,13 @@ from pathlib import Path
 import anndata as ad
 import mudata
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
 from tests.helpers import error_of, run
 from utils.data import prepare
+from utils.data.labels import encode_labels
 from utils.data.peaks import format_peaks, genome_order, parse_peaks
 from utils.data.read import STAMP, read_cells
 from utils.errors import UserError
@@ -122,20 +124,97 @@ def test_columns_of_any_order_give_the_same_peaks(mdata, tmp_path):
     assert (out.X != expected.X).nnz == 0
 
 
-def test_median_knows_nothing_of_test_cells(mdata, tmp_path):
-    flags = SPLIT | {"target_sum": "median"}
+def test_median_is_of_training_cells_alone(mdata, tmp_path):
+    flags = SPLIT | {"target_sum": "median", "val_fraction": 0.3}
     before = preprocess(mdata, tmp_path, **flags)
-    is_test = (mdata.obs["donor"] == "D2").to_numpy()
+    is_test, is_train = (before.obs["split"] == "test").to_numpy(), (before.obs["split"] == "train").to_numpy()
     totals = mdata["rna"].X.sum(1).A1
-    expected = float(np.median(totals[~is_test]))
-    assert expected != float(np.median(totals))
+    expected = float(np.median(totals[is_train]))
+    assert expected not in (float(np.median(totals)), float(np.median(totals[~is_test])))
     assert json.loads(before.uns[STAMP])["target_sum"] == expected
     changed = mdata["rna"].X.toarray()
-    changed[is_test] *= 7
+    changed[~is_train] *= 7
     mdata["rna"].X = csr_matrix(changed)
     after = preprocess(mdata, tmp_path, **flags)
     assert json.loads(after.uns[STAMP])["target_sum"] == expected
-    assert (before["rna"].X[~is_test] != after["rna"].X[~is_test]).nnz == 0
+    assert (before["rna"].X[is_train] != after["rna"].X[is_train]).nnz == 0
+
+
+def test_simulated_cells_are_said_to_be(mdata, tmp_path):
+    assert json.loads(preprocess(mdata, tmp_path).uns[STAMP])["simulated"] is True
+    del mdata["rna"].uns["scmomer_simulated"]
+    assert json.loads(preprocess(mdata["rna"].copy(), tmp_path).uns[STAMP])["simulated"] is False
+
+
+def test_what_names_no_cell_type_is_missing(mdata, tmp_path, capsys):
+    rna = mdata["rna"].copy()
+    words = ["unassigned"] * 5 + [""] * 4 + [None] * 3 + ["NA"] * 2
+    rna.obs["cell_type"] = pd.Categorical([*words, *rna.obs["cell_type"].astype(str)[14:]])
+    types = sorted(set(rna.obs["cell_type"][14:]))
+    out = preprocess(rna, tmp_path, val_fraction=0.3)
+    text = capsys.readouterr().out
+    assert f"{len(types)} cell types in cell_type, 14 cells without" in text
+    for word in ("5 'unassigned'", "4 ''", "2 'NA'"):
+        assert word in text
+    assert sorted(out.obs["cell_type"].cat.categories) == types
+    assert out.obs["cell_type"].isna().tolist() == [True] * 14 + [False] * 82
+    assert read_cells(tmp_path / "out.h5ad", ("rna",)).label_codes()[:14].tolist() == [-1] * 14
+
+
+@pytest.mark.parametrize("kind", ["measured", "many numbers", "names of cells", "fractions of a category"])
+def test_columns_that_are_hardly_cell_types_are_refused(kind, mdata, tmp_path, capsys):
+    rna, rng = mdata["rna"].copy(), np.random.default_rng(0)
+    values = {
+        "measured": rng.normal(size=96),
+        "many numbers": rng.permutation(96),
+        "names of cells": [f"cell {i}" for i in range(96)],
+        "fractions of a category": pd.Categorical(np.arange(96) % 8 / 3),
+    }[kind]
+    rna.obs["age"] = values
+    rna.write(tmp_path / "in.h5ad")
+    flags = {"data_path": tmp_path / "in.h5ad", "out_path": tmp_path / "out.h5ad", "label_column": "age"}
+    line = error_of(capsys, "preprocess", **flags)
+    assert f"{tmp_path / 'in.h5ad'}: obs['age'] holds " in line
+    assert "--any_labels" in line
+    with pytest.raises(SystemExit):
+        run("preprocess", **flags, check=True)
+    assert "--any_labels" in capsys.readouterr().out
+    run("preprocess", **flags, any_labels=True)
+    assert json.loads(ad.read_h5ad(tmp_path / "out.h5ad").uns[STAMP])["label_column"] == "age"
+
+
+def test_a_column_that_preprocessing_did_not_see_is_looked_at_in_training(mdata, tmp_path):
+    mdata["rna"].obs["age"] = np.arange(96) / 3
+    preprocess(mdata["rna"].copy(), tmp_path)
+    with pytest.raises(UserError, match="--any_labels"):
+        encode_labels(read_cells(tmp_path / "out.h5ad", ("rna",)), "age")
+
+
+@pytest.mark.parametrize("number", [int, float, str])
+def test_numbers_of_clusters_are_cell_types(number, mdata, tmp_path, capsys):
+    rna = mdata["rna"].copy()
+    rna.obs["leiden"] = [number(i % 8) for i in range(96)]
+    out = preprocess(rna, tmp_path, label_column="leiden")
+    assert "8 cell types in leiden" in capsys.readouterr().out
+    assert (out.obs["leiden"].astype(str) == rna.obs["leiden"].astype(str)).all()
+
+
+def test_types_that_a_split_leaves_without_cells_are_named(mdata, tmp_path, capsys):
+    """B is in the test donor alone; of NK two cells are left, too few for validation."""
+    rna = mdata["rna"].copy()
+    is_test = (rna.obs["donor"] == "D2").to_numpy()
+    kinds = np.where(np.arange(96) % 2, "T", "M").astype(object)
+    kinds[np.flatnonzero(is_test)[:5]], kinds[np.flatnonzero(~is_test)[:2]] = "B", "NK"
+    rna.obs["cell_type"] = pd.Categorical(kinds)
+    preprocess(rna, tmp_path, **SPLIT)
+    text = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run("preprocess", data_path=tmp_path / "in.h5ad", **SPLIT, json=True)
+    for lines in (text, "\n".join(json.loads(capsys.readouterr().out)["worth_a_look"])):
+        assert "1 of 4 cell types have no training cell" in lines
+        assert "B (5)" in lines
+        assert "1 of 4 cell types have no validation cell" in lines
+        assert "NK (2)" in lines
 
 
 @pytest.mark.parametrize("modality", ["rna", "atac"])
@@ -185,7 +264,9 @@ def test_files_without_labels(mdata, tmp_path):
     cells_of = preprocess(mdata["rna"], tmp_path)
     assert json.loads(cells_of.uns[STAMP])["label_column"] is None
     cells = read_cells(tmp_path / "out.h5ad", ("rna",))
-    assert (cells.labels(), cells.label_codes()) == (None, None)
+    assert cells.labels() is None
+    with pytest.raises(UserError, match=r"--pair_labels kind: .*out\.h5ad"):
+        cells.codes("kind", "--pair_labels")
 
 
 def test_a_finished_file_is_not_preprocessed_again(ready_file, tmp_path, capsys):

@@ -10,6 +10,9 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
+from tests.helpers import run
+from utils.data.dataset import train_and_val
+from utils.data.labels import encode_labels
 from utils.data.read import STAMP, read_cells, read_raw
 from utils.data.write import write_whole
 from utils.errors import UserError
@@ -132,15 +135,37 @@ def test_labels_are_those_of_the_stamp_and_missing_ones_stay_missing(tmp_path):
     labels = cells.labels()
     assert labels.isna().tolist() == [False, True, False, False, True]
     assert labels.dropna().tolist() == ["T", "B", "T"]
-    assert cells.label_codes().tolist() == [0, -1, 1, 0, -1]
+    assert cells.codes("kind", "--pair_labels").tolist() == [0, -1, 1, 0, -1]
     assert cells.labels("number").tolist() == ["1", "2", "1", "2", "3"]
     assert cells.labels("absent") is None
+
+
+FOREIGN = ("foo", "", "[1]", '{"model": "x"}', {"prediction": {"model": "x"}}, 3)
+
+
+def foreign(what) -> ad.AnnData:
+    """A file in which another tool, or a prediction, has used our name."""
+    content = rna(4)
+    content.uns[STAMP] = what
+    return content
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_what_is_no_stamp_makes_a_raw_file(what, tmp_path):
+    foreign(what).write(tmp_path / "a.h5ad")
+    file = read_raw(tmp_path / "a.h5ad")
+    assert file.stamp is None
+    assert "uns['scmomer']" in " ".join(file.notes)
+    run("preprocess", data_path=tmp_path / "a.h5ad", out_path=tmp_path / "ready.h5ad")
+    assert read_raw(tmp_path / "ready.h5ad").stamp["version"] == 1
+    assert read_raw(tmp_path / "ready.h5ad").notes == []
 
 
 @pytest.mark.parametrize(
     ("content", "modalities", "message"),
     [
         (rna(), ("rna",), "run python preprocess.py --data_path {path} --out_path {ready}"),
+        *((foreign(what), ("rna",), "has not been preprocessed by this project") for what in FOREIGN),
         (stamped(rna(), version=0), ("rna",), "preprocessed by another version"),
         (stamped(rna()), ("rna", "atac"), "holds rna only, but this stage needs rna and atac"),
         (stamped(rna()), ("atac",), "holds rna only, but this stage needs atac"),
@@ -152,6 +177,45 @@ def test_cells_that_are_not_ready(tmp_path, content, modalities, message):
     with pytest.raises(UserError) as error:
         read_cells(path, modalities)
     assert message.format(path=path, ready=tmp_path / "a.ready.h5ad") in str(error.value)
+
+
+def partly_paired(tmp_path, split: list[str]):
+    """Of ten cells six have both; the first four have RNA alone."""
+    both = mudata.MuData({"rna": rna(10), "atac": atac(10)[4:].copy()})
+    both.obs["split"] = split
+    stamped(both).write(tmp_path / "a.h5mu")
+    return tmp_path / "a.h5mu"
+
+
+def test_cells_without_a_modality_are_counted(tmp_path):
+    path = partly_paired(tmp_path, ["train"] * 10)
+    (note,) = read_cells(path, ("rna", "atac")).notes
+    assert note == "a.h5mu: 6 of 10 cells were measured in both rna and atac; the other 4 are left out"
+    (note,) = read_cells(path, ("atac",)).notes
+    assert note == "a.h5mu: 6 of 10 cells were measured in atac; the other 4 are left out"
+    assert read_cells(path, ("rna",)).notes == []
+
+
+def test_no_paired_cell_for_training(tmp_path):
+    """Such cells may still be predicted; only training stops."""
+    path = partly_paired(tmp_path, ["train"] * 4 + ["test"] * 6)
+    cells = read_cells(path, ("rna", "atac"))
+    assert len(cells.rows("test")) == 6
+    for use in (cells.need_training, lambda: cells.train_mean("rna"), lambda: train_and_val(cells, 0)):
+        with pytest.raises(UserError, match=f"{path}: none of its 6 cells measured in rna and atac is a training cell"):
+            use()
+    cells.obs["kind"] = ["T", "B"] * 3
+    with pytest.raises(UserError, match="none of its 6 cells"):
+        encode_labels(cells, "kind")
+    assert train_and_val(read_cells(path, ("rna",)), 0)[0].lengths.shape == (4,)
+
+
+def test_simulated_cells_are_marked(simulation, raw_file, tmp_path):
+    assert read_raw(raw_file).simulated
+    simulation.mdata["rna"].copy().write(tmp_path / "rna.h5ad")
+    assert read_raw(tmp_path / "rna.h5ad").simulated
+    rna().write(tmp_path / "real.h5ad")
+    assert not read_raw(tmp_path / "real.h5ad").simulated
 
 
 def test_no_cell_in_both(tmp_path):

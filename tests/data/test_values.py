@@ -112,7 +112,7 @@ def changed(value: float) -> csr_matrix:
         (csr_matrix(scaled(counts_of(), 1e6)), "cpm"),
         (changed(0.5), "fractional"),
         (changed(-1.0), "negative"),
-        (changed(np.nan), "infinite"),
+        (changed(np.nan), "missing"),
         (changed(np.inf), "infinite"),
         (csr_matrix((3, 4)), "empty"),
         (csr_matrix(np.random.default_rng(0).normal(size=(9, 9))), "negative"),
@@ -133,6 +133,79 @@ def test_the_users_word_goes_before_the_judgement():
     whole = counts_of()
     assert judge(whole, "log1p").kind == "log1p"
     assert judge(changed(-1.0), "counts").kind == "negative"
+
+
+def wide(seed: int = 0) -> np.ndarray:
+    """[200, 2000] counts of 3,000 per cell on average, as uneven as real ones: a few genes make up most of a cell."""
+    rng = np.random.default_rng(seed)
+    rate = np.exp(rng.normal(0, 2, 2000))
+    depth = 3000 * np.exp(rng.normal(0, 0.4, (200, 1)))
+    return rng.poisson(depth * rate / rate.sum()).astype(np.float64)
+
+
+def rsem() -> np.ndarray:
+    """Pairs of similar genes share reads, which are divided between them."""
+    counts, rng = wide(), np.random.default_rng(1)
+    for one in range(0, 600, 2):
+        share = rng.uniform(0, 1, 200) * np.minimum(counts[:, one], 5)
+        counts[:, one] -= share
+        counts[:, one + 1] += share
+    return np.round(counts, 2)
+
+
+def alevin() -> np.ndarray:
+    """A few molecules of a cell belong to several genes; tiny fractions of them remain everywhere."""
+    counts, rng = wide(), np.random.default_rng(2)
+    shared = rng.random(counts.shape) < 0.06
+    return np.maximum(counts + shared * rng.uniform(-0.5, 0.5, counts.shape), 0)
+
+
+def soupx() -> np.ndarray:
+    """A tenth of each cell is background, which is subtracted gene by gene."""
+    counts = wide()
+    soup = counts.sum(0) / counts.sum()
+    return np.maximum(counts - 0.1 * counts.sum(1, keepdims=True) * soup, 0)
+
+
+@pytest.mark.parametrize("estimate", [rsem, alevin, soupx])
+def test_estimated_counts_are_taken_as_they_are(estimate):
+    matrix = csr_matrix(estimate().astype(np.float32))
+    values = judge(matrix)
+    assert values == Values("counts", exact=False)
+    np.testing.assert_array_equal(to_counts(matrix, values)[0].toarray(), matrix.toarray())
+
+
+def few(target: float) -> np.ndarray:
+    """Shallow cells of some of the genes, scaled by the total of all: only some distinct values, and uneven sums."""
+    counts = np.minimum(wide(), 4)
+    return (counts * target / (counts.sum(1, keepdims=True) + 500))[:, :400]
+
+
+NO_COUNTS = {
+    "logarithms": lambda: np.round(np.log1p(few(1e4)), 1),
+    "logarithms to base 2": lambda: np.log2(1 + few(1e6) * np.random.default_rng(0).uniform(0.9, 1.1, (200, 400))),
+    "scaled": lambda: few(1e4),
+    "scaled a little": lambda: few(700),
+    "per million": lambda: few(1e6),
+    "divided by size factors": lambda: wide() / np.random.default_rng(0).lognormal(0, 0.3, (200, 1)),
+    "rounded to one decimal": lambda: np.round(few(700), 1),
+    "means of neighbours": lambda: (np.cumsum(wide(), axis=0)[30:] - np.cumsum(wide(), axis=0)[:-30]) / 30,
+    "of no molecules": lambda: np.random.default_rng(0).gamma(0.4, 30, (200, 60)),
+    "from 0 to 1": lambda: wide() / np.maximum(wide().max(0), 1),
+}
+
+
+@pytest.mark.parametrize("name", NO_COUNTS)
+def test_other_values_are_no_estimated_counts(name):
+    assert judge(csr_matrix(NO_COUNTS[name]())).kind != "counts"
+    centred = wide() - wide().mean(0)
+    assert judge(csr_matrix(centred)).kind == "negative"
+
+
+def test_one_fraction_among_whole_counts_is_a_mistake():
+    matrix = wide()
+    matrix[3, 4] = 0.5
+    assert judge(csr_matrix(matrix)).kind == "fractional"
 
 
 def test_anything_above_zero_is_an_open_peak():

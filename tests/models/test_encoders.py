@@ -235,9 +235,13 @@ def test_student_reads_continuous_values_and_drops_out_in_training_alone():
     student = Student(replace(STUDENT, student_dropout=0.5), N_GENES, LATENT_DIM)
     dense = expression()
     cells, shifted = ragged(dense), ragged(np.where(dense > 0, dense + 1e-2, 0))
-    assert not torch.equal(student(cells), student(cells))
+    key = torch.arange(len(dense))
+    assert torch.equal(student(cells, key), student(cells, key))
+    assert not torch.equal(student(cells, key), student(cells, key + 1))
+    with pytest.raises(ValueError, match="keys"):
+        student(cells)
     student.eval()
-    assert torch.equal(student(cells), student(cells))
+    assert torch.equal(student(cells), student(cells, key))
     assert not torch.isclose(student(cells), student(shifted), atol=1e-6).all(1)[[0, 1, 3, 4]].any()
 
 

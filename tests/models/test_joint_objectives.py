@@ -297,7 +297,7 @@ def test_feature_dropout_hides_part_of_the_cell_from_training_alone(make):
     with pytest.MonkeyPatch.context() as patch:  # what the objective's modules are given
         for module in objective.modules():
             if isinstance(module, (RNATower, ATACTower, Student)):
-                patch.setattr(module, "forward", lambda x, was=module.forward: shown.append(x) or was(x))
+                patch.setattr(module, "forward", lambda x, *key, was=module.forward: shown.append(x) or was(x, *key))
         torch.manual_seed(0)
         dropped = objective.train()(batch)[0]
     assert shown and all(torch.equal(x.indices, thinned[name].indices) for x, name in named(shown))
@@ -362,7 +362,7 @@ def test_embeddings_are_standardised_before_the_classifier():
     torch.testing.assert_close(as_drawn, classifier.layers(embeddings))
     classifier.standardise(embeddings)
     seen = []
-    classifier.layers.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    classifier.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     classifier(embeddings)
     torch.testing.assert_close(seen[0].mean(0), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(seen[0].std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]), atol=1e-4, rtol=0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.masking import drop_features, mask_genes, mask_patches, mix, uniform
+from models.masking import KeyedDropout, drop_features, mask_genes, mask_patches, mix, uniform
 from models.rna_encoder import MASK_TOKEN
 from tests.models.helpers import N_GENES, expression, ragged, rna_encoder
 
@@ -183,3 +183,15 @@ def test_the_share_of_dropped_features(ratio):
     keys = mix(torch.arange(400))
     kept = len(drop_features(keys, cells, ratio).indices) / len(cells.indices)
     assert kept == pytest.approx(1 - ratio, abs=0.01)
+
+
+def test_dropout_is_a_function_of_the_cells_key_in_any_company():
+    layer, x = KeyedDropout(0.3, stream=5), torch.ones(500, 64)
+    key = mix(torch.arange(500))
+    out = layer(x, key)
+    assert out.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+    assert (out == 0).float().mean().item() == pytest.approx(0.3, abs=5 * (0.3 * 0.7 / 32_000) ** 0.5)
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(0))[:123]
+    assert torch.equal(layer(x[order], key[order]), out[order])
+    assert not torch.equal(KeyedDropout(0.3, stream=6)(x, key), out)
+    assert torch.equal(layer.eval()(x), x)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from utils.report.calibration import expected_calibration_error, fit_temperature
+from utils.report.calibration import ENOUGH_CELLS, Calibration, expected_calibration_error, fit_temperature
 
 
 def calibrated_logits(n=20_000, classes=5, seed=0):
@@ -37,10 +37,25 @@ def test_temperature_of_extreme_cases():
     logits, labels = calibrated_logits(9)
     assert fit_temperature(logits, labels) == 1.0  # too few cells
     assert fit_temperature(np.zeros((0, 3)), np.zeros(0, dtype=int)) == 1.0
+    logits, labels = calibrated_logits(ENOUGH_CELLS, seed=3)
+    assert fit_temperature(logits / 3, labels) < 0.6
+    assert fit_temperature(logits[1:] / 3, labels[1:]) == 1.0  # too few cells to sharpen
+    assert fit_temperature(logits[1:] * 3, labels[1:]) > 1.5  # but enough to soften
     right = 1e4 * np.eye(3)[np.arange(30) % 3]
     # Neither all right nor all wrong leaves the bounds or overflows.
     assert 0.1 <= fit_temperature(right, np.arange(30) % 3) <= 10
     assert fit_temperature(right, (np.arange(30) + 1) % 3) == pytest.approx(10, rel=1e-3)
+
+
+def test_too_few_cells_are_not_called_calibrated():
+    labels = np.repeat([0, 1, 2], [60, 40, 4])
+    few = Calibration.of(labels[5:], ["A", "B", "C", "D"])
+    assert (few.n_cells, few.is_enough) == (99, False) and "not calibrated" in str(few)
+    partly = Calibration.of(labels, ["A", "B", "C", "D"])
+    assert partly.is_enough and partly.few == ("C", "D") and "2 of 4" in str(partly) and "C, D" in str(partly)
+    enough = Calibration.of(np.repeat([0, 1], 50), ["A", "B"])
+    assert enough.is_enough and not enough.few and "not" not in str(enough)
+    assert Calibration.of(np.zeros(0, np.int64), ["A", "B"]).few == ("A", "B")
 
 
 def test_expected_calibration_error_by_hand():

@@ -171,3 +171,15 @@ def test_json_knows_no_nan():
     text = to_json(told)
     assert json.loads(text) == {"a": [None, 1.5, ["x", None]], "b": {"c": None, "d": None}, "e": True}
     assert "NaN" not in text
+
+
+def test_groups_stand_in_one_order():
+    """Whatever order a set has: by the number of labels, then by name."""
+
+    class Fake:
+        def __init__(self, cells):
+            self.cells = cells
+
+    names = [ALL, "10 labels per type", "100 labels per type", "ATAC alone", "RNA and ATAC"]
+    for order in (names, names[::-1]):
+        assert tables.groups_of([Fake(dict.fromkeys(order))]) == names

@@ -11,9 +11,9 @@ import pytest
 import scanpy as sc
 from scipy.sparse import csr_matrix
 
-from tests.data.test_intake import make_peaks
+from tests.data.test_intake import make_cells, make_peaks
 from tests.formats import FORMATS, tenx_h5
-from tests.helpers import ATAC, MULTIMODAL, TRAINING, call, error_of, run
+from tests.helpers import ATAC, MULTIMODAL, TRAINING, call, command_line, error_of, run
 from utils.data.genes import load_gene_table
 from utils.data.read import read_cells
 from utils.data.write import write_whole
@@ -31,8 +31,7 @@ def rna(simulation) -> ad.AnnData:
 
 def label(path: Path, model: Path, **flags) -> ad.AnnData:
     run("predict_cell_type", data_path=path, model_path=model, device="cpu", **flags)
-    name = path.name.removesuffix(".gz")
-    return ad.read_h5ad(path.with_name(f"{name if path.is_dir() else Path(name).stem}.predicted.h5ad"))
+    return ad.read_h5ad(path.with_name(f"{path.name.removesuffix('.h5ad')}.predicted.h5ad"))
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +141,7 @@ def test_multiome_is_labelled_from_one_file_or_two(simulation, rna, runs, expect
     peaks = simulation.mdata["atac"].copy()
     peaks.obs = peaks.obs[[]]
     run("predict_cell_type", data_path=tenx_h5(rna, tmp_path, peaks), model_path=runs["celltype_atac"], device="cpu")
-    one = mudata.read_h5mu(tmp_path / "filtered_feature_bc_matrix.predicted.h5mu")
+    one = mudata.read_h5mu(tmp_path / "filtered_feature_bc_matrix.h5.predicted.h5mu")
     rna.write(tmp_path / "rna.h5ad")
     peaks.write(tmp_path / "atac.h5ad")
     pair = {"rna_path": tmp_path / "rna.h5ad", "atac_path": tmp_path / "atac.h5ad"}
@@ -207,9 +206,91 @@ def test_the_doctor_tells_and_writes_nothing(rna, tmp_path, capsys):
     assert list(found["labels"]) == ["kind", "batch"]
     assert found["labels"]["kind"] == {"T": 60, "B": 36}
     assert "no cell types in cell_type; name the column by --label_column, perhaps kind" in found["worth_a_look"]
-    for words in ("98.3%", "MARCH1 → MARCHF1", "T 60, B 36", "what will happen", "worth a look"):
+    for words in ("98.3%", "MARCH1 → MARCHF1", "T 60, B 36", "what will happen", "warnings"):
         assert words in text
-    assert "to mend first" not in text
+    assert "must fix" not in text
+
+
+@pytest.mark.parametrize(
+    ("median", "target_sum", "hint"),
+    [
+        (363, {}, "1100"),
+        (363, {"target_sum": 1000}, ""),
+        (363, {"target_sum": "median"}, ""),
+        (2000, {}, ""),
+        (30, {}, "100"),
+    ],
+)
+def test_the_doctor_looks_at_what_one_count_becomes(median, target_sum, hint, tmp_path, capsys):
+    """One of 363 counts is log2(1 + 1e4/363) = 4.8 at 1e4, bin 4 of 5; at 1000 it is 1.9."""
+    adata = make_cells(n_cells=20, n_genes=30)
+    counts = np.ones((20, 30))
+    counts[:, 0] = median - 29
+    adata.X = csr_matrix(counts)
+    adata.write(tmp_path / "cells.h5ad")
+    _, text = doctor(capsys, "--data_path", tmp_path / "cells.h5ad", *command_line(target_sum), "--json")
+    notes = " ".join(json.loads(text)["worth_a_look"])
+    assert ("consider --target_sum" in notes) == bool(hint)
+    assert hint in notes
+
+
+def test_the_doctor_writes_numbers_one_way(tmp_path, capsys):
+    adata = make_cells(n_cells=20)
+    rng = np.random.default_rng(0)
+    counts = adata.X.toarray() * rng.integers(1, 40_000, (20, 1))
+    counts[0] = 0
+    counts[0, :2] = 999_999, 1
+    adata.X = csr_matrix(counts)
+    adata.var_names = [*adata.var_names[:-1], adata.var_names[0]]
+    adata.write(tmp_path / "cells.h5ad")
+    _, text = doctor(capsys, "--data_path", tmp_path / "cells.h5ad")
+    assert "e+" not in text
+    assert "min " in text
+    assert "max " in text
+    assert "1 duplicate summed" in text
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        ([f"RP11-{i}P{i % 20}.{i % 9 + 1}" for i in range(100, 120)], "names of clones"),
+        ([f"ENST{i:011d}.2" for i in range(20)], "transcripts"),
+        ([f"thing_{i}" for i in range(20)], "(thing_0, thing_1, thing_2, …)"),
+    ],
+)
+def test_the_doctor_says_what_unknown_ids_are(ids, words, tmp_path, capsys):
+    adata = make_cells()
+    adata.var_names = [*adata.var_names[:20], *ids]
+    adata.write(tmp_path / "cells.h5ad")
+    _, text = doctor(capsys, "--data_path", tmp_path / "cells.h5ad", "--species", "human", "--json")
+    (note,) = [note for note in json.loads(text)["worth_a_look"] if "no known human gene" in note]
+    assert words in note
+    assert ("transcript" in note) == (words == "transcripts")
+
+
+# Coverage ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("share", "ends"), [(0.5, ""), (0.2, "warned"), (0.05, "refused")])
+def test_a_file_is_judged_by_its_counts_as_well_as_by_its_genes(share, ends, rna, runs, tmp_path, capsys):
+    """All genes of the model, but most counts in others that it does not know."""
+    others = make_cells(n_cells=rna.n_obs, n_genes=200)
+    others = others[:, ~others.var_names.isin(rna.var_names)].copy()
+    others.obs_names = rna.obs_names
+    known = rna.X.sum(1).A1[:, None]
+    others.X = np.round(known * (1 - share) / share / others.n_vars + np.zeros(others.shape))
+    others.X[:, 0] += 1
+    both = ad.concat([rna, others], axis=1)
+    both.X = csr_matrix(both.X)
+    both.write(tmp_path / "query.h5ad")
+    flags = {"data_path": tmp_path / "query.h5ad", "model_path": runs["celltype_atac"], "device": "cpu"}
+    if ends == "refused":
+        line = error_of(capsys, "predict_cell_type", **flags)
+        assert "100.0% of the genes asked for" in line
+        assert "--min_count_coverage is 0.1" in line
+        flags["min_count_coverage"] = 0
+    run("predict_cell_type", **flags)
+    assert ("warning: the genes asked for hold only" in capsys.readouterr().out) == bool(ends)
 
 
 def test_the_doctor_names_what_to_mend_and_goes_on(rna, tmp_path, capsys):
@@ -254,6 +335,18 @@ def test_snareseq2_goes_in_as_it_is(shared_data, tmp_path, capsys):
     cells = read_cells(tmp_path / "ready.h5mu", ("rna", "atac"))
     assert (cells.values["rna"].shape, cells.values["atac"].shape) == ((8622, 1677), (8622, 25734))
     assert (cells.stamp["species"], cells.stamp["genome"]) == ("mouse", "mm10")
+
+
+@pytest.mark.parametrize("genome", [{}, {"genome": "hg19"}])
+def test_a549_goes_in_although_a_peak_passes_a_chromosomes_end(genome, shared_data, capsys):
+    folder = shared_data / "multiome" / "a549_scicar"
+    paths = [f"--{name}_path {folder}/{name}.h5ad" for name in ("rna", "atac")]
+    code, text = doctor(capsys, *" ".join(paths).split(), *command_line(genome), "--json")
+    found = json.loads(text)
+    assert (code, found["atac"]["genome build"], found["atac"]["peaks"]) == (0, ["hg19"], 52_761)
+    notes = " ".join(found["worth_a_look"])
+    assert "1,441 peaks lie on 23 unplaced contigs (chrhs37d5," in notes
+    assert "1 of 52,761 peaks lie outside hg19 (chr17:81194897-81195261)" in notes
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -92,8 +92,8 @@ TABLE = {
         values(lambda dense: dense.fill(0)),
         "{path}: rna has no value above zero in X; there is nothing to learn from or to label",
     ),
-    "NaN": (put(np.nan), "{path}: rna has missing or infinite values in X; " + SAVE + " before scaling"),
-    "infinite": (put(np.inf), "{path}: rna has missing or infinite values in X; " + SAVE + " before scaling"),
+    "NaN": (put(np.nan), f"{{path}}: X of rna has a missing value (NaN) in cell {BARCODE}; write 0 *"),
+    "infinite": (put(np.inf), f"{{path}}: X of rna has an infinite value in cell {BARCODE}; " + SAVE),
     "negative": (
         put(-1),
         "{path}: rna has negative values: scaled, centred or batch-corrected data in X; " + SAVE + " before scaling",
@@ -102,7 +102,7 @@ TABLE = {
         put(0.5),
         "{path}: rna has fractional values that are neither scaled counts nor their logarithms in X; "
         + SAVE
-        + ", or use the values as shares of a cell by --values cpm",
+        + ", use the values as shares of a cell by --values cpm, or take them as estimated counts by --values counts",
     ),
     "no gene matched": (
         lambda path: (
@@ -163,8 +163,8 @@ TABLE = {
             mudata.MuData({"atac": make_cells()}).write(path.with_suffix(".h5mu"))
             or {"data_path": path.with_suffix(".h5mu"), "out_path": "{out}.h5mu"}
         ),
-        "{folder}/cells.h5mu: 40 of 40 peaks cannot be read (*); write them as chr1:10-20, chr1-10-20 or chr1_10_20 "
-        "with end > start, or var columns chrom, start and end",
+        "{folder}/cells.h5mu: 40 of 40 peaks cannot be read (*); write them as chr1:10-20, chr1-10-20, chr1_10_20 or "
+        "chr1.10.20 with end > start, or var columns chrom, start and end",
     ),
     "peaks of another build": (
         lambda path: cells(file=make_peaks(make_cells().obs_names))(path) or {"genome": "mm10"},
@@ -246,14 +246,15 @@ def test_labels_that_teach_little(labels, words, tmp_path, capsys):
     assert (out.obs.loc[out.obs["cell_type"].isin(alone), "split"] == "train").all()
 
 
-@pytest.mark.parametrize("value", [np.nan, -2.0])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -2.0])
 def test_a_bad_value_beyond_the_sample_names_its_cell(value, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("utils.data.source.SAMPLE", 8)  # rows 0, 1, 3, 4, 6, 7, 9 and 11
     path = tmp_path / "cells.h5ad"
     values(lambda dense: dense.__setitem__((8, 4), value))(path)
     line = error_of(capsys, "preprocess", data_path=path, out_path=tmp_path / "out.h5ad")
-    what = "a negative value" if value < 0 else "a missing or infinite value"
-    assert f"{path}: X of rna has {what} in cell {make_cells().obs_names[8]}; {SAVE}" in line
+    what = {"nan": "a missing value (NaN)", "inf": "an infinite value", "-2.0": "a negative value"}[str(value)]
+    assert f"{path}: X of rna has {what} in cell {make_cells().obs_names[8]}; " in line
+    assert (SAVE in line) == (not np.isnan(value))
     assert not (tmp_path / "out.h5ad").exists()
 
 

@@ -24,7 +24,7 @@ TRAINING = {
     "max_steps": 0,
     "resume": False,
 }
-INTAKE = {"values": "auto", "species": "auto", "genome": None, "min_gene_coverage": 0.3}
+INTAKE = {"values": "auto", "species": "auto", "genome": None, "min_gene_coverage": 0.3, "min_count_coverage": 0.1}
 SHAPE = {"depth": 6, "dim_head": 64}
 
 # flag → its default; None stands for a default that is not fixed here, or for none at all.
@@ -50,6 +50,8 @@ FLAGS = {
         "data_path": REQUIRED,
         "atac_model_path": REQUIRED,
         "rna_model_path": REQUIRED,
+        "pair_labels": "none",
+        "pairs_within": None,
         **OUTPUT,
         **TRAINING,
     },
@@ -79,21 +81,23 @@ FLAGS = {
         "model_path": REQUIRED,
         "ckpt_dir": None,
         "out_path": None,
+        "prefix": None,
         **INTAKE,
     },
 }
 CELLS = {"data_path", "rna_path", "atac_path", "out_path", "genome"}
 OPTIONAL = {
     "preprocess": {*CELLS, "gene_reference", "split_by", "test_groups"},
+    "pretrain_multimodal": {"pairs_within"},
     "train_missing_celltype_func": {"pseudo_labels_from"},
-    "predict_cell_type": CELLS,
+    "predict_cell_type": {*CELLS, "prefix"},
 }
 CHOICES = [
     *[(script, "precision", ("fp32", "bf16")) for script in FLAGS if "precision" in FLAGS[script]],
     *[(script, "device", ("auto", "cpu", "cuda")) for script in FLAGS if "device" in FLAGS[script]],
     ("pretrain_missing_mod", "missing", ("atac", "rna")),
     *[(script, "values", ("auto", "counts", "log1p", "cpm")) for script in ("preprocess", "predict_cell_type")],
-    *[(script, "species", ("auto", "human", "mouse")) for script in ("preprocess", "predict_cell_type")],
+    *[(script, "species", ("auto", "human", "mouse", "other")) for script in ("preprocess", "predict_cell_type")],
 ]
 
 
@@ -183,9 +187,9 @@ def test_every_required_flag_is_asked_for(script, capsys):
 def test_choices(script, name, choices, help_of, capsys):
     assert f"{name} {{{','.join(choices)}}}" in help_of(script)[1][name]
     with pytest.raises(SystemExit) as stopped:
-        call(script, *command_line(required(script)), f"--{name}", "other")
+        call(script, *command_line(required(script)), f"--{name}", "nonsense")
     assert stopped.value.code == 2
-    assert "invalid choice: 'other'" in capsys.readouterr().err
+    assert "invalid choice: 'nonsense'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

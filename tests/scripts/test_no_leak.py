@@ -1,11 +1,16 @@
-"""Test cells enter nothing: whatever is put in their place, every stage ends with the same weights."""
+"""Test cells and hidden labels enter nothing: with anything in their place, every stage ends with the same weights."""
 
+from pathlib import Path
+
+import mudata
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
 from tests.conftest import Runs, make_runs
 from tests.helpers import TRAINING, assert_same_tensors, run, weights
+from utils.data.labels import label_codes, limit_labels
 from utils.data.read import read_cells
 from utils.data.write import write_whole
 from utils.train.checkpoint import load_model
@@ -13,6 +18,21 @@ from utils.train.checkpoint import load_model
 MODELS = ("rna", "atac", "multimodal", "student_atac", "student_rna", "celltype_atac", "celltype_rna")
 # With the settings that look at cells in ways of their own:
 OF_THE_STUDY = ("student_blank", "celltype_few", "celltype_pupil")
+LABELS_PER_TYPE = 3
+
+
+def train_all(ready: Path, folder: Path) -> Runs:
+    """All stages; and few labels, then pseudo-labels, on a student with the study's settings."""
+    runs = make_runs(ready, folder)
+    paths, latents = {"data_path": ready, "ckpt_dir": folder}, runs["latents"]
+    settings = {"dir_train": latents, "dir_val": latents, "blank_decoders": True, "alone_weight": 20} | TRAINING
+    run("pretrain_missing_mod", **paths, model_path=runs["multimodal"], model_name="student_blank", **settings)
+    settings = {"labels_per_type": LABELS_PER_TYPE, "feature_dropout": 0.5, "train_student": True, "keep": "last"}
+    few = {"pretrained_model_path": runs["student_blank"], "model": "celltype_few"} | settings | TRAINING
+    run("train_missing_celltype_func", **paths, **few)
+    pupil = few | {"model": "celltype_pupil", "pseudo_labels_from": runs["celltype_few"]}
+    run("train_missing_celltype_func", **paths, **pupil)
+    return runs
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +56,7 @@ def both(simulation, tmp_path_factory) -> dict[str, Runs]:
         donor = str(mdata.obs["donor"].iloc[rows[0]])
         split = {"split_by": "donor", "test_groups": donor, "val_fraction": 0.2, "target_sum": "median"}
         run("preprocess", data_path=folder / "raw.h5mu", out_path=folder / "ready.h5mu", **split)
-        found[name] = runs = make_runs(folder / "ready.h5mu", folder)
-        paths, latents = {"data_path": folder / "ready.h5mu", "ckpt_dir": folder}, runs["latents"]
-        settings = {"dir_train": latents, "dir_val": latents, "blank_decoders": True, "alone_weight": 20} | TRAINING
-        run("pretrain_missing_mod", **paths, model_path=runs["multimodal"], model_name="student_blank", **settings)
-        settings = {"labels_per_type": 3, "feature_dropout": 0.5, "train_student": True, "keep": "last"} | TRAINING
-        few = {"pretrained_model_path": runs["student_blank"], "model": "celltype_few"}
-        run("train_missing_celltype_func", **paths, **few, **settings)
-        pupil = few | {"model": "celltype_pupil", "pseudo_labels_from": runs["celltype_few"]}
-        run("train_missing_celltype_func", **paths, **pupil, **settings)
+        found[name] = train_all(folder / "ready.h5mu", folder)
     return found
 
 
@@ -63,3 +75,59 @@ def test_poisoned_test_cells_change_no_weight(both, model):
     assert_same_tensors(weights(clean.path), weights(poisoned.path))
     assert clean.temperature == poisoned.temperature
     assert clean.stamp.get("target_sum") == poisoned.stamp.get("target_sum")
+
+
+@pytest.fixture(scope="module")
+def hidden(both, tmp_path_factory) -> Runs:
+    """All stages again, on the same cells with other labels where --labels_per_type hides them.
+
+    A hidden label that no draw could reach is permuted with the others of its kind; the rest is removed, since it could
+    enter the draw as another type.
+    """
+    folder = tmp_path_factory.mktemp("hidden")
+    ready = both["clean"].folder / "ready.h5mu"
+    cells, mdata = read_cells(ready, ("rna", "atac")), mudata.read_h5mu(ready)
+    labels = cells.labels()
+    codes = label_codes(labels, sorted(set(labels)))
+    train = cells.rows("train")
+    shown = train[limit_labels(codes, cells, LABELS_PER_TYPE, seed=0)[train] >= 0]
+    unseen = np.setdiff1d(train, shown)
+    draw = pd.util.hash_array(np.asarray([f"0 {barcode}" for barcode in cells.obs.index], dtype=object))
+    free = unseen[draw[unseen] > draw[shown].max()]
+    changed = labels.astype(object).copy()
+    changed.iloc[np.setdiff1d(unseen, free)] = np.nan
+    changed.iloc[free] = np.random.default_rng(1).permutation(labels.iloc[free])
+    assert (changed.iloc[free] != labels.iloc[free]).sum() >= 5
+    for part in (mdata, *mdata.mod.values()):
+        if "cell_type" in part.obs:
+            part.obs["cell_type"] = pd.Categorical(changed.reindex(part.obs_names))
+    write_whole(mdata, folder / "ready.h5mu")
+    return train_all(folder / "ready.h5mu", folder)
+
+
+@pytest.mark.parametrize("model", ["rna", "atac", "multimodal", *OF_THE_STUDY])
+def test_hidden_labels_change_no_weight_and_no_threshold(both, hidden, model):
+    clean, other = (load_model(runs[model], model.split("_")[0]) for runs in (both["clean"], hidden))
+    assert_same_tensors(weights(clean.path), weights(other.path))
+    assert (clean.temperature, clean.calibration) == (other.temperature, other.calibration)
+
+
+def test_hidden_labels_change_no_prediction(both, hidden, tmp_path):
+    tables = []
+    for name, runs in (("clean", both["clean"]), ("hidden", hidden)):
+        data = {"data_path": runs.folder / "ready.h5mu", "model_path": runs["celltype_pupil"]}
+        run("evaluate", **data, out_path=tmp_path / name, device="cpu")
+        tables.append(pd.read_csv(tmp_path / name / "predicted_test.csv", index_col="barcode"))
+    pd.testing.assert_frame_equal(*tables)
+    assert {"scmomer", "logistic regression", "logistic regression, self-trained"} <= set(tables[0])
+
+
+def test_labels_of_false_pairs_are_used_when_asked_for(both, hidden):
+    """What the tests above would show if stage II read labels: with --pair_labels, hidden ones change its weights."""
+    found = []
+    for runs in (both["clean"], hidden):
+        flags = {"data_path": runs.folder / "ready.h5mu", "ckpt_dir": runs.folder, "model_name": "asked"}
+        encoders = {"rna_model_path": runs["rna"], "atac_model_path": runs["atac"], "pair_labels": "cell_type"}
+        run("pretrain_multimodal", **flags, **encoders, **TRAINING)
+        found.append(weights(runs["asked"]))
+    assert any((found[0][name] != found[1][name]).any() for name in found[0])

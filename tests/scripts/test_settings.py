@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.helpers import ATAC, MULTIMODAL, TRAINING, records, run, weights
+from tests.helpers import ATAC, MULTIMODAL, TRAINING, error_of, records, run, weights
 
 
 def test_the_settings_of_the_study_reach_the_models(ready_file, runs, cells, tmp_path):
@@ -22,3 +22,17 @@ def test_the_settings_of_the_study_reach_the_models(ready_file, runs, cells, tmp
     student = weights(tmp_path / "three")
     assert not student["decoders.rna.weight"].any() and not student["decoders.atac.weight"].any()
     np.testing.assert_allclose(student["decoders.rna.bias"], cells.train_mean("rna"), rtol=1e-6)
+
+
+def test_false_pairs_within_a_donor(ready_file, runs, tmp_path, capsys):
+    """Drawn within donors, they are other pairs; a column that leaves nobody a partner, or is absent, is refused."""
+    encoders = {"rna_model_path": runs["rna"], "atac_model_path": runs["atac"]}
+    flags = {"data_path": ready_file, "ckpt_dir": tmp_path, **encoders, **MULTIMODAL}
+    run("pretrain_multimodal", **flags, model_name="within", pairs_within="donor")
+    assert records(tmp_path / "within")[0]["loss"] != records(runs["multimodal"])[0]["loss"]
+    for flag in ("pairs_within", "pair_labels"):
+        line = error_of(capsys, "pretrain_multimodal", **flags, model_name="not", **{flag: "absent"})
+        assert f"--{flag} absent" in line and ready_file.name in line
+    line = error_of(capsys, "pretrain_multimodal", **flags, model_name="not", pairs_within="donor", pair_labels="donor")
+    assert "--pairs_within" in line and ready_file.name in line
+    assert not (tmp_path / "not").exists()

@@ -26,9 +26,9 @@ from tests.helpers import (
     records,
     weights,
 )
+from utils.train.folders import is_there
 from utils.train.guards import STOPPED
 from utils.train.log import workshop
-from utils.train.state import has_state
 
 LONG = {"epochs": 6, "patience": 0, "save_steps": 3}
 STARTED = "training and"
@@ -69,6 +69,7 @@ class Processes:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.size)}
             # tqdm's lock is shared with the parent: a process killed while it holds it would stop all that come after.
             tqdm.set_lock(threading.RLock())
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where tests run in the background
             call(self.script, *command_line(self.flags))
             code = 0
         except SystemExit as stopped:
@@ -137,7 +138,7 @@ def kill_and_resume(script: str, flags: dict, size: int, kills: int, seed: int, 
     How many kills hit it; fewer than asked for if it was done before
     """
     rng, hits, output = random.Random(seed), 0, Path(flags["ckpt_dir"]) / "output.txt"
-    resumed = lambda: flags | ({"resume": True} if has_state(workshop(model_folder(flags)) / "state") else {})
+    resumed = lambda: flags | ({"resume": True} if is_there(workshop(model_folder(flags)) / "state") else {})
     while hits < kills:
         processes = Processes(script, resumed(), size, output).start()
         processes.wait_until(processes.started)
@@ -163,7 +164,7 @@ def stop_and_resume(script: str, flags: dict, size: int, stops: int, seed: int, 
     """
     rng, done, output = random.Random(seed), 0, Path(flags["ckpt_dir"]) / "output.txt"
     while done < stops:
-        resumed = {"resume": True} if has_state(workshop(model_folder(flags)) / "state") else {}
+        resumed = {"resume": True} if is_there(workshop(model_folder(flags)) / "state") else {}
         processes = Processes(script, flags | resumed, size, output).start()
         processes.wait_until(processes.started)
         time.sleep(rng.uniform(0, longest))

@@ -3,6 +3,7 @@
 Run by `torchrun -m tests.train.test_distributed <case> <ready file> <folder>`, this file is what the processes do.
 """
 
+import math
 import os
 import re
 import sys
@@ -94,14 +95,39 @@ def failing(how: str):
     return case
 
 
+class Skipping(MaskedRNA):
+    """Has no finite loss in its second pass, in the last process alone."""
+
+    passes = 0
+
+    def forward(self, batch):
+        loss, metrics = super().forward(batch)
+        self.passes += self.training
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        is_bad = self.passes == 1 + (world_size > 1)  # several processes make one pass before the first step
+        return (loss * math.inf if is_bad and int(os.environ.get("RANK", "0")) == world_size - 1 else loss), metrics
+
+
+def bad_step_after_resuming(cells: Cells, folder: Path, runtime: Runtime) -> None:
+    """Resumed in the middle of an epoch, the first step is left out, and the state is saved right after it."""
+    settings = {"epochs": 1, "batch_size": 4 // runtime.world_size, "save_steps": 1}
+    for objective, more in ((MaskedRNA, {"max_steps": 2}), (Skipping, {"max_steps": 3, "resume": True})):
+        stage = make_stage("rna", take(cells, 20, 4))
+        stage.objective.__class__ = objective
+        train(stage, folder / "rna", runtime, **settings | more)
+
+
 FAILURES = [failing(how) for how in ("mistake", "bug", "memory")]
-CASES = {case.__name__: case for case in (every_kind, few_cells, lonely_rank, other_cells, *FAILURES)}
+OTHERS = [few_cells, lonely_rank, other_cells, bad_step_after_resuming]
+CASES = {case.__name__: case for case in (every_kind, *OTHERS, *FAILURES)}
 
 
 def main(case: str, ready_file: str, folder: str) -> None:
     with distributed_run("cpu") as runtime:
         size = runtime.world_size
         assert runtime.sum({"a": 1.0 + runtime.rank, "b": 10.0}) == {"a": size * (size + 1) / 2, "b": 10.0 * size}
+        own = {"a": 1.0, f"only {runtime.rank}": 2.0} if runtime.is_main else {}  # a process may have nothing to add
+        assert runtime.sum(own) == {"a": 1.0, "only 0": 2.0}
         assert runtime.gather([runtime.rank]) == [[rank] for rank in range(size)]
         CASES[case](read_cells(ready_file, ("rna", "atac")), Path(folder), runtime)
 
@@ -139,6 +165,12 @@ def test_fewer_cells_than_processes(ready_file, tmp_path):
 
 def test_a_process_without_a_cell_and_no_validation_cells(ready_file, tmp_path):
     one, several = one_and_several("lonely_rank", ready_file, tmp_path)
+    assert_same_records(records(several / "rna"), records(one / "rna"), rel=1e-5)
+
+
+def test_a_bad_step_right_after_resuming_in_an_epoch(ready_file, tmp_path):
+    one, several = one_and_several("bad_step_after_resuming", ready_file, tmp_path)
+    assert records(one / "rna", "train")[-1]["skipped"] == 1
     assert_same_records(records(several / "rna"), records(one / "rna"), rel=1e-5)
 
 

@@ -29,8 +29,6 @@ from utils.train.folders import write_folder
 from utils.train.log import workshop
 from utils.train.schedule import learning_rate
 
-DROPPED = {"student": 0.3, "celltype": 0.3}
-
 
 def assert_close_weights(ours, theirs, rel: float) -> None:
     """Relative to the size of each tensor of weights; a gradient of 0 is left out, since Adam blows up its rounding."""
@@ -60,7 +58,7 @@ def test_minibatch_times_accumulation(kind, cells, tmp_path):
 def test_same_seed_same_run_other_seed_another(kind, cells, tmp_path):
     cells = take(cells, 16, 8)
     for name, seed in (("first", 1), ("again", 1), ("other", 2)):
-        train(make_stage(kind, cells, seed, DROPPED.get(kind, 0.0)), tmp_path / name, seed=seed)
+        train(make_stage(kind, cells, seed), tmp_path / name, seed=seed)
     assert_same_records(records(tmp_path / "first"), records(tmp_path / "again"))
     assert_same_tensors(last_weights(tmp_path / "first"), last_weights(tmp_path / "again"))
     assert records(tmp_path / "first")[0]["loss"] != records(tmp_path / "other")[0]["loss"]
@@ -76,6 +74,7 @@ def test_losses_are_means_over_cells(kind, n_train, cells, tmp_path):
     found = {record["phase"]: record["loss"] for record in records(tmp_path / "run")}
     for phase, dataset in (("train", stage.train), ("val", stage.val)):
         one = np.ones(1, np.float32)
+        stage.objective.train(phase == "train")
         with torch.no_grad():
             losses = [stage.objective(dataset[MicroBatch(np.array([i]), one, 0, 1)])[0] for i in range(len(dataset))]
         assert len(losses) == {"train": n_train, "val": 5}[phase]
@@ -128,7 +127,7 @@ def test_a_small_run_learns(kind, cells, tmp_path):
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(kind, cells, tmp_path):
     """Five steps an epoch: stopped in the middle of the first, and at the end of the second."""
     cells = take(cells, 37, 8)
-    fresh = lambda: make_stage(kind, cells, dropout=DROPPED.get(kind, 0.0))
+    fresh = lambda: make_stage(kind, cells)
     settings = {"epochs": 3, "batch_size": 4, "grad_acc": 2}
     train(fresh(), tmp_path / "whole", **settings)
     for stop in (3, 10):
@@ -155,7 +154,7 @@ def test_the_training_loss_of_an_interrupted_epoch_is_that_of_all_its_cells(stop
 def test_a_killed_run_ends_like_an_uninterrupted_one(kind, cells, tmp_path):
     """Killed in the middle of a step of the second epoch, with the state saved after every step."""
     cells = take(cells, 37, 8)
-    fresh = lambda: make_stage(kind, cells, dropout=DROPPED.get(kind, 0.0))
+    fresh = lambda: make_stage(kind, cells)
     settings = {"epochs": 3, "save_steps": 1}
     train(fresh(), tmp_path / "whole", **settings)
     stage = fresh()

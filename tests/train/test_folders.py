@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 from contextlib import suppress
@@ -18,12 +19,17 @@ import torch
 from tests.helpers import RNA, ROOT, assert_same_tensors, command_line, last_weights, python, run, weights
 from utils.errors import UserError
 from utils.train.checkpoint import load_model
-from utils.train.folders import MANIFEST, check_folder, file_hash, write_folder
+from utils.train.folders import MANIFEST, file_hash, read_folder, write_folder
 from utils.train.log import workshop
 
 
 def write_text(text: str):
     return lambda folder: (folder / "a.txt").write_text(text)
+
+
+def check_folder(path: Path) -> tuple[Path, str]:
+    """Where a whole folder lies, and its hash."""
+    return read_folder(path, lambda place, digest: (place, digest))
 
 
 @pytest.fixture
@@ -60,18 +66,22 @@ def test_a_writer_that_fails_leaves_the_old_folder(folder):
     with pytest.raises(RuntimeError, match="killed"):
         write_folder(folder, fail)
     assert (check_folder(folder)[0] / "a.txt").read_text() == "one"
-    write_folder(folder, write_text("two"))  # what the killed one left is no obstacle
+    assert os.listdir(folder.parent) == ["model"]
+    shutil.copytree(folder, folder.with_name(".model.partial"))
+    write_folder(folder, write_text("two"))  # what a killed one left is no obstacle
     assert (folder / "a.txt").read_text() == "two"
     assert os.listdir(folder.parent) == ["model"]
 
 
 def test_a_full_disk_is_a_users_error(folder):
     def fail(path: Path) -> None:
+        (path / "a.txt").write_text("half")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match=r"model: cannot be written \(No space left on device\)"):
         write_folder(folder, fail)
     assert (folder / "a.txt").read_text() == "one"
+    assert os.listdir(folder.parent) == ["model"]
 
 
 def test_killed_between_the_renames_the_previous_folder_loads(model):
@@ -105,6 +115,21 @@ def test_a_changed_file_is_named(model, name, what):
         load_model(model, "rna")
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["old.safetensors", "genes.txt.bak", ".hidden"])
+def test_a_file_the_manifest_lacks_is_refused_by_name(model, name):
+    (model / name).write_text("what is this")
+    with pytest.raises(UserError, match=re.escape(str(model / name))):
+        load_model(model, "rna")
+
+
+def test_what_our_scripts_and_systems_add_to_a_folder_is_no_foreign_file(model):
+    for name in ("metrics.jsonl", "loss_curve.png", ".DS_Store", ".gitattributes"):
+        (model / name).write_text("")
+    for name in ("tensorboard", "evaluation"):
+        (model / name).mkdir(exist_ok=True)
+    load_model(model, "rna")
 
 
 @pytest.mark.parametrize("entry", ["../secret.txt", "sub/file.txt", "absolute", "..", "."])

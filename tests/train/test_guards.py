@@ -1,6 +1,8 @@
 """What watches over a run: steps without a finite loss, embeddings that collapse, and the state of another run."""
 
 import math
+import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from tests.helpers import last_weights, make_stage, records, take, train
 from utils.data.dataset import MicroBatch
 from utils.errors import UserError
+from utils.train.guards import StopSignal
 
 
 def poison(stage, rows: list[int]) -> list[str]:
@@ -68,6 +71,21 @@ def test_embeddings_that_collapse_are_reported(cells, tmp_path, capsys):
         stage.objective.student.to_latent.weight.zero_()
     train(stage, tmp_path / "flat", epochs=1, learning_rate=0.0)
     assert "they have collapsed" in capsys.readouterr().out
+
+
+def test_a_thread_may_train(cells, tmp_path):
+    """Where Python allows no signal handlers, as in a notebook's or a service's thread."""
+    stage = make_stage("student", take(cells, 6, 4))
+    with ThreadPoolExecutor(1) as pool:
+        metrics = pool.submit(train, stage, tmp_path / "run", epochs=1).result()
+    assert math.isfinite(metrics["loss"])
+
+
+def test_handlers_are_put_back(cells, tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    with StopSignal():
+        assert signal.getsignal(signal.SIGTERM) not in before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
 
 
 def test_resuming_another_run_is_refused(cells, tmp_path):

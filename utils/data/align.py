@@ -16,9 +16,13 @@ from scipy.sparse import csr_matrix
 
 from utils.data.formats import open_file
 from utils.data.gene_ids import GeneNames, name_genes, share_known, translate
-from utils.data.peaks import check_genome, format_peaks, genome_order, guess_genomes, parse_peaks
+from utils.data.genes import share_of_any_species
+from utils.data.peaks import format_peaks, genome_order, parse_peaks, place_peaks
 from utils.errors import UserError, reading
 
+NO_GENES = 0.01
+"""Share of ids that look like genes below which a file names no genes: of made-up names like f3 or G12 up to 0.9 % are
+aliases of some gene; of the genes of other vertebrates tens of percent share their symbols with human or mouse."""
 HEADERS = {"", "x", "gene", "genes", "symbol", "symbols", "name", "names", "id", "gene_name", "gene_symbol", "gene_id"}
 """What the first line of a list of genes may say of the others."""
 
@@ -36,6 +40,7 @@ class Alignment:
     by_reference : whether the output's features were given
     genes : how the genes were named, or None for peaks
     genomes : assemblies that the peaks fit
+    notes : peaks: those outside the genome or its chromosomes, a line each
     how : peaks: by name, or by overlap
     """
 
@@ -46,6 +51,7 @@ class Alignment:
     by_reference: bool
     genes: GeneNames | None = None
     genomes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     how: str = ""
 
     @property
@@ -58,6 +64,11 @@ class Alignment:
         """[n_in] bool, columns that go anywhere."""
         return np.diff(self.selector.indptr) > 0
 
+    def most_expressed_unused(self, sums: np.ndarray, n: int = 10) -> list[str]:
+        """The file's names of columns that go nowhere, largest of `sums` [n_in] first."""
+        lost = np.flatnonzero(~self.used)
+        return list(self.ids[lost[np.argsort(-sums[lost], kind="stable")[:n]]])
+
 
 def align_genes(var: pd.DataFrame, species: str, reference: Sequence[str] | None, path: str | Path) -> Alignment:
     """Genes by symbol; without a reference all the file's, in alphabetical order, whatever theirs was.
@@ -65,7 +76,7 @@ def align_genes(var: pd.DataFrame, species: str, reference: Sequence[str] | None
     Raises
     ------
     UserError
-        If the file does not name its genes, or names none of them once.
+        If the file does not name its genes, or names none of them once, or names what is no gene of any known species.
     """
     genes = name_genes(var, species, reference)
     symbols = genes.symbols
@@ -78,6 +89,11 @@ def align_genes(var: pd.DataFrame, species: str, reference: Sequence[str] | None
         raise UserError(
             f"{path}: every one of its {len(symbols):,} genes shares its symbol with another ({', '.join(symbols[:3])} "
             "…), as if tables had been joined side by side; keep one of them"
+        )
+    if (species, genes.species, reference) == ("auto", "unknown", None) and share_of_any_species(genes.ids) < NO_GENES:
+        raise UserError(
+            f"{path}: 0% of its {len(symbols):,} ids are genes of a known species ({', '.join(genes.ids[:3])} …); put "
+            "gene symbols or Ensembl ids into var_names, or give --species other if they are genes of another species"
         )
     features = np.unique(symbols) if reference is None else np.asarray(reference, dtype=str)
     position = pd.Index(features).get_indexer(pd.Index(symbols))
@@ -92,22 +108,23 @@ def align_peaks(var: pd.DataFrame, genome: str | None, reference: Sequence[str] 
     Raises
     ------
     UserError
-        If names are no intervals, or an interval lies outside the genome.
+        If names are no intervals, or too many intervals lie outside the genome.
     """
     try:
         intervals = parse_peaks(var.index, var)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    check_genome(intervals, genome, path)
-    names = format_peaks(intervals)
-    ids, genomes = np.asarray(var.index), guess_genomes(intervals)
+    placed = place_peaks(intervals, genome, path)
+    kept, intervals = np.flatnonzero(placed.kept), placed.intervals[placed.kept].reset_index(drop=True)
+    names, ids = format_peaks(intervals), np.asarray(var.index)
+    found = {"genomes": placed.genomes, "notes": placed.notes}
     if reference is None:
         features, first, column = np.unique(names, return_index=True, return_inverse=True)
         order = genome_order(intervals.iloc[first])
         place = np.empty(len(order), dtype=np.int64)
         place[order] = np.arange(len(order))
-        selector = _selector(np.arange(len(names)), place[column], len(names), len(features))
-        return Alignment(features[order], selector, ids, len(features), False, genomes=genomes)
+        selector = _selector(kept, place[column], len(ids), len(features))
+        return Alignment(features[order], selector, ids, len(features), False, **found)
     features = np.asarray(reference, dtype=str)
     position = pd.Index(features).get_indexer(pd.Index(names))
     n_named = len(np.unique(position[position >= 0]))
@@ -116,8 +133,8 @@ def align_peaks(var: pd.DataFrame, genome: str | None, reference: Sequence[str] 
     else:
         rows, columns = _overlap(intervals, parse_peaks(features))
         how = "by overlap"
-    selector = _selector(rows, columns, len(names), len(features))
-    return Alignment(features, selector, ids, len(np.unique(columns)), True, genomes=genomes, how=how)
+    selector = _selector(kept[rows], columns, len(ids), len(features))
+    return Alignment(features, selector, ids, len(np.unique(columns)), True, how=how, **found)
 
 
 def _overlap(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -200,8 +217,7 @@ def check_coverage(alignment: Alignment, sums: np.ndarray, least: float, path: s
     if not alignment.by_reference or (alignment.coverage >= least and alignment.n_found):
         return
     what = "genes" if alignment.genes else "peaks"
-    lost = np.flatnonzero(~alignment.used)
-    top = alignment.ids[lost[np.argsort(-sums[lost], kind="stable")[:10]]]
+    top = alignment.most_expressed_unused(sums)
     raise UserError(
         f"{path}: has {alignment.n_found:,} of the {len(alignment.features):,} {what} asked for "
         f"({alignment.coverage:.1%}; --min_gene_coverage is {least:g}); {_reason(alignment)}"

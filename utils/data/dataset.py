@@ -17,7 +17,7 @@ import torch
 
 from models.masking import mix
 from models.minibatch import Minibatch, Ragged
-from models.objectives import FALSE_PAIR_SHARE
+from utils.data.false_pairs import FalsePairs
 from utils.data.rows import Rows, row_lengths, select, shuffled
 
 AHEAD = 2
@@ -148,8 +148,7 @@ class CellDataset:
     seed : of the cells' keys
     labels : [cells] int class, -1 where unknown, or None
     latents : modality → [cells, latent_dim], the teacher's latents, or None
-    false_pairs : replace the ATAC of about half of the cells by that of a cell of another type (or, without labels, of
-        any other cell)
+    pairs : draws whose ATAC about half of the cells are shown with, or None for each cell's own
     resample : True gives a cell another key every epoch; False always the same, for validation
     """
 
@@ -160,20 +159,13 @@ class CellDataset:
         seed: int = 0,
         labels: np.ndarray | None = None,
         latents: dict[str, np.ndarray] | None = None,
-        false_pairs: bool = False,
+        pairs: FalsePairs | None = None,
         resample: bool = True,
     ):
         self.values, self.labels, self.latents = values, labels, latents
-        self.seed, self.false_pairs, self.resample = seed, false_pairs, resample
+        self.seed, self.pairs, self.resample = seed, pairs, resample
         self.barcodes = np.asarray(barcodes, dtype=object)
         self.barcode_hash = torch.from_numpy(pd.util.hash_array(self.barcodes).view(np.int64))
-        if false_pairs:
-            # Cells sorted by type: the cells of other types are then all but one stretch.
-            types = np.arange(len(barcodes)) if labels is None or len(np.unique(labels)) < 2 else labels
-            self.by_type = np.argsort(types, kind="stable")
-            _, index, size = np.unique(types[self.by_type], return_index=True, return_counts=True)
-            kind = np.unique(types, return_inverse=True)[1]
-            self.type_start, self.type_size = index[kind], size[kind]
 
     def __len__(self) -> int:
         return len(self.barcode_hash)
@@ -216,22 +208,11 @@ class CellDataset:
         if self.latents is not None:
             batch.latent = {name: torch.from_numpy(latent[rows]) for name, latent in self.latents.items()}
         atac_rows = rows
-        if self.false_pairs:
-            atac_rows, batch.true_pair = self._pair(rows, batch.key)
+        if self.pairs is not None:
+            atac_rows, batch.true_pair = self.pairs.draw(rows, batch.key)
         if "atac" in self.values:
             batch.atac = ragged(self.values["atac"], atac_rows)
         return batch
-
-    def _pair(self, rows: np.ndarray, key: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
-        """Whose ATAC each cell is shown with, and whether it is its own."""
-        bits = mix(key ^ 1).numpy().view(np.uint64)
-        n_others = len(self) - self.type_size[rows]
-        pick = (bits >> np.uint64(8)) % np.maximum(n_others, 1).astype(np.uint64)
-        pick = pick.astype(np.int64)
-        pick += np.where(pick >= self.type_start[rows], self.type_size[rows], 0)  # step over the cell's own type
-        coin = (mix(key ^ 2).numpy().view(np.uint64) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        is_true = (coin >= FALSE_PAIR_SHARE) | (n_others == 0)
-        return np.where(is_true, rows, self.by_type[np.minimum(pick, len(self) - 1)]), torch.from_numpy(is_true)
 
 
 def ragged(matrix: Rows, rows: np.ndarray) -> Ragged:
@@ -267,7 +248,14 @@ def _make(dataset: CellDataset, cells: MicroBatch, pin_memory: bool) -> Minibatc
     return dataset[cells].pin_memory() if pin_memory else dataset[cells]
 
 
-def train_and_val(cells, seed: int, keep: np.ndarray | None = None, **per_cell) -> tuple[CellDataset, CellDataset]:
+def train_and_val(
+    cells,
+    seed: int,
+    keep: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    latents: dict[str, np.ndarray] | None = None,
+    pairs: tuple[np.ndarray | None, np.ndarray | None] | None = None,
+) -> tuple[CellDataset, CellDataset]:
     """The training and validation cells of a file as datasets.
 
     Parameters
@@ -275,9 +263,11 @@ def train_and_val(cells, seed: int, keep: np.ndarray | None = None, **per_cell) 
     cells : utils.data.read.Cells
     seed : of masks and pairs; validation cells keep one mask for ever
     keep : [cells] bool, cells to use, or None for all
-    per_cell : `labels`, `latents` (indexed like `cells`) and `false_pairs` of CellDataset
+    labels : [cells] int class of each cell, -1 where unknown, or None
+    latents : modality → [cells, latent_dim], or None
+    pairs : the cells' (types, groups) for `FalsePairs`, each [cells] or None; None for true pairs alone
     """
-    labels, latents = per_cell.pop("labels", None), per_cell.pop("latents", None)
+    cells.need_training()
     datasets = []
     for split in ("train", "val"):
         rows = cells.rows(split)
@@ -289,8 +279,10 @@ def train_and_val(cells, seed: int, keep: np.ndarray | None = None, **per_cell) 
                 seed,
                 labels=None if labels is None else labels[rows],
                 latents=None if latents is None else {name: latent[rows] for name, latent in latents.items()},
+                pairs=None
+                if pairs is None
+                else FalsePairs(len(rows), *(None if p is None else p[rows] for p in pairs)),
                 resample=split == "train",
-                **per_cell,
             )
         )
     return datasets[0], datasets[1]

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 
 from utils.data import probe
 from utils.data.matrix import Matrix
-from utils.data.source import MORE_COUNTS, Source
+from utils.data.source import MORE_COUNTS, Source, feature_modalities
 from utils.data.text import read_text
 from utils.errors import UserError, reading
 
@@ -24,11 +24,6 @@ MODALITY_NAMES = {
     "rna": ("rna", "gex", "gene expression", "genes"),
     "atac": ("atac", "peaks", "chromatin accessibility"),
 }
-FEATURE_TYPES = {"Gene Expression": "rna", "Peaks": "atac"}
-OTHER_FEATURE_TYPES = {
-    *("Antibody Capture", "CRISPR Guide Capture", "Multiplexing Capture", "Antigen Capture", "Custom", "VDJ-T", "VDJ-B")
-}
-"""10x's names."""
 
 
 def open_file(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None, h5py.File | None]:
@@ -52,8 +47,8 @@ def open_file(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None, 
     if path.stat().st_size == 0:
         raise UserError(f"{path}: is empty; copy or download it again")
     if h5py.is_hdf5(path):
-        if not probe.ends(path):
-            raise UserError(f"{path}: is damaged (HDF5 crashes on it or never ends); copy or download it again")
+        if problem := probe.problem(path):
+            raise UserError(f"{path}: {problem}")
         with reading(path, f"not a readable {path.suffix} file", "copy or download it again"):
             return _open_hdf5(path)
     if path.suffix in (".h5", ".h5ad", ".h5mu", ".loom"):
@@ -98,13 +93,9 @@ def _check_tenx(file: h5py.File) -> None:
 
 
 def _is_mixed(var: h5py.Group) -> bool:
-    """Whether 10x's names of feature types say that there is more in the table than genes, or more than peaks."""
-    kinds = set(map(str, read_elem(var["feature_types"]))) if "feature_types" in var else set()
-    return (
-        bool(kinds)
-        and kinds <= {*FEATURE_TYPES, *OTHER_FEATURE_TYPES}
-        and not (len(kinds) == 1 and kinds <= {*FEATURE_TYPES})
-    )
+    """Whether the feature types say that there is more in the table than genes, or more than peaks."""
+    kinds = set(feature_modalities(set(read_elem(var["feature_types"])))) if "feature_types" in var else set()
+    return bool(kinds) and None not in kinds and kinds not in ({"rna"}, {"atac"})
 
 
 def _modalities(file: h5py.File, path: Path) -> dict[str, Source]:
@@ -138,11 +129,11 @@ def _source(group: h5py.Group, path: Path, load, modality: str | None = None) ->
 def _split(adata: ad.AnnData, path: Path) -> dict[str, Source]:
     """A table in memory as one source, or as RNA and ATAC where its features say which is which (10x multiome)."""
     parts, left = {None: adata}, []
-    if "feature_types" in adata.var:
-        kinds = adata.var["feature_types"].astype(str)
-        parts = {name: adata[:, (kinds == kind).to_numpy()].copy() for kind, name in FEATURE_TYPES.items()}
-        parts = {name: part for name, part in parts.items() if part.n_vars}
-        others = kinds[~kinds.isin(FEATURE_TYPES)].value_counts()
+    kinds = adata.var.get("feature_types", pd.Series(dtype=str)).astype(str)
+    of = np.array(feature_modalities(kinds), dtype=object)
+    if any(of):
+        parts = {name: adata[:, of == name].copy() for name in MODALITY_NAMES if (of == name).any()}
+        others = kinds[~np.isin(of.astype(str), list(MODALITY_NAMES))].value_counts()
         left = [f"{number:,} features of type {kind}" for kind, number in others.items()]
         if not parts:
             raise UserError(f"{path}: holds {', '.join(kinds.unique())}, but neither genes nor peaks")

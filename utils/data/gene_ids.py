@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from utils.data.genes import detect_species, load_gene_table, symbol_candidates
+from utils.data.genes import detect_species, hyphen_candidates, load_gene_table, symbol_candidates
 
 _ENSEMBL = re.compile(r"(ENS(?:MUS)?G\d{11})(?:\.\d+)?")
 _GENOME_PREFIX = re.compile(r"^(GRCh38|GRCh37|hg38|hg19|GRCm38|GRCm39|mm10|mm39)_+")
@@ -38,7 +38,7 @@ class GeneNames:
     symbols : [n_ids] in the file's order; ids that could not be placed stand as they are
     id_type : what most ids are: symbols, Ensembl ids, Entrez ids, symbols with Ensembl ids
     column : where the ids were found: index, or a column of var
-    species : human, mouse or unknown
+    species : human, mouse, other or unknown
     known : [n_ids] bool, whether the symbol is an approved human one, or spelt like a mouse gene
     updated : id → symbol, for former symbols and aliases
     repaired : date → symbol
@@ -78,7 +78,7 @@ def name_genes(var: pd.DataFrame, species: str = "auto", reference: Sequence[str
     Parameters
     ----------
     var : annotation of the genes; its index, or else its column with the most known ids, is taken
-    species : human, mouse, or auto
+    species : human, mouse, other (names stay as they are), or auto
     reference : symbols that are looked for; then the ids that lead to most of them are taken
     """
     candidates = {"index": list(map(str, var.index))}
@@ -114,7 +114,7 @@ def translate(ids: Sequence[str], species: str = "auto") -> GeneNames:
     Parameters
     ----------
     ids : gene ids as a file has them
-    species : human, mouse (or unknown: ids stay, apart from Ensembl versions), or auto
+    species : human, mouse (or other, unknown: ids stay, apart from Ensembl versions), or auto
     """
     given = list(map(str, ids))
     ids = [_FLOAT.sub(r"\1", _GENOME_PREFIX.sub("", gene.strip())) for gene in given]
@@ -152,7 +152,8 @@ def _translate_human(ids: list[str], kinds: list[str], id_type: str) -> GeneName
             candidates = symbol_candidates(symbol)
             unmade = _MADE_UNIQUE.fullmatch(symbol)
             if not candidates and unmade and unmade[1] in present:
-                candidates = symbol_candidates(unmade[1])  # a second column of the same gene
+                candidates = symbol_candidates(unmade[1]) or hyphen_candidates(unmade[1])  # a second column of one gene
+            candidates = candidates or hyphen_candidates(symbol)
             if not candidates and _DATE.fullmatch(symbol):
                 dates.append(row)
             elif len(candidates) == 1:

@@ -21,6 +21,8 @@ _HUMAN_ENSEMBL = re.compile(r"ENSG\d{11}")
 # Gad1, H2-K1, mt-Nd1, Gm12345, 1700017B05Rik: mouse symbols have lower-case letters after the first.
 _MOUSE = re.compile(r".*ENSMUSG\d{11}.*|\w+Rik|mt-[A-Z][a-z]\w*|[A-Z]\d*[a-z][\w.-]*|H2-\w+")
 # HGNC writes the open reading frames as C1orf21, many files as C1ORF21.
+_CLONE = re.compile(r"(RP\d{1,2}|CT[ABCD]|XX\w*|LL\w+|KB|GS1|LA16c|CH\d+)[-.].+\.\d+|[A-Z]{1,2}\d{5,6}\.\d+")
+_STABLE_ID = re.compile(r"ENS[A-Z]*G\d{11}|FBgn\d{7}|WBGene\d{8}")
 _OPEN_READING_FRAME = re.compile(r"C([0-9]+|X|Y)ORF([0-9]+.*)")
 
 
@@ -78,7 +80,7 @@ def detect_species(ids: Iterable[str]) -> str:
             human += 1
         elif _MOUSE.fullmatch(gene) and gene not in previous:
             mouse += 1
-        elif symbol_candidates(gene):
+        elif symbol_candidates(gene) or hyphen_candidates(gene):
             human += 1
     if 2 * max(human, mouse) < len(ids) or human == mouse:
         return "unknown"
@@ -90,18 +92,47 @@ def symbol_candidates(gene: str) -> list[str]:
 
     An approved symbol means itself. Else the genes that had the id as a previous symbol are the candidates; else those
     that have it as an alias. Case matters (``Gad1`` is not ``GAD1``), except in open reading frames (``C1ORF21`` is
-    ``C1orf21``). R writes ``HLA.A`` for ``HLA-A``, which is tried last.
+    ``C1orf21``).
     """
-    approved, previous, alias = _symbol_lookup()
     match = _OPEN_READING_FRAME.fullmatch(gene)
-    name = f"C{match[1]}orf{match[2]}" if match else gene
-    if name in approved:
-        return [name]
-    found = previous.get(name) or alias.get(name)
-    if not found and "." in name:
-        hyphened = name.replace(".", "-")
-        found = [hyphened] if hyphened in approved else []
-    return list(found or [])
+    return _look_up([f"C{match[1]}orf{match[2]}" if match else gene])
+
+
+def hyphen_candidates(gene: str) -> list[str]:
+    """Approved human symbols that an id may mean if R wrote a dot for a hyphen: ``HLA.A`` is ``HLA-A``.
+
+    All dots are tried as hyphens, then each alone (``RP11.5N23.4`` is ``RP11-5N23.4``); approved symbols go before
+    previous ones, those before aliases.
+    """
+    dots = [i for i, letter in enumerate(gene) if letter == "."]
+    return _look_up([gene.replace(".", "-"), *(f"{gene[:i]}-{gene[i + 1 :]}" for i in dots)] if dots else [])
+
+
+def _look_up(names: list[str]) -> list[str]:
+    """Approved symbols of the first name that is one, else of the first previous symbol, else of the first alias."""
+    approved, previous, alias = _symbol_lookup()
+    for name in names:
+        if name in approved:
+            return [name]
+    return list(next((of[name] for of in (previous, alias) for name in names if name in of), []))
+
+
+def is_clone_name(gene: str) -> bool:
+    """Whether an id names a sequenced clone, as older annotations do for lncRNAs and pseudogenes: ``RP11-34P13.7``."""
+    return _CLONE.fullmatch(gene) is not None
+
+
+def share_of_any_species(ids: Sequence[str]) -> float:
+    """Share of ids that look like genes of some species.
+
+    Those are: a human symbol in any case (``sox10`` of the zebrafish), a symbol spelt as in mouse and rat, a clone's
+    name, or a stable id of Ensembl, FlyBase or WormBase.
+    """
+    ids = list(map(str, ids))
+    like_gene = lambda gene: bool(
+        _MOUSE.fullmatch(gene) or _STABLE_ID.match(gene) or is_clone_name(gene) or symbol_candidates(gene.upper())
+    )
+    return sum(map(like_gene, ids)) / max(len(ids), 1)
 
 
 def read_gene_embedding(path: str | Path, genes: Sequence[str], dim: int) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,10 @@ from utils.errors import UserError
 from utils.progress import progress_bar
 
 FEATURES = {"rna": "genes", "atac": "peaks"}
-QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
+LOW_COUNT_COVERAGE = 0.3
+"""Share of a file's counts below which a user is warned that a model looks at little of each cell. A model of a panel
+of some hundred genes may work there; below --min_count_coverage (by default a tenth) it is more likely that its genes
+are others than those that these cells express."""
 
 
 @dataclass
@@ -75,6 +78,16 @@ class Intake:
         """Share of the file's counts that the output keeps."""
         return float(self.column_sums[self.alignment.used].sum() / max(self.column_sums.sum(), 1e-30))
 
+    @property
+    def warnings(self) -> list[str]:
+        """What makes the result doubtful, a line each."""
+        if self.modality == "rna" and self.alignment.by_reference and self.count_coverage < LOW_COUNT_COVERAGE:
+            return [
+                f"the genes asked for hold only {self.count_coverage:.1%} of the file's counts; what its cells express "
+                f"most is not looked at{listed(self.alignment.most_expressed_unused(self.column_sums), 3)}"
+            ]
+        return []
+
     def blocks(self, keep: np.ndarray | None = None, progress: bool = False) -> Iterator[csr_matrix]:
         """Counts (or values in proportion to them) in the output's columns, float32, a block of cells at a time.
 
@@ -102,6 +115,7 @@ class Intake:
             lines.append(f"  peaks fit the genome build {' or '.join(alignment.genomes)}")
         else:
             lines.append(f"  peaks fit none of the genome builds {', '.join(CHROM_SIZES)}")
+        lines += [f"  {note}" for note in alignment.notes]
         if alignment.by_reference:
             how = f" {alignment.how}" if alignment.how else ""
             lines.append(
@@ -109,6 +123,7 @@ class Intake:
                 f"({alignment.coverage:.1%}) and hold {self.count_coverage:.1%} of its counts; "
                 f"{(~alignment.used).sum():,} of its {what} are dropped"
             )
+        lines += [f"  warning: {warning}" for warning in self.warnings]
         if not self.measured.all():
             lines.append(f"  {(~self.measured).sum():,} cells without a count in these {what}")
         return lines
@@ -125,10 +140,15 @@ def _told_genes(intake: Intake) -> str:
         meanings = [f"{gene}: {' or '.join(symbols)}" for gene, symbols in genes.ambiguous.items()]
         told.append(f"{len(meanings):,} ambiguous and left{listed(meanings, 3)}")
     merged = [f"{symbol} from {' and '.join(ids)}" for symbol, ids in genes.merged.items()]
-    told.append(f"{genes.n_duplicates:,} duplicates summed{listed(merged, 2)}")
+    told.append(f"{count(genes.n_duplicates, 'duplicate')} summed{listed(merged, 2)}")
     if genes.species == "unknown":
-        told.append("the species could not be told, no symbol is updated: state it by --species")
+        told.append("the species is not clear, no symbol is updated: state it by --species")
     return "  " + "; ".join(told)
+
+
+def count(n: int, what: str) -> str:
+    """`1 gene`, `2 genes`."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def listed(items: list[str], n: int) -> str:
@@ -168,6 +188,13 @@ def take_in(
     if values.exact and not intake.values.exact:  # some cell further down has no whole counts
         intake = _survey(source, place, intake.values, alignment, config, progress)
     check_coverage(alignment, intake.column_sums, config.min_gene_coverage, source.path)
+    if intake.warnings and intake.count_coverage < config.min_count_coverage:
+        raise UserError(
+            f"{source.path}: has {alignment.coverage:.1%} of the genes asked for, but they hold only "
+            f"{intake.count_coverage:.1%} of its counts (--min_count_coverage is {config.min_count_coverage:g}); use a "
+            "model that was trained on such cells, or lower --min_count_coverage; most expressed unmatched: "
+            + ", ".join(alignment.most_expressed_unused(intake.column_sums))
+        )
     if not intake.measured.any():
         raise UserError(f"{source.path}: no cell has a count in {source.modality}; there is nothing to learn or label")
     return intake
@@ -182,16 +209,16 @@ def _survey(
     sums = np.zeros(matrix.shape[1])
     totals, all_totals, n_expressed, exact = [], [], [], True
     for start, block in _passing(matrix, f"{source.modality}: reading", progress):
-        _check_values(block, start, source, place)
+        source.check_values(place, block, start)
         counts, whole = to_counts(block, values)
         exact &= whole is None or bool(whole.all())
-        if values.kind == "counts" and values.exact and not exact:
+        if values.kind == "counts" and values.exact and not exact and config.values != "counts":
             row = int(np.flatnonzero(~whole)[0])
             value = next(v for v in block[row].data if v != np.floor(v))
             raise UserError(
                 f"{source.path}: {place} of {source.modality} holds counts, but {value:g} in cell "
-                f"{source.obs.index[start + row]} is none; save the raw counts in layers['counts'], or use the "
-                "values as shares of a cell by --values cpm"
+                f"{source.obs.index[start + row]} is none; save the raw counts in layers['counts'], use the values "
+                "as shares of a cell by --values cpm, or take them as estimated counts by --values counts"
             )
         totals.append(counts @ weight)
         all_totals.append(np.asarray(counts.sum(1)).ravel())
@@ -206,20 +233,6 @@ def _survey(
         sums,
         config,
     )
-
-
-def _check_values(block: csr_matrix, start: int, source: Source, place: str) -> None:
-    """Stop at a value that no cell can have."""
-    for bad, problem in (
-        (~np.isfinite(block.data), "a missing or infinite value"),
-        (block.data < 0, "a negative value"),
-    ):
-        if bad.any():
-            row = int(np.searchsorted(block.indptr, np.flatnonzero(bad)[0], side="right") - 1)
-            raise UserError(
-                f"{source.path}: {place} of {source.modality} has {problem} in cell {source.obs.index[start + row]}; "
-                "save the raw counts in layers['counts']"
-            )
 
 
 def _passing(matrix, what: str, progress: bool) -> Iterator[tuple[int, csr_matrix]]:

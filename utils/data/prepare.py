@@ -32,6 +32,8 @@ def log_normalise(counts: csr_matrix, target_sum: float) -> csr_matrix:
 def choose_target_sum(target_sum: str, totals: np.ndarray) -> float:
     """Read `--target_sum`: a number, or `median` for the median total of the cells given (training cells only)."""
     if target_sum == "median":
+        if not (totals > 0).any():
+            raise UserError("--target_sum median: no training cell has a count; give a number such as --target_sum 1e4")
         return float(np.median(totals[totals > 0]))
     try:
         number = float(target_sum)

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,10 @@ mudata.set_options(pull_on_update=False)
 
 STAMP = "scmomer"
 STAMP_VERSION = 1
+STAMPED = "preprocessing"
+"""Where the stamp of a preprocessed file stands once predictions have taken its place in uns."""
+SIMULATED = "scmomer_simulated"
+"""What marks, in uns, cells that `simulate.py` made."""
 
 
 @dataclass
@@ -40,7 +45,8 @@ class RawFile:
     modalities : modality → source
     obs : annotation of all cells, the file's own and the modalities' columns
     stamp : what preprocessing left in it, or None
-    notes : what was done to bring two files together, a line each
+    simulated : whether the cells are marked as simulated ones
+    notes : what a user should know before all else (how two files came together …), a line each
     handles : open HDF5 files, closed at the end of a `with`
     """
 
@@ -49,6 +55,7 @@ class RawFile:
     modalities: dict[str, Source]
     obs: pd.DataFrame
     stamp: dict | None = None
+    simulated: bool = False
     notes: list[str] = field(default_factory=list)
     handles: list[h5py.File] = field(default_factory=list, repr=False)
 
@@ -99,11 +106,29 @@ def read_raw(path: str | Path) -> RawFile:
     obs.index = obs.index.astype(str).rename(None)
     for source in modalities.values():
         obs = obs if obs is source.obs else _fill(obs, source.obs)
-    stamp = None
-    with reading(path, "has a damaged stamp", "run preprocess.py on the raw file again"):
-        if hdf5 is not None and f"uns/{STAMP}" in hdf5:
-            stamp = dict(json.loads(read_elem(hdf5[f"uns/{STAMP}"])))
-    return RawFile(path, kind, modalities, obs, stamp, handles=[hdf5] if hdf5 is not None else [])
+    if hdf5 is None:
+        return RawFile(path, kind, modalities, obs)
+    notes = []
+    with reading(path, "is damaged", "copy or download it again"):
+        stamp, entry = _stamp(hdf5), hdf5.get(f"uns/{STAMP}")
+        is_prediction = isinstance(entry, h5py.Group) and "written" in entry
+        if stamp is None and entry is not None and not is_prediction:
+            notes.append(f"uns['{STAMP}'] is not of preprocess.py: the cells are taken as raw ones")
+        groups = ("", *(f"mod/{name}/" for name in hdf5.get("mod", ())))
+        simulated = any(f"{group}uns/{SIMULATED}" in hdf5 for group in groups) or bool((stamp or {}).get("simulated"))
+    return RawFile(path, kind, modalities, obs, stamp, simulated, notes, [hdf5])
+
+
+def _stamp(hdf5: h5py.File) -> dict | None:
+    """What preprocessing left in a file, also below later predictions; anything else under its name is no stamp."""
+    entry = hdf5.get(f"uns/{STAMP}")
+    if isinstance(entry, h5py.Group):
+        entry = entry.get(STAMPED)
+    with suppress(Exception):  # whatever another program wrote there
+        stamp = json.loads(read_elem(entry))
+        if isinstance(stamp, dict) and "version" in stamp:
+            return stamp
+    return None
 
 
 def open_cells(data_path: str | None, rna_path: str | None, atac_path: str | None) -> RawFile:
@@ -158,7 +183,9 @@ def read_pair(rna_path: str | Path, atac_path: str | Path) -> RawFile:
         f"{n:,} cells joined by barcode{suffix}; left out: {len(ours) - n:,} of RNA alone, {len(theirs) - n:,} of ATAC"
     )
     handles = [handle for file in files.values() for handle in file.handles]
-    return RawFile(Path(rna_path), "two files", joined, obs, notes=[note], handles=handles)
+    simulated = any(file.simulated for file in files.values())
+    notes = [note, *(f"{file.path}: {line}" for file in files.values() for line in file.notes)]
+    return RawFile(Path(rna_path), "two files", joined, obs, None, simulated, notes, handles)
 
 
 def _stripped(barcodes: pd.Index) -> list[str]:
@@ -208,6 +235,7 @@ class Cells:
         preprocess.py leaves them; `values[name][rows]` is float32 CSR in either case
     features : modality → names of genes or peaks
     stamp : constants of the preprocessing
+    notes : what was left out, a line each
     """
 
     path: Path
@@ -215,10 +243,25 @@ class Cells:
     values: dict[str, Rows]
     features: dict[str, np.ndarray]
     stamp: dict
+    notes: list[str] = field(default_factory=list)
 
     def rows(self, split: str) -> np.ndarray:
         """Positions of the cells of a split."""
         return np.flatnonzero(self.obs["split"].to_numpy() == split)
+
+    def need_training(self) -> None:
+        """Stop where there is nothing to train on.
+
+        Raises
+        ------
+        UserError
+            If none of the cells is a training cell.
+        """
+        if not len(self.rows("train")):
+            raise UserError(
+                f"{self.path}: none of its {len(self.obs):,} cells measured in {' and '.join(self.values)} is a "
+                "training cell; run preprocess.py on the raw file with other --test_groups, or on more such cells"
+            )
 
     def labels(self, column: str | None = None) -> pd.Series | None:
         """The label column (default: the one the file was stamped with) as strings, missing ones as NaN, or None."""
@@ -228,20 +271,41 @@ class Cells:
         return clean_labels(self.obs[column])
 
     def train_mean(self, modality: str) -> torch.Tensor:
-        """[features] float32 mean of a modality's values over the training cells."""
+        """[features] float32 mean of a modality's values over the training cells, of which there must be some."""
+        self.need_training()
         rows = self.rows("train")
         blocks = (self.values[modality][rows[start : start + 2**12]] for start in range(0, len(rows), 2**12))
         total = sum(np.asarray(block.sum(0, dtype=np.float64)).ravel() for block in blocks)
         return torch.from_numpy((total / len(rows)).astype(np.float32))
 
-    def label_codes(self) -> np.ndarray | None:
-        """[cells] int64 number of each cell's type, -1 where unknown; None when the file has no labels."""
-        labels = self.labels()
-        return None if labels is None else pd.factorize(labels)[0].astype(np.int64)
+    def codes(self, column: str, flag: str) -> np.ndarray:
+        """[cells] int64 number of each cell's class in a column of obs, -1 where it is missing.
+
+        Parameters
+        ----------
+        column : of obs
+        flag : that named it, for the message
+
+        Raises
+        ------
+        UserError
+            If there is no such column.
+        """
+        labels = self.labels(column)
+        if labels is None:
+            known = ", ".join(map(str, self.obs.columns))
+            raise UserError(f"{flag} {column}: {self.path} has no such column in obs, only {known}")
+        return pd.factorize(labels)[0].astype(np.int64)
 
 
-def read_cells(path: str | Path, modalities: tuple[str, ...]) -> Cells:
+def read_cells(path: str | Path, modalities: tuple[str, ...], say: Callable[[str], None] | None = None) -> Cells:
     """Read a stamped file, keeping the cells measured in all of `modalities`.
+
+    Parameters
+    ----------
+    path : the file
+    modalities : rna, atac or both
+    say : prints what was left out, if anything was
 
     Raises
     ------
@@ -252,8 +316,9 @@ def read_cells(path: str | Path, modalities: tuple[str, ...]) -> Cells:
         path, raw = file.path, file.modalities
         if file.stamp is None:
             ready = path.with_name(f"{path.stem}.ready{file.suffix}")
+            how = "preprocessed by this project, although it has uns['scmomer']" if file.notes else "preprocessed"
             raise UserError(
-                f"{path}: has not been preprocessed; run python preprocess.py --data_path {path} --out_path {ready}"
+                f"{path}: has not been {how}; run python preprocess.py --data_path {path} --out_path {ready}"
             )
         if file.stamp["version"] != STAMP_VERSION:
             raise UserError(f"{path}: was preprocessed by another version; run preprocess.py on the raw file again")
@@ -261,8 +326,14 @@ def read_cells(path: str | Path, modalities: tuple[str, ...]) -> Cells:
         if absent:
             raise UserError(f"{path}: holds {' and '.join(raw)} only, but this stage needs {' and '.join(modalities)}")
         barcodes = common_barcodes(raw, modalities)
+        measured, lost = f"measured in {'both ' * (len(modalities) > 1)}{' and '.join(modalities)}", []
         if not len(barcodes):
-            raise UserError(f"{path}: no cell was measured in both {' and '.join(modalities)}")
+            raise UserError(f"{path}: no cell was {measured}")
+        if len(barcodes) < len(file.obs):
+            count = f"{len(barcodes):,} of {len(file.obs):,} cells were {measured}"
+            lost.append(f"{path.name}: {count}; the other {len(file.obs) - len(barcodes):,} are left out")
+        for note in lost if say else ():
+            say(note)
         values, features = {}, {}
         for name in modalities:
             matrix, var = raw[name].matrices["X"]
@@ -270,7 +341,7 @@ def read_cells(path: str | Path, modalities: tuple[str, ...]) -> Cells:
             whole = rows_of(matrix)
             values[name] = whole if len(rows) == whole.shape[0] and (np.diff(rows) == 1).all() else select(whole, rows)
             features[name] = var.index.to_numpy().astype(str)
-        return Cells(path, file.obs.loc[barcodes], values, features, file.stamp)
+        return Cells(path, file.obs.loc[barcodes], values, features, file.stamp, lost)
 
 
 def common_barcodes(sources: dict[str, Source], modalities: tuple[str, ...]) -> pd.Index:

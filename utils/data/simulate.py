@@ -26,6 +26,7 @@ from scipy.sparse import csr_matrix, vstack
 
 from utils.data.genes import load_gene_table
 from utils.data.peaks import chrom_sizes, format_peaks
+from utils.data.read import SIMULATED
 from utils.errors import UserError
 
 # (type, lineage) in the order in which types are added, the most common first.
@@ -91,7 +92,7 @@ class Simulation:
     ----------
     mdata
         Modalities ``rna`` and ``atac``, raw integer counts in CSR float32; peaks stand in genome order. ``obs`` holds
-        ``cell_type`` and ``donor``, in the whole and in each modality.
+        ``cell_type`` and ``donor``, in the whole and in each modality; ``uns["scmomer_simulated"]`` marks all three.
     truth
         T types, D donors, K programmes, S states, N cells, G genes, P peaks, E links. Rows follow the data's order.
 
@@ -377,4 +378,6 @@ def _to_mudata(rna: csr_matrix, atac: csr_matrix, obs: pd.DataFrame, genes: np.n
     with mudata.set_options(pull_on_update=False):  # the annotations are the cells', not a modality's
         mdata = MuData(modalities)
     mdata.obs[list(obs)] = obs
+    for part in (mdata, *modalities.values()):
+        part.uns[SIMULATED] = True
     return mdata

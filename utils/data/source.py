@@ -1,13 +1,14 @@
 """One modality as it lies in a file: its cells, its features, and the matrices that may hold its counts."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_matrix
 
 from utils.data.gene_ids import share_known
 from utils.data.matrix import Matrix
@@ -18,6 +19,30 @@ from utils.errors import UserError
 MORE_COUNTS = ("counts", "raw_counts", "count", "raw", "umi", "umis", "spliced")
 """Layers that usually hold counts, best first; spliced ones (a part of all) only when nothing else will do."""
 SAMPLE = 2000
+FEATURE_TYPES = {
+    **dict.fromkeys(("gene expression", "gex", "gene", "genes", "rna"), "rna"),
+    **dict.fromkeys(("peaks", "peak", "atac", "chromatin accessibility"), "atac"),
+}
+"""What `var["feature_types"]` may call genes and peaks, in lower case: 10x's names and those of other tools."""
+OTHER_FEATURE_TYPES = {
+    *(
+        "antibody capture",
+        "crispr guide capture",
+        "multiplexing capture",
+        "antigen capture",
+        "custom",
+        "vdj-t",
+        "vdj-b",
+    ),
+    *("adt", "protein", "hto"),
+}
+"""What it may call features that are neither."""
+
+
+def feature_modalities(kinds: Iterable) -> list[str | None]:
+    """The modality of each feature by its type: rna, atac, `other` for what is neither, or None for unknown words."""
+    words = [str(kind).strip().lower() for kind in kinds]
+    return [FEATURE_TYPES.get(word, "other" if word in OTHER_FEATURE_TYPES else None) for word in words]
 
 
 @dataclass
@@ -54,7 +79,7 @@ class Source:
         load: Callable[[], ad.AnnData],
         others: list[str],
     ) -> "Source":
-        """A source that has been checked; without a modality, the names of its features tell which it is.
+        """A source that has been checked; without a modality, its feature types say which it is, or else their names.
 
         Raises
         ------
@@ -62,7 +87,7 @@ class Source:
             If it has no cell, no feature, no values, or the same barcode twice.
         """
         obs.index, var.index = obs.index.astype(str).rename(None), var.index.astype(str).rename(None)
-        modality = modality or ("atac" if _is_peaks(var) else "rna")
+        modality = modality or _stated_modality(var) or ("atac" if _is_peaks(var) else "rna")
         for count, what in ((len(obs), "cells"), (len(var), "features")):
             if not count:
                 raise UserError(f"{path}: has no {what} in {modality}; give the file from before they were filtered")
@@ -119,13 +144,49 @@ class Source:
         place = min(found, key=lambda place: (found[place].rank, -places[place][0].shape[1]))
         if found[place].usable:
             return place, found[place]
+        for place, (matrix, _) in places.items():
+            if found[place].kind in ("missing", "infinite"):
+                for start, block in matrix.blocks():
+                    self.check_values(place, block, start)  # names the cell
         raise UserError(f"{self.path}: {self.modality} has " + _refusal(found, values))
+
+    def check_values(self, place: str, block: csr_matrix, start: int) -> None:
+        """Stop at a value that no cell can have.
+
+        Parameters
+        ----------
+        place : which matrix
+        block : some of its cells
+        start : number of the first of them
+
+        Raises
+        ------
+        UserError
+            If a value is missing, infinite or negative; the message names the cell.
+        """
+        counts = "save the raw counts in layers['counts']"
+        missing = "write 0 where nothing was counted, or drop the cells or features that were not measured"
+        for bad, what, remedy in (
+            (np.isnan(block.data), "a missing value (NaN)", missing),
+            (np.isinf(block.data), "an infinite value", counts),
+            (block.data < 0, "a negative value", counts),
+        ):
+            if bad.any():
+                row = int(np.searchsorted(block.indptr, np.flatnonzero(bad)[0], side="right") - 1)
+                cell = self.obs.index[start + row]
+                raise UserError(f"{self.path}: {place} of {self.modality} has {what} in cell {cell}; {remedy}")
 
 
 def _preference(place: str) -> int:
     """Position of a place in the order in which counts are looked for; spliced ones come last."""
     order = [*(f"layers['{name}']" for name in MORE_COUNTS[:-1]), "x", "raw", f"layers['{MORE_COUNTS[-1]}']"]
     return order.index(place.lower())
+
+
+def _stated_modality(var: pd.DataFrame) -> str | None:
+    """The one modality that `var["feature_types"]` names, or None."""
+    kinds = set(feature_modalities(var["feature_types"].unique())) if "feature_types" in var else set()
+    return kinds.pop() if kinds in ({"rna"}, {"atac"}) else None
 
 
 def _is_peaks(var: pd.DataFrame) -> bool:
@@ -145,8 +206,11 @@ def _refusal(found: dict[str, Values], asked: str) -> str:
     if asked == "log1p":
         return f"values in X that are too large for logarithms; leave out --values {asked}"
     ways = []
-    if "negative" in kinds or "infinite" in kinds:
+    if "negative" in kinds:
         ways.append("save the raw counts in layers['counts'] before scaling")
     if "fractional" in kinds:
-        ways.append("save the raw counts in layers['counts'], or use the values as shares of a cell by --values cpm")
+        ways.append(
+            "save the raw counts in layers['counts'], use the values as shares of a cell by --values cpm, or take them "
+            "as estimated counts by --values counts"
+        )
     return f"{held}; {', or '.join(dict.fromkeys(ways))}"

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from utils.data.labels import clean_labels
 from utils.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -52,7 +53,7 @@ def assign_split(
         split[group.isin(test_groups).to_numpy()] = "test"
     # A cell's place in the draw follows from its barcode, so another order of cells is the same split.
     key = pd.util.hash_array(np.asarray([f"{seed} {barcode}" for barcode in obs.index], dtype=object))
-    labels = obs[label_column].astype(str).to_numpy() if label_column in obs else np.full(len(obs), "")
+    labels = clean_labels(obs[label_column]).fillna("").to_numpy() if label_column in obs else np.full(len(obs), "")
     for label in np.unique(labels):
         cells = np.flatnonzero((labels == label) & (split == "train"))
         cells = cells[np.argsort(key[cells], kind="stable")]
@@ -60,3 +61,31 @@ def assign_split(
     if not (split == "train").any():
         raise UserError("the split leaves no training cell; name fewer --test_groups or a smaller --val_fraction")
     return split
+
+
+def types_that_lack_cells(labels: pd.Series, split: np.ndarray) -> list[str]:
+    """What a split does to cell types: those that cannot be learned, and those that are not validated, a line each.
+
+    Parameters
+    ----------
+    labels : [cells] cell types, whatever names none included
+    split : [cells] of "train", "val", "test"
+    """
+    labels = clean_labels(labels).to_numpy()
+    sizes = pd.crosstab(labels[~pd.isna(labels)], split[~pd.isna(labels)]).reindex(columns=SPLITS, fill_value=0)
+    words = lambda types: (
+        ", ".join(f"{name} ({sizes.loc[name].sum():,})" for name in types[:5]) + ", …" * (len(types) > 5)
+    )
+    unlearned, lines = sizes.index[sizes["train"] == 0], []
+    if len(unlearned):
+        lines.append(
+            f"{len(unlearned):,} of {len(sizes):,} cell types have no training cell, so that no model can learn them: "
+            f"{words(unlearned)}"
+        )
+    unseen = sizes.index[(sizes["val"] == 0) & (sizes["train"] > 0)]
+    if len(unseen):
+        lines.append(
+            f"{len(unseen):,} of {len(sizes):,} cell types have no validation cell, so that their confidence is not "
+            f"checked: {words(unseen)}"
+        )
+    return lines

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import re
+from itertools import islice
 from pathlib import Path
 
 import anndata as ad
@@ -46,7 +47,9 @@ def read_text(path: Path, rows_at_once: int = 1000) -> ad.AnnData:
         raise UserError(f"{path}: is a zipped HDF5 file; unpack it with gunzip first")
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as lines:
-            head = [line for line in (lines.readline() for _ in range(2)) if line.strip()]
+            filled = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+            numbered = list(islice(filled, 2))
+            head = [line for _, line in numbered]
     except UnicodeDecodeError:
         raise UserError(f"{path}: is neither HDF5 nor text in UTF-8; save it as .h5ad or as text in UTF-8") from None
     if len(head) < 2:
@@ -63,7 +66,7 @@ def read_text(path: Path, rows_at_once: int = 1000) -> ad.AnnData:
         path,
         sep=separator,
         header=None,
-        skiprows=1,
+        skiprows=numbered[0][0],
         index_col=0,
         dtype={0: str},
         chunksize=rows_at_once,

@@ -24,6 +24,13 @@ MAX_SMALLEST = 10
 """Largest count that a cell's smallest value is tried as …"""
 ENOUGH = 3
 """… if so many values of the cell are larger: of few, some multiple is nearly whole by chance."""
+BELOW, MOSTLY, SOME = 0.2, 0.5, 0.01
+"""Estimated counts are off whole numbers by a molecule that genes share (RSEM, alevin) or by the background that was
+taken away (SoupX). So of the values above a half, most are whole or this little below a whole number (a fifth of other
+values are, and less than a third of counts divided by size factors); and more than one in a hundred is not whole, where
+a single one is a mistake in the file."""
+LARGEST_LOG = 20.0
+"""Logarithms of 1 + counts per million, to base 2, are no larger; of counts at least some are."""
 EVEN_SUMS = 1e-3
 """Coefficient of variation of the cells' sums below which they were scaled to one sum (text files round values)."""
 
@@ -34,10 +41,10 @@ class Values:
 
     Attributes
     ----------
-    kind : counts, log1p, cpm (scaled, not logarithms), open (of peaks), or a reason to refuse it: infinite, negative,
-        fractional, empty
+    kind : counts (whole, or estimated ones with fractions), log1p, cpm (scaled, not logarithms), open (of peaks), or a
+        reason to refuse it: missing, infinite, negative, fractional, empty
     base : of the logarithm, a key of BASES, or "" where there is none
-    exact : counts, or values from which counts are recovered
+    exact : whole counts, or values from which they are recovered
     guessed : the base could not be told and is taken to be e
     """
 
@@ -64,9 +71,12 @@ class Values:
             text = "scaled counts without logarithm (CPM, TPM …)"
             return text + (", counts recovered" if self.exact else ": used as shares of a cell")
         return {
-            "counts": "counts" if self.exact else "fractional counts: used as shares of a cell",
+            "counts": "counts"
+            if self.exact
+            else "estimated counts with fractions (RSEM, alevin, SoupX): used as they are",
             "open": "values above zero, taken as open",
-            "infinite": "missing or infinite values",
+            "missing": "missing values (NaN)",
+            "infinite": "infinite values",
             "negative": "negative values: scaled, centred or batch-corrected data",
             "fractional": "fractional values that are neither scaled counts nor their logarithms",
             "empty": "no value above zero",
@@ -85,7 +95,9 @@ def judge(sample: csr_matrix, values: str = "auto", is_open: bool = False) -> Va
     x = np.asarray(sample.data, dtype=np.float64)
     if not x.size:
         return Values("empty")
-    if not np.isfinite(x).all():
+    if np.isnan(x).any():
+        return Values("missing")
+    if np.isinf(x).any():
         return Values("infinite")
     if x.min() < 0:
         return Values("negative")
@@ -102,6 +114,8 @@ def judge(sample: csr_matrix, values: str = "auto", is_open: bool = False) -> Va
                 return Values("log1p", base)
     if values == "cpm" or (values == "auto" and _even_sums(x, indptr)):
         return Values("cpm", exact=bool(recovered(x, indptr)[1].all()))
+    if values == "auto" and _estimated_counts(x, indptr):
+        return Values("counts", exact=False)
     if x.max() > MAX_LOG or (values == "auto" and whole.mean() > 0.01):  # a logarithm is hardly ever whole
         return Values("fractional")
     even = [base for base in BASES if _even_sums(_unlog(x, base), indptr)]
@@ -171,6 +185,19 @@ def recovered(x: np.ndarray, indptr: np.ndarray) -> tuple[np.ndarray, np.ndarray
         if exact.all():
             break
     return out, exact
+
+
+def _estimated_counts(x: np.ndarray, indptr: np.ndarray) -> bool:
+    """Whether values that are not all whole are counts nevertheless: from about 1 upwards, most (nearly) whole."""
+    half = x >= 0.5
+    below = np.ceil(x[half]) - x[half]
+    smallest = np.minimum.reduceat(np.where(half, x, np.inf), indptr[:-1][np.diff(indptr) > 0])
+    return bool(
+        x.max() > LARGEST_LOG
+        and (below <= BELOW).mean() >= MOSTLY
+        and (x != np.floor(x)).mean() >= SOME
+        and np.median(smallest) <= 1 + BELOW  # counts that were scaled begin elsewhere
+    )
 
 
 def _unlog(x: np.ndarray, base: str) -> np.ndarray:

@@ -23,12 +23,6 @@ CHUNK = 2**16
 FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)]
 
 
-def bare_name(path: str | Path) -> str:
-    """A file's name without the suffix of its format: `cells` of cells.h5ad and cells.csv.gz; a folder's whole name."""
-    path = Path(path)
-    return path.name if path.is_dir() else re.sub(r"(\.\w{2,4})?\.gz$|\.\w{2,4}$", "", path.name)
-
-
 def check_target(path: str | None, suffix: str, inputs: Iterable[str | None]) -> None:
     """Refuse an output before anything is computed.
 

@@ -1,13 +1,62 @@
 """Do the probabilities mean what they say? Temperature scaling and the expected calibration error."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 # Below so many cells a temperature would be noise.
 MIN_CELLS = 10
+ENOUGH_CELLS = 100
+"""Validation cells from which confidence is called calibrated: the standard error of an accuracy is then below 5 %."""
+ENOUGH_PER_TYPE = 5
+"""The same for a single type: with fewer cells nothing is known about its own confidence."""
 # Without bounds, a validation set without mistakes would drive the temperature to zero, and every probability to one.
 TEMPERATURE_RANGE = (0.1, 10.0)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a temperature was fitted on, and hence what the confidence is worth.
+
+    Attributes
+    ----------
+    n_cells : labelled validation cells
+    n_types : cell types of the model
+    few : types with fewer than `ENOUGH_PER_TYPE` of these cells
+    """
+
+    n_cells: int
+    n_types: int
+    few: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, labels: np.ndarray, classes: list[str]) -> "Calibration":
+        """From the class numbers [cells] of the validation cells."""
+        sizes = np.bincount(labels, minlength=len(classes))
+        few = tuple(name for name, size in zip(classes, sizes, strict=True) if size < ENOUGH_PER_TYPE)
+        return cls(len(labels), len(classes), few)
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether there were enough cells to call the confidence calibrated."""
+        return self.n_cells >= ENOUGH_CELLS
+
+    def __str__(self) -> str:
+        if not self.is_enough:
+            return (
+                f"confidence is not calibrated: {self.n_cells:,} labelled validation cells are fewer than "
+                f"{ENOUGH_CELLS}; use it to rank cells, not as a probability"
+            )
+        text = f"confidence is calibrated on {self.n_cells:,} validation cells"
+        if not self.few:
+            return text
+        named = ", ".join(self.few[:5]) + (", …" if len(self.few) > 5 else "")
+        return (
+            f"{text}, but not for {len(self.few)} of {self.n_types} types, which have fewer than {ENOUGH_PER_TYPE} of "
+            f"these cells: {named}"
+        )
 
 
 def fit_temperature(logits, labels) -> float:
@@ -25,7 +74,8 @@ def fit_temperature(logits, labels) -> float:
     Returns
     -------
     float
-        Between 0.1 and 10; greater than 1 where the model was over-confident. 1.0 for fewer than 10 cells.
+        Between 0.1 and 10; greater than 1 where the model was over-confident. 1.0 for fewer than `MIN_CELLS` cells, and
+        never below 1 for fewer than `ENOUGH_CELLS`: so few cells are no reason to trust the model more.
 
     Raises
     ------
@@ -43,7 +93,8 @@ def fit_temperature(logits, labels) -> float:
 
     # The log makes halving and doubling equal steps.
     found = minimize_scalar(negative_log_likelihood, bounds=np.log(TEMPERATURE_RANGE), method="bounded")
-    return float(np.exp(found.x))
+    temperature = float(np.exp(found.x))
+    return temperature if len(labels) >= ENOUGH_CELLS else max(temperature, 1.0)
 
 
 def expected_calibration_error(prob, labels, bins: int = 15) -> float:

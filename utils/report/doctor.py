@@ -1,4 +1,4 @@
-"""The doctor: what is in a file of cells, what preprocessing would do with it, and what to mend first."""
+"""The doctor: what is in a file of cells, what preprocessing would do with it, and what must be fixed first."""
 
 import json
 from collections.abc import Callable
@@ -8,16 +8,23 @@ from textwrap import wrap
 import numpy as np
 import pandas as pd
 
+from models.rna_encoder import N_BINS
+from utils.data import prepare
 from utils.data.config import IntakeConfig
-from utils.data.intake import FEATURES, Intake, not_carried, take_in
+from utils.data.genes import is_clone_name
+from utils.data.intake import FEATURES, Intake, count, not_carried, take_in
 from utils.data.labels import check_labels, label_candidates
 from utils.data.read import RawFile, open_cells
+from utils.data.split import types_that_lack_cells
 from utils.errors import UserError
 
 QUANTILES = {"least": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "most": 1.0}
+SHOWN = {"least": "min", "most": "max"}
+"""Names in the table of what has another one in JSON, which programs rely on."""
 WIDTH = 110
 NAME = 22
-FEW_COUNTS, SHALLOW_GENES = 200, 0.9
+HIGH_BIN = 3
+"""If one count of the median cell falls into this bin of expression or a higher one, few are left for more counts."""
 
 
 @dataclass
@@ -28,8 +35,8 @@ class Examination:
     ----------
     sections : title → name → finding (text, number, list, or dict of numbers)
     happens : what preprocess.py would do
-    notes : what deserves a look
-    problems : what must be mended first; then nothing else will happen
+    notes : warnings, and what else a user should look at
+    problems : what must be fixed first; until then nothing else will happen
     """
 
     sections: dict[str, dict]
@@ -39,10 +46,10 @@ class Examination:
 
     def text(self, as_json: bool = False) -> str:
         """A table for people, or JSON for programs."""
-        endings = {"what will happen": self.happens, "worth a look": self.notes, "to mend first": self.problems}
         if as_json:
-            usable = {"usable": not self.problems}
-            return json.dumps(usable | self.sections | {k.replace(" ", "_"): v for k, v in endings.items()}, indent=1)
+            endings = {"what_will_happen": self.happens, "worth_a_look": self.notes, "to_mend_first": self.problems}
+            return json.dumps({"usable": not self.problems} | self.sections | endings, indent=1)
+        endings = {"what will happen": self.happens, "warnings": self.notes, "must fix": self.problems}
         lines = []
         for title, findings in self.sections.items():
             lines.append(title)
@@ -62,60 +69,69 @@ class Examination:
 
 def _in_words(finding) -> str:
     if isinstance(finding, dict):
-        return ", ".join(f"{name} {_in_words(value)}" for name, value in finding.items()) or "none"
+        return ", ".join(f"{SHOWN.get(name, name)} {_in_words(value)}" for name, value in finding.items()) or "none"
     if isinstance(finding, list):
         return (
             ", ".join(map(_in_words, finding[:8])) + (f", … ({len(finding):,} in all)" if len(finding) > 8 else "")
             or "none"
         )
     if isinstance(finding, float):
-        return f"{finding:,.4g}"
+        return f"{finding:,.0f}" if abs(finding) >= 1000 else f"{finding:.4g}"
     return f"{finding:,}" if isinstance(finding, int) else str(finding)
 
 
 def examine(
     inputs: tuple[str | None, str | None, str | None],
-    label_column: str,
     config: IntakeConfig,
     reference: dict[str, np.ndarray],
-    split: Callable[[pd.DataFrame], object],
+    split: Callable[[pd.DataFrame], np.ndarray],
+    label_column: str,
+    any_labels: bool,
+    target_sum: str,
 ) -> Examination:
     """Read all of a file, and write nothing.
 
     Parameters
     ----------
     inputs : what the flags --data_path, --rna_path and --atac_path name
-    label_column : column of obs with cell types
     config : the user's word, where the file is not to be believed
     reference : modality → names to align to, or empty
-    split : what will divide the cells; raises UserError if the flags for it do not fit
+    split : what will divide the cells, given their annotation; raises UserError if the flags for it do not fit
+    label_column, any_labels, target_sum : the flags of preprocess.py
     """
     try:
         with open_cells(*inputs) as file:
-            return _examine(file, label_column, config, reference, split)
+            return _examine(file, config, reference, split, label_column, any_labels, target_sum)
     except UserError as error:
         return Examination({}, [], [], [str(error)])
 
 
-def _examine(file: RawFile, label_column: str, config: IntakeConfig, reference: dict, split) -> Examination:
+def _examine(
+    file: RawFile, config: IntakeConfig, reference: dict, split, label_column: str, any_labels: bool, target_sum: str
+) -> Examination:
     paths = ", ".join(dict.fromkeys(str(source.path) for source in file.modalities.values()))
     found = Examination({"file": {"path": paths, "format": file.format}}, [], list(file.notes), [])
     for name, source in file.modalities.items():
         try:
             intake = take_in(source, config, reference.get(name), progress=True)
+            scale = prepare.choose_target_sum(target_sum, intake.totals)
         except UserError as error:
             found.sections[name] = {"cells": len(source.obs)}
             found.problems.append(str(error))
             continue
         found.sections[name] = _genes(intake) if name == "rna" else _peaks(intake)
         found.sections[name] |= _values(intake)
-        _tell(intake, found)
+        _tell(intake, found, scale)
         found.happens += [f"{name}: {line.strip()}" for line in not_carried(source)]
-    _labels(file, label_column, found)
+    _labels(file, label_column, any_labels, found)
     try:
-        split(file.obs)
+        parts = split(file.obs)
+        if label_column in file.obs and not found.problems:
+            found.notes += types_that_lack_cells(file.obs[label_column], parts)
     except UserError as error:
         found.problems.append(str(error))
+    if file.simulated:
+        found.notes.append("the cells are marked as simulated; so will be all models that are trained on them")
     found.happens.append(f"an {file.suffix} file is written, with cells split into training, validation and test")
     if file.stamp is not None:
         found.happens = ["nothing: the file is preprocessed already; give it to the training scripts"]
@@ -172,14 +188,14 @@ def _values(intake: Intake) -> dict:
     return findings
 
 
-def _tell(intake: Intake, found: Examination) -> None:
-    """What will happen to a modality, and what deserves a look."""
+def _tell(intake: Intake, found: Examination, target_sum: float) -> None:
+    """What will happen to a modality, and what a user should look at."""
     name, alignment, genes = intake.modality, intake.alignment, intake.alignment.genes
     what = FEATURES[name]
     if genes:
         changed = len(genes.updated) + len(genes.repaired)
         found.happens.append(
-            f"{name}: {changed:,} symbols are updated, {genes.n_duplicates:,} duplicates summed as counts, "
+            f"{name}: {count(changed, 'symbol')} updated, {count(genes.n_duplicates, 'duplicate')} summed as counts, "
             f"{len(alignment.features):,} genes written in "
             + ("the order asked for" if alignment.by_reference else "alphabetical order")
         )
@@ -188,12 +204,13 @@ def _tell(intake: Intake, found: Examination) -> None:
                 f"{len(genes.ambiguous):,} ids may mean several genes and stay as they are; rename those that matter"
             )
         if genes.species == "unknown":
-            found.notes.append("the species could not be told and no symbol is updated; state it by --species")
+            found.notes.append("the species is not clear and no symbol is updated; state it by --species")
         elif genes.known.mean() < 0.7:
             found.notes.append(
-                f"{1 - genes.known.mean():.0%} of the ids are no known {genes.species} gene; are they transcripts?"
+                f"{1 - genes.known.mean():.0%} of the ids are no known {genes.species} gene" + _guess(genes.unknown)
             )
     else:
+        found.notes += alignment.notes
         found.happens.append(
             f"{name}: {len(alignment.features):,} peaks are written in genome order, open where above 0"
         )
@@ -206,22 +223,36 @@ def _tell(intake: Intake, found: Examination) -> None:
         if intake.values.kind != "open":
             found.happens.append(f"{name}: values in {intake.place} are {intake.values.kind} and are {state}")
     if intake.values.guessed:
-        found.notes.append("the base of the logarithm could not be told from the values and is taken to be e")
+        found.notes.append("the base of the logarithm does not follow from the values and is taken to be e")
+    found.notes += intake.warnings
     if not intake.measured.all():
         found.happens.append(f"{name}: {(~intake.measured).sum():,} cells without a count in these {what} are left out")
     median = float(np.median(intake.totals[intake.measured]))
-    if name == "rna" and intake.values.exact and median < FEW_COUNTS:
+    bin_of_one = int(np.log2(1 + target_sum / median))
+    is_counts = intake.values.exact or intake.values.kind == "counts"
+    if name == "rna" and is_counts and bin_of_one >= HIGH_BIN:
         found.notes.append(
-            f"the median cell has {median:,.0f} counts: at --target_sum 1e4 even a single one is a high value; "
-            f"consider --target_sum {max(100, round(10 * median, -2)):.0f}"
+            f"one count of the median cell, which has {median:,.0f}, falls into bin {min(bin_of_one, N_BINS - 1)} "
+            f"(0 … {N_BINS - 1}) at --target_sum {target_sum:g}; consider --target_sum "
+            f"{max(100, round(3 * median, -2)):.0f}"
         )
 
 
-def _labels(file: RawFile, column: str, found: Examination) -> None:
+def _guess(unknown: list[str]) -> str:
+    """What ids that mean no known gene may be."""
+    shares = {
+        "; most of these are names of clones, as older annotations have them for lncRNAs": is_clone_name,
+        "; most of these are transcripts, not genes": lambda gene: gene.startswith(("ENST", "ENSMUST", "NM_", "NR_")),
+    }
+    words = (word for word, fits in shares.items() if 2 * sum(map(fits, unknown)) > len(unknown))
+    return f"{next(words, '')} ({', '.join(unknown[:3])}{', …' if len(unknown) > 3 else ''}); they stay as they are"
+
+
+def _labels(file: RawFile, column: str, any_labels: bool, found: Examination) -> None:
     candidates = label_candidates(file.obs)
     found.sections["labels"] = {name: sizes for name, sizes in candidates.items()} or {"candidates": "none"}
     try:
-        words = check_labels(file.obs, column, file.path)
+        words = check_labels(file.obs, column, file.path, any_labels)
     except UserError as error:
         found.problems.append(str(error))
         return

@@ -36,12 +36,12 @@ class Runtime:
             print(text, flush=True)
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
-        """Add up numbers over all processes; every process must give the same names."""
-        if self.world_size == 1 or not values:
-            return values
-        total = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return dict(zip(sorted(values), total.tolist(), strict=True))
+        """Add up numbers over all processes, in the order of their ranks; one that lacks a name adds nothing to it."""
+        total: dict[str, float] = {}
+        for share in self.gather(values):
+            for name, value in share.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
 
     def sum_tensor(self, values: torch.Tensor) -> torch.Tensor:
         """Add up a tensor over all processes."""
@@ -52,7 +52,7 @@ class Runtime:
 
     def any(self, *flags: bool) -> list[bool]:
         """For each flag, whether it is set in any process."""
-        return [count > 0 for count in self.sum({str(i): float(flag) for i, flag in enumerate(flags)}).values()]
+        return [count > 0 for count in self.sum_tensor(torch.tensor(flags, dtype=torch.float64)).tolist()]
 
     @property
     def restarted(self) -> bool:

@@ -23,12 +23,13 @@ from utils.progress import epoch_name, progress_bar
 from utils.train.batch_size import choose_batch_size
 from utils.train.config import TrainConfig
 from utils.train.distributed import Runtime
-from utils.train.folders import write_folder
+from utils.train.folders import is_there, write_folder
 from utils.train.forecast import forecast
 from utils.train.guards import COLLAPSED, LEAST_SPREAD, STOPPED, FiniteGuard, Spread, Stopped, StopSignal
+from utils.train.lock import sole_writer
 from utils.train.log import RunLog, copy_log, workshop
 from utils.train.schedule import learning_rate
-from utils.train.state import Progress, has_state, load_state, saved_cut, write_state
+from utils.train.state import Progress, load_state, saved_cut, saved_step, write_state
 from utils.train.sums import Sums, add_up, means, total
 
 
@@ -61,10 +62,17 @@ def fit(
     Raises
     ------
     UserError
-        If a model of that name exists, if resuming does not fit, or if the loss stays no number.
+        If a model of that name exists, or is being written by another run, if resuming does not fit, or if no loss is
+        finite.
     Stopped
-        If SIGTERM or SIGUSR1 asked for it; the state is saved first.
+        If Ctrl-C, SIGTERM or SIGUSR1 asked for it; the state is saved first.
     """
+    with sole_writer(folder, runtime):
+        return _fit(objective, train, val, config, runtime, folder, write_model, identity)
+
+
+def _fit(objective, train, val, config, runtime, folder, write_model, identity) -> dict[str, float]:
+    """`fit`, once the folder is ours to write."""
     state_folder = workshop(folder) / "state"
     objective.to(runtime.device)
     optimizer = torch.optim.AdamW(
@@ -181,12 +189,22 @@ def starts_anew(folder: Path, config: TrainConfig, runtime: Runtime) -> bool:
     Raises
     ------
     UserError
-        If it may not, as a model of that name exists.
+        If it may not, as a model of that name exists, or the training state of a run that has taken a step.
     """
-    if config.resume or (runtime.restarted and has_state(workshop(folder) / "state")):
+    state_folder = workshop(folder) / "state"
+    if config.resume or (runtime.restarted and is_there(state_folder)):
         return False
-    if folder.exists() and not config.overwrite and not runtime.restarted:
+    if config.overwrite or runtime.restarted:
+        return True
+    if is_there(folder):
         raise UserError(f"{folder}: exists already; add --resume, --overwrite, or choose another --model_name")
+    step = saved_step(state_folder)
+    if step != 0:
+        what = "a training state that cannot be read" if step is None else f"a run that has reached step {step}"
+        raise UserError(
+            f"{state_folder}: holds {what}; add --resume to go on, --overwrite to start anew, or choose another "
+            "--model_name"
+        )
     return True
 
 
@@ -245,14 +263,13 @@ def train_epoch(
 
     Returns
     -------
-    This process's sums of the metrics (the first process also keeps those from before a resumption), and the speed
+    This process's sums of the metrics (those from before a resumption are the first process's), and the speed
     """
     objective = module.module if isinstance(module, DistributedDataParallel) else module
     objective.train()
-    sums, started = (
-        {name: list(pair) for name, pair in progress.sums.items()} if runtime.is_main else {},
-        time.monotonic(),
-    )
+    # Every process begins with the same metrics; those from before a resumption count once.
+    sums = {name: list(pair) if runtime.is_main else [0.0, 0.0] for name, pair in progress.sums.items()}
+    started = time.monotonic()
     bar = progress_bar(
         len(plan.lengths),
         f"epoch {plan.epoch + 1}/{config.epochs}",
@@ -271,8 +288,6 @@ def train_epoch(
                 config.cycle_epochs,
             )
             step_sums = {}
-        # Dropout depends on (seed, step, micro-batch, process), not on what was drawn before: resuming is exact.
-        torch.manual_seed((((config.seed * 1_000_003 + progress.step) * 4096 + micro) * 4096 + runtime.rank) % 2**63)
         is_last = micro == config.grad_acc - 1
         waits = nullcontext() if is_last or runtime.world_size == 1 else module.no_sync()
         with waits:

@@ -1,7 +1,9 @@
-"""What watches over a run: losses that are no numbers, embeddings that collapse, schedulers that want to stop it."""
+"""What watches over a run: non-finite losses, embeddings that collapse, people and schedulers that want to stop it."""
 
 import os
 import signal
+import threading
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +15,9 @@ from utils.train.distributed import Runtime
 
 STOPPED = 75
 """Exit code of a run that was asked to stop and saved its state (EX_TEMPFAIL: try again)."""
+REPEAT_SECONDS = 2.0
+"""Under a launcher, one Ctrl-C may come twice: from the terminal, to all processes at once, and from the launcher,
+which passes it on within a second. A person who means to end the run at once presses again later than that."""
 BAD_STEPS = 3
 """Steps in a row without a finite loss that end a run."""
 LEAST_SPREAD = 1e-3
@@ -29,27 +34,44 @@ class Stopped(SystemExit):
 
 
 class StopSignal:
-    """Notes SIGTERM and SIGUSR1, which schedulers send before they take the machine away, while the block runs."""
+    """Notes requests to stop while the block runs: Ctrl-C (SIGINT), and SIGTERM and SIGUSR1, which schedulers send
+    before they take the machine away. A second Ctrl-C ends the run at once, by KeyboardInterrupt.
+
+    Outside the main thread, where Python allows no handlers, signals do what they did before.
+    """
 
     def __enter__(self) -> "StopSignal":
-        self.name = ""
+        self.name, self.interrupted = "", -1.0
         self.owner = os.getpid()
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            numbers = [signal.SIGTERM, signal.SIGUSR1]
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for a script in a shell's background
+                numbers.append(signal.SIGINT)
+            self.before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def _note(self, number: int, _frame) -> None:
         if os.getpid() != self.owner:  # a loader's process that inherited the handler
             os._exit(128 + number)
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            is_launched = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
+            if self.interrupted < 0:
+                self.interrupted = now
+            elif now - self.interrupted > (REPEAT_SECONDS if is_launched else 0):
+                signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third one need not wait for anything
+                raise KeyboardInterrupt
         self.name = signal.Signals(number).name
 
     def __exit__(self, *_) -> None:
         for number, handler in self.before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @dataclass
 class FiniteGuard:
-    """Steps whose loss or gradient is no number are left out and counted; several in a row end the run.
+    """Steps whose loss or gradient is not finite are left out and counted; several in a row end the run.
 
     Attributes
     ----------

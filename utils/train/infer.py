@@ -14,6 +14,7 @@ from models.minibatch import Minibatch
 from models.scmomer import ScMomer
 from utils.data.dataset import CellDataset, LengthPlan, make_loader
 from utils.data.rows import select
+from utils.errors import UserError
 from utils.progress import progress_bar
 from utils.train.checkpoint import SavedModel
 from utils.train.config import InferConfig
@@ -69,6 +70,11 @@ def infer(
     -------
     One float32 array [cells, …] per tensor, rows in the dataset's order. On the CPU a cell's row is the same to the bit
     whatever the minibatch size, the other cells, and the number of processes.
+
+    Raises
+    ------
+    UserError
+        If any result is not finite; the cells are named.
     """
     model.to(runtime.device).eval()
     plan = LengthPlan(dataset.lengths, config.batch_size, runtime.rank, runtime.world_size)
@@ -86,7 +92,17 @@ def infer(
     mine = (np.concatenate(rows), [np.concatenate(parts) for parts in zip(*results, strict=True)]) if rows else None
     shares = [share for share in runtime.gather(mine) if share is not None]  # a process may have had none
     order = np.argsort(np.concatenate([rows for rows, _ in shares]), kind="stable")
-    return tuple(np.concatenate(parts)[order] for parts in zip(*(arrays for _, arrays in shares), strict=True))
+    found = tuple(np.concatenate(parts)[order] for parts in zip(*(arrays for _, arrays in shares), strict=True))
+    bad = np.zeros(len(dataset), dtype=bool)
+    for array in found:
+        bad |= ~np.isfinite(array).reshape(len(array), -1).all(1)
+    if bad.any():
+        named = ", ".join(map(str, dataset.barcodes[bad][:3]))
+        raise UserError(
+            f"{title}: the model gives values that are not finite for {bad.sum():,} of {len(bad):,} cells ({named}); "
+            "use --precision fp32, look at these cells, or train the model again"
+        )
+    return found
 
 
 def embed_sample(

@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-METRICS, CURVE, TENSORBOARD = "metrics.jsonl", "loss_curve.png", "tensorboard"
+from utils.train.folders import CURVE, METRICS, TENSORBOARD
 
 
 class RunLog:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from utils.errors import UserError, reading
 from utils.train.checkpoint import load_strictly, part
-from utils.train.folders import check_folder
+from utils.train.folders import is_there, read_folder
 from utils.train.sums import Sums
 
 # Settings that may differ between a run and its resumption.
@@ -56,18 +56,25 @@ def write_state(path: Path, objective, optimizer, identity: dict, progress: Prog
     )
 
 
-def has_state(path: Path) -> bool:
-    """Whether there is something to resume."""
-    return path.exists() or path.with_name(f".{path.name}.previous").exists()
+def saved_step(path: Path) -> int | None:
+    """The optimiser step of a state; 0 where there is none, None where it cannot be read."""
+    if not is_there(path):
+        return 0
+    with suppress(UserError, ValueError, KeyError, TypeError):
+        return int(_read_json(path)["progress"]["step"])
+    return None
 
 
 def saved_cut(path: Path) -> dict[str, int] | None:
     """How the run to be resumed cuts its steps: batch_size and grad_acc; None where there is nothing to read."""
-    path = path if path.exists() else path.with_name(f".{path.name}.previous")
-    with suppress(OSError, ValueError, KeyError):
-        identity = json.loads((path / "state.json").read_text())["identity"]
+    with suppress(UserError, ValueError, KeyError, TypeError):
+        identity = _read_json(path)["identity"]
         return {name: identity[name] for name in ("batch_size", "grad_acc")}
     return None
+
+
+def _read_json(path: Path) -> dict:
+    return read_folder(path, lambda place, _: json.loads((place / "state.json").read_text()), "state.json")
 
 
 def load_state(path: Path, objective, optimizer, identity: dict) -> tuple[Progress, dict]:
@@ -78,15 +85,19 @@ def load_state(path: Path, objective, optimizer, identity: dict) -> tuple[Progre
     UserError
         If there is no such state, it is damaged, or it belongs to another run.
     """
-    if not has_state(path):
+    if not is_there(path):
         raise UserError(f"{path}: nothing to resume; run the same command without --resume")
-    path, _ = check_folder(path, "state.json", "state.safetensors")
-    with reading(path, "holds what is no training state", "start anew with --overwrite"):
-        return _load(path, objective, optimizer, identity)
+
+    def load(place: Path, _: str) -> tuple[Progress, dict]:
+        with reading(path, "is not a valid training state", "start anew with --overwrite"):
+            return _load(place, path, objective, optimizer, identity)
+
+    return read_folder(path, load, "state.json", "state.safetensors")
 
 
-def _load(path: Path, objective, optimizer, identity: dict) -> tuple[Progress, dict]:
-    saved = json.loads((path / "state.json").read_text())
+def _load(place: Path, path: Path, objective, optimizer, identity: dict) -> tuple[Progress, dict]:
+    """Read what lies at `place`; messages name the folder `path`."""
+    saved = json.loads((place / "state.json").read_text())
     for name, value in saved["identity"].items():
         if name in MAY_CHANGE or identity.get(name) == value:
             continue
@@ -97,7 +108,7 @@ def _load(path: Path, objective, optimizer, identity: dict) -> tuple[Progress, d
     if unknown := identity.keys() - saved["identity"].keys() - MAY_CHANGE:
         flags = ", ".join(f"--{name}" for name in sorted(unknown))
         raise UserError(f"{path}: was made by an older version, without {flags}; start anew with --overwrite")
-    tensors = load_file(path / "state.safetensors")
+    tensors = load_file(place / "state.safetensors")
     # Frozen weights are not in it: they are those of the parents.
     frozen = {name: p for name, p in objective.named_parameters() if not p.requires_grad}
     load_strictly(objective, frozen | part(tensors, "objective."), path)

@@ -16,11 +16,12 @@ def add_up(sums: Sums, metrics: dict) -> None:
 def total(sums: Sums, runtime: Runtime) -> Sums:
     """Sums over all processes."""
     flat = runtime.sum({f"{name} {i}": value for name, pair in sums.items() for i, value in enumerate(pair)})
-    return {name: [flat[f"{name} 0"], flat[f"{name} 1"]] for name in sums}
+    names = dict.fromkeys(key.rpartition(" ")[0] for key in flat)
+    return {name: [flat[f"{name} 0"], flat[f"{name} 1"]] for name in names}
 
 
 def means(sums: Sums, runtime: Runtime) -> dict[str, float]:
     """Means over all processes of what was added up; `loss` first."""
     everywhere = total(sums, runtime)
-    names = sorted(sums, key=lambda name: (name != "loss", name))
+    names = sorted(everywhere, key=lambda name: (name != "loss", name))
     return {name: everywhere[name][0] / max(everywhere[name][1], 1e-12) for name in names}
