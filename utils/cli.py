@@ -13,6 +13,13 @@ from pathlib import Path
 from utils.errors import DiskFullError, UserError, first_line
 from utils.presets import PRESETS, Preset
 
+SPIN = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}
+"""How long OpenMP's threads spin where they wait for each other, before they sleep: rounds in libgomp (pip's torch on
+Linux), milliseconds in libomp (macOS). By default it is 3 ms and 200 ms; beside another busy process, a thread that
+spins for one that has no core keeps that core from it, and training all but stops (benchmarks/busy_neighbour.py)."""
+if os.environ.keys().isdisjoint({"OMP_WAIT_POLICY", *SPIN}):  # a user's own choice stays
+    os.environ.update(SPIN)  # here, because the scripts import this first: OpenMP reads it once, when torch is loaded
+
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
     """Keeps the docstring's lines, and says of every flag what its default is or that it must be given."""

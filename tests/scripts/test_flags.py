@@ -1,10 +1,14 @@
 """The command lines: exactly the flags that are promised, each with help and default, and no other spelling."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
-from tests.helpers import call, command_line, python, squeeze
+from tests.helpers import ROOT, call, command_line, python, squeeze
+from utils.cli import SPIN
 
 REQUIRED = "(required)"
 OUTPUT = {"ckpt_dir": REQUIRED, "model_name": REQUIRED}
@@ -234,3 +238,28 @@ def test_ctrl_c_during_imports_is_no_traceback():
     done = python("-c", code)
     assert done.returncode == 130
     assert done.stderr == ""
+
+
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def openmp_of(code: str, **environment: str) -> subprocess.CompletedProcess:
+    """A child process without our settings of OpenMP, but with the given ones."""
+    env = {name: value for name, value in os.environ.items() if name not in WAITING} | environment
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+
+
+@pytest.mark.parametrize("own", [{}, *[{name: "7" if name != "OMP_WAIT_POLICY" else "PASSIVE"} for name in WAITING]])
+def test_threads_spin_shortly_unless_the_user_has_chosen(own):
+    code = f"import os, utils.cli; print(*[os.environ.get(name, '-') for name in {WAITING}])"
+    expected = own or SPIN
+    assert openmp_of(code, **own).stdout.split() == [expected.get(name, "-") for name in WAITING]
+
+
+def test_openmp_takes_the_setting():
+    """Torch's own OpenMP prints what it has read; the scripts load it after utils.cli."""
+    told = openmp_of("import utils.cli, torch", OMP_DISPLAY_ENV="VERBOSE").stderr
+    if "GOMP_SPINCOUNT" not in told:
+        pytest.skip("torch does not use libgomp here")
+    assert re.search(r"GOMP_SPINCOUNT = '20000'", told)
+    assert re.search(r"GOMP_SPINCOUNT = '300000'", openmp_of("import torch", OMP_DISPLAY_ENV="VERBOSE").stderr)
