@@ -6,7 +6,7 @@
     python preprocess.py --rna_path rna.h5ad --atac_path atac.h5ad --out_path cells.ready.h5mu
 
 Reads .h5ad, .h5mu, 10x .h5 and matrix folders, .loom and delimited text: RNA, ATAC or both. Finds the counts, names the
-genes by today's symbols, and tells what was found, done and lost; with --check it tells, and writes nothing. Writes
+genes by today's symbols, and reports what was found, done and lost; with --check it reports, and writes nothing. Writes
 .h5ad (one modality) or .h5mu (two): log2-normalised RNA and open peaks in X, the counts in layers["counts"],
 train/val/test in obs["split"], and the constants that were used in uns["scmomer"], so that no later stage normalises or
 splits again. Files of any size are read and written in blocks.
@@ -80,7 +80,7 @@ def split_cells(obs: pd.DataFrame, flags: Flags) -> np.ndarray:
 
 
 def preprocess(file: RawFile, flags: Flags, config: IntakeConfig, reference: dict[str, np.ndarray]) -> None:
-    """Read `file`, write `flags.out_path`, and tell what is done."""
+    """Read `file`, write `flags.out_path`, and report what is done."""
     import anndata as ad
     import numpy as np
     import pandas as pd

@@ -58,11 +58,11 @@ def ensembl(symbols: list[str]) -> list[str]:
     [
         (["Cd3d", "Gad1", "Sst", "Pvalb"], HUMAN, "the file's genes are mouse, those asked for human"),
         (["CD3D", "CD8A"], [*HUMAN, "VIP"], "the file is a panel: it has only 2 genes"),
-        (["a", "b", "c", "d"], HUMAN, "the file's ids mean nothing here, symbols like CD3D, CD8A, GAD1 are wanted"),
+        (["a", "b", "c", "d"], HUMAN, "gene ids are not recognised, expected are symbols like CD3D, CD8A, GAD1"),
         (
             [f"ENSMUSG0000007088{i}" for i in range(5)],
             ["Gad1", "Sst", "Pvalb", "Vip"],
-            "the file has Ensembl ids, but symbols like Gad1, Sst, Pvalb are wanted",
+            "the file has Ensembl ids, but symbols like Gad1, Sst, Pvalb are expected",
         ),
     ],
 )

@@ -112,8 +112,8 @@ TABLE = {
                 and {"gene_reference": path.with_name("genes.txt")}
             )
         ),
-        "{path}: has 0 of the 2 genes asked for (0.0%; --min_gene_coverage is 0.3); the file's ids mean nothing here, "
-        "symbols like CD3D, GAD1 are wanted; put gene symbols into var_names; most expressed unmatched: *",
+        "{path}: has 0 of the 2 genes asked for (0.0%; --min_gene_coverage is 0.3); its gene ids are not recognised, "
+        "expected are symbols like CD3D, GAD1; put gene symbols into var_names; most expressed unmatched: *",
     ),
     "numbers for genes": (
         cells(lambda adata: setattr(adata, "var_names", [str(i) for i in range(40)])),

@@ -228,15 +228,15 @@ def check_coverage(alignment: Alignment, sums: np.ndarray, least: float, path: s
 def _reason(alignment: Alignment) -> str:
     wanted = ", ".join(alignment.features[:3])
     if alignment.genes is None:
-        return f"peaks like {wanted} are wanted: another build or species? Lift the peaks over, or call them anew"
+        return f"peaks like {wanted} are expected: another build or species? Lift the peaks over, or call them anew"
     genes, theirs = alignment.genes, translate(alignment.features)
     if genes.species != theirs.species and "unknown" not in (genes.species, theirs.species):
         return f"the file's genes are {genes.species}, those asked for {theirs.species}; use a model of that species"
     if genes.id_type == "Ensembl ids" and theirs.id_type == "symbols":
-        return f"the file has Ensembl ids, but symbols like {wanted} are wanted; put symbols into var_names"
+        return f"the file has Ensembl ids, but symbols like {wanted} are expected; put symbols into var_names"
     if genes.known.mean() > 0.8:
         return (
             f"the file is a panel: it has only {len(alignment.ids):,} genes, nearly all of them known; lower "
             "--min_gene_coverage if so few genes will do, or train a model on such a panel"
         )
-    return f"the file's ids mean nothing here, symbols like {wanted} are wanted; put gene symbols into var_names"
+    return f"its gene ids are not recognised, expected are symbols like {wanted}; put gene symbols into var_names"

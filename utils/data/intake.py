@@ -1,4 +1,4 @@
-"""The one way in: what a file holds becomes counts in the columns that are wanted, and the user is told of all of it.
+"""The one way in: what a file holds becomes counts in the columns that are wanted, and all of it is reported.
 
 `preprocess.py`, its doctor and `predict_cell_type.py` all take their cells in here. A file is passed over twice: once
 to see what it holds (`take_in`), once to hand out its counts, a block of cells at a time (`Intake.blocks`).
@@ -110,7 +110,7 @@ class Intake:
         size = f"{len(self.barcodes):,} cells × {len(alignment.ids):,} {what}"
         lines = [f"{self.modality}: {size}; {self.values} in {self.place}"]
         if genes:
-            lines.append(_told_genes(self))
+            lines.append(_gene_report(self))
         elif alignment.genomes:
             lines.append(f"  peaks fit the genome build {' or '.join(alignment.genomes)}")
         else:
@@ -129,21 +129,22 @@ class Intake:
         return lines
 
 
-def _told_genes(intake: Intake) -> str:
+def _gene_report(intake: Intake) -> str:
     genes = intake.alignment.genes
-    told = [f"{genes.species} {genes.id_type}" + ("" if genes.column == "index" else f" in var['{genes.column}']")]
-    told.append(f"{genes.known.mean():.1%} known")
-    told.append(f"{len(genes.updated):,} updated{listed([f'{old} → {new}' for old, new in genes.updated.items()], 3)}")
+    species = f"{genes.species} species:" if genes.species in ("unknown", "other") else genes.species
+    words = [f"{species} {genes.id_type}" + ("" if genes.column == "index" else f" in var['{genes.column}']")]
+    words += [f"{genes.known.mean():.1%} known"] if genes.species in ("human", "mouse") else []
+    words.append(f"{len(genes.updated):,} updated{listed([f'{old} → {new}' for old, new in genes.updated.items()], 3)}")
     if genes.repaired:
-        told.append(f"dates repaired: {', '.join(f'{old} → {new}' for old, new in genes.repaired.items())}")
+        words.append(f"dates repaired: {', '.join(f'{old} → {new}' for old, new in genes.repaired.items())}")
     if genes.ambiguous:
         meanings = [f"{gene}: {' or '.join(symbols)}" for gene, symbols in genes.ambiguous.items()]
-        told.append(f"{len(meanings):,} ambiguous and left{listed(meanings, 3)}")
+        words.append(f"{len(meanings):,} ambiguous and left{listed(meanings, 3)}")
     merged = [f"{symbol} from {' and '.join(ids)}" for symbol, ids in genes.merged.items()]
-    told.append(f"{count(genes.n_duplicates, 'duplicate')} summed{listed(merged, 2)}")
+    words.append(f"{count(genes.n_duplicates, 'duplicate')} summed{listed(merged, 2)}")
     if genes.species == "unknown":
-        told.append("the species is not clear, no symbol is updated: state it by --species")
-    return "  " + "; ".join(told)
+        words.append("the species is not clear, no symbol is updated: state it by --species")
+    return "  " + "; ".join(words)
 
 
 def count(n: int, what: str) -> str:
@@ -176,7 +177,7 @@ def take_in(
     Raises
     ------
     UserError
-        If there are no usable values, or too few of the features wanted; the message tells the way out.
+        If there are no usable values, or too few of the features wanted; the message names the way out.
     """
     place, values = source.choose(config.values)
     _, var = source.matrices[place]

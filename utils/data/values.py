@@ -45,7 +45,7 @@ class Values:
         reason to refuse it: missing, infinite, negative, fractional, empty
     base : of the logarithm, a key of BASES, or "" where there is none
     exact : whole counts, or values from which they are recovered
-    guessed : the base could not be told and is taken to be e
+    guessed : the base does not follow from the values and is taken to be e
     """
 
     kind: str

@@ -114,14 +114,14 @@ def _examine(
     for name, source in file.modalities.items():
         try:
             intake = take_in(source, config, reference.get(name), progress=True)
-            scale = prepare.choose_target_sum(target_sum, intake.totals)
+            scale = prepare.choose_target_sum(target_sum, intake.totals) if name == "rna" else 0.0
         except UserError as error:
             found.sections[name] = {"cells": len(source.obs)}
             found.problems.append(str(error))
             continue
         found.sections[name] = _genes(intake) if name == "rna" else _peaks(intake)
         found.sections[name] |= _values(intake)
-        _tell(intake, found, scale)
+        _report(intake, found, scale)
         found.happens += [f"{name}: {line.strip()}" for line in not_carried(source)]
     _labels(file, label_column, any_labels, found)
     try:
@@ -188,8 +188,8 @@ def _values(intake: Intake) -> dict:
     return findings
 
 
-def _tell(intake: Intake, found: Examination, target_sum: float) -> None:
-    """What will happen to a modality, and what a user should look at."""
+def _report(intake: Intake, found: Examination, target_sum: float) -> None:
+    """Add what will happen to a modality, and what a user should look at; `target_sum` is of RNA."""
     name, alignment, genes = intake.modality, intake.alignment, intake.alignment.genes
     what = FEATURES[name]
     if genes:
@@ -205,7 +205,7 @@ def _tell(intake: Intake, found: Examination, target_sum: float) -> None:
             )
         if genes.species == "unknown":
             found.notes.append("the species is not clear and no symbol is updated; state it by --species")
-        elif genes.known.mean() < 0.7:
+        elif genes.species != "other" and genes.known.mean() < 0.7:
             found.notes.append(
                 f"{1 - genes.known.mean():.0%} of the ids are no known {genes.species} gene" + _guess(genes.unknown)
             )
@@ -217,11 +217,12 @@ def _tell(intake: Intake, found: Examination, target_sum: float) -> None:
         if intake.config.genome is None:
             found.notes.append("peaks are checked against the genome build when it is stated by --genome")
     if intake.values.kind == "log1p" or not intake.values.exact:
+        kind = "estimated counts" if intake.values.kind == "counts" else intake.values.kind
         state = (
-            "turned back into counts" if intake.values.exact else "scaled to one sum per cell; there will be no counts"
+            "turned back into counts" if intake.values.exact else "scaled to one sum per cell; no counts are written"
         )
         if intake.values.kind != "open":
-            found.happens.append(f"{name}: values in {intake.place} are {intake.values.kind} and are {state}")
+            found.happens.append(f"{name}: values in {intake.place} are {kind} and are {state}")
     if intake.values.guessed:
         found.notes.append("the base of the logarithm does not follow from the values and is taken to be e")
     found.notes += intake.warnings
