@@ -13,7 +13,7 @@ import torch
 
 from models.atac_encoder import ATACEncoder, ATACEncoderConfig
 from models.objectives import MaskedATAC
-from utils.cli import flag, parse_flags, run_script, with_defaults
+from utils.cli import check_name, flag, parse_flags, run_script, with_defaults
 from utils.data.dataset import train_and_val
 from utils.data.read import read_cells
 from utils.train.checkpoint import SavedModel
@@ -31,6 +31,7 @@ class Flags:
 
 def main() -> None:
     flags, config, shape = parse_flags(__doc__, Flags, with_defaults(TrainConfig, batch_size=32), ATACEncoderConfig)
+    check_name(flags, "model_name")
     with distributed_run(config.device) as runtime:
         cells = read_cells(flags.data_path, ("atac",))
         torch.manual_seed(config.seed)

@@ -18,7 +18,7 @@ import torch
 from models.objectives import Distillation
 from models.scmomer import ScMomer, ScMomerConfig
 from models.student import StudentConfig
-from utils.cli import check_numbers, flag, parse_flags, run_script, with_defaults
+from utils.cli import check_name, check_numbers, flag, parse_flags, run_script, with_defaults
 from utils.data.dataset import train_and_val
 from utils.data.latents import read_latents
 from utils.data.read import read_cells
@@ -45,6 +45,7 @@ class Flags:
 
 def main() -> None:
     flags, config, shape = parse_flags(__doc__, Flags, with_defaults(TrainConfig, batch_size=32), StudentConfig)
+    check_name(flags, "model_name")
     check_numbers(flags, "feature_dropout", below=1)
     check_numbers(flags, "alone_weight")
     with distributed_run(config.device) as runtime:

@@ -18,7 +18,7 @@ import torch
 from models.fusion import FusionConfig
 from models.objectives import JointPairs
 from models.scmomer import ScMomer, ScMomerConfig
-from utils.cli import check_numbers, flag, parse_flags, run_script, with_defaults
+from utils.cli import check_name, check_numbers, flag, parse_flags, run_script, with_defaults
 from utils.data.dataset import train_and_val
 from utils.data.read import read_cells
 from utils.train.checkpoint import SavedModel, check_fits, load_model, load_strictly, part
@@ -41,6 +41,7 @@ class Flags:
 
 def main() -> None:
     flags, config, shape = parse_flags(__doc__, Flags, with_defaults(TrainConfig, batch_size=8), FusionConfig)
+    check_name(flags, "model_name")
     check_numbers(flags, "feature_dropout", below=1)
     check_numbers(flags, "alone_weight", "pair_weight")
     with distributed_run(config.device) as runtime:

@@ -13,7 +13,7 @@ import torch
 
 from models.objectives import MaskedRNA
 from models.rna_encoder import RNAEncoder, RNAEncoderConfig
-from utils.cli import flag, parse_flags, run_script, with_defaults
+from utils.cli import check_name, flag, parse_flags, run_script, with_defaults
 from utils.data.dataset import train_and_val
 from utils.data.genes import read_gene_embedding
 from utils.data.read import read_cells
@@ -33,6 +33,7 @@ class Flags:
 
 def main() -> None:
     flags, config, shape = parse_flags(__doc__, Flags, with_defaults(TrainConfig, grad_acc=20), RNAEncoderConfig)
+    check_name(flags, "model_name")
     with distributed_run(config.device) as runtime:
         cells = read_cells(flags.data_path, ("rna",))
         genes = cells.features["rna"]

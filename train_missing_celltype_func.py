@@ -21,7 +21,7 @@ from models.classifier import ClassifierConfig
 from models.minibatch import MODALITIES, other
 from models.objectives import CellTypes
 from models.scmomer import OtherModality, ScMomer, ScMomerConfig
-from utils.cli import check_numbers, flag, parse_flags, run_script, with_defaults
+from utils.cli import check_name, check_numbers, flag, parse_flags, run_script, with_defaults
 from utils.data.dataset import train_and_val
 from utils.data.labels import class_weights, encode_labels, limit_labels
 from utils.data.read import read_cells
@@ -59,6 +59,7 @@ class Flags:
 def main() -> None:
     train_defaults = with_defaults(TrainConfig, batch_size=8, patience=5)
     flags, config, shape = parse_flags(__doc__, Flags, train_defaults, ClassifierConfig)
+    check_name(flags, "model")
     check_numbers(flags, "feature_dropout", below=1)
     check_numbers(flags, "labels_per_type", "pretrained_lr_scale")
     with distributed_run(config.device) as runtime:
