@@ -198,7 +198,7 @@ class MaskedATAC(Objective):
         probability = logits.detach().float().sigmoid()
         on_open = mean_per_cell((probability * is_open).sum(1), cell, len(batch))
         everywhere = mean_per_cell(probability.sum(1), cell, len(batch))
-        return loss, {"precision": ((on_open * batch.weight).sum(), (everywhere * batch.weight).sum())}
+        return loss, {"expected_precision": ((on_open * batch.weight).sum(), (everywhere * batch.weight).sum())}
 
 
 class JointPairs(Objective):

@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+import unicodedata
 import warnings
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
@@ -21,8 +22,12 @@ if os.environ.keys().isdisjoint({"OMP_WAIT_POLICY", *SPIN}):  # a user's own cho
     os.environ.update(SPIN)  # here, because the scripts import this first: OpenMP reads it once, when torch is loaded
 
 
+_flags: set[str] = set()
+"""Names of the script's flags, once they are known: advice names no others."""
+
+
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the docstring's lines, and says of every flag what its default is or that it must be given."""
+    """Keeps the docstring's lines, and shows for every flag its default or that it is required."""
 
     def _get_help_string(self, action):
         if action.required:
@@ -42,16 +47,25 @@ def parse_flags(doc: str, *dataclasses: type, stage: str | None = None) -> tuple
     Returns
     -------
     One instance per dataclass
+
+    Raises
+    ------
+    UserError
+        If a stage's model would get a name that is none.
     """
     from transformers import HfArgumentParser  # here, so that Ctrl-C meanwhile ends without traceback
 
     if stage:
         dataclasses = (*with_preset(dataclasses, stage), PresetFlag)
+    _flags.update(f.name for config in dataclasses for f in fields(config))
     parser = HfArgumentParser(dataclasses, description=doc, formatter_class=_HelpFormatter, allow_abbrev=False)
     *configs, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True, look_for_args_file=False)
     if rest:
         parser.error(f"unknown flag {' '.join(rest)}; see --help")
-    return tuple(configs[:-1] if stage else configs)
+    if not stage:
+        return tuple(configs)
+    check_name(configs[0], next(f.name for f in fields(configs[0]) if f.name in ("model_name", "model")))
+    return tuple(configs[:-1])
 
 
 def with_defaults(config: type, **defaults) -> type:
@@ -108,10 +122,46 @@ def check_numbers(flags: object, *names: str, least: float = 0, below: float = m
             raise UserError(f"--{name} {getattr(flags, name)} must be {limits}")
 
 
-def run_script(main: Callable[[], None]) -> None:
-    """Run a script's main; what a user can mend is printed as one sentence without traceback, and the exit code is 2.
+LONGEST_NAME, LONGEST_NAME_BYTES = 100, 200
+"""Of a model folder; file systems take 255 bytes, and names beside it are longer."""
+ENDINGS = (".training", ".partial", ".previous")
+"""Of what lies beside model folders."""
 
-    When several processes run and one of them fails, the others only say so: what matters is the first one's message.
+
+def check_name(flags: object, name: str) -> None:
+    """Refuse a model's name that is none: a path, one that is hidden or cannot be read, or a run's other folder.
+
+    Parameters
+    ----------
+    flags, name : the flag's value is `getattr(flags, name)`
+
+    Raises
+    ------
+    UserError
+        That names the flag.
+    """
+    value = getattr(flags, name)
+    if not value.strip():
+        problem = "is empty"
+    elif any(separator in value for separator in "/\\"):
+        problem = "is a path (the folder for models is --ckpt_dir)"
+    elif any(unicodedata.category(letter).startswith("C") for letter in value):
+        problem = "has a character that cannot be read"
+    elif value.startswith("."):
+        problem = "begins with a dot"
+    elif value.endswith(ENDINGS):
+        problem = f"ends in {Path(value).suffix}, as folders beside a model do"
+    elif len(value) > LONGEST_NAME or len(os.fsencode(value)) > LONGEST_NAME_BYTES:
+        problem = f"is longer than {LONGEST_NAME} characters"
+    else:
+        return
+    raise UserError(f"--{name} {value[:LONGEST_NAME]!r} {problem}; give a plain name like rna_1")
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's main; an error that a user can fix is one printed sentence without traceback, and exit code 2.
+
+    When several processes run and one of them fails, the others add one short line: the first one's message counts.
     """
     rank = int(os.environ.get("RANK", "0"))
     for stream in (sys.stdout, sys.stderr):
@@ -134,14 +184,13 @@ def run_script(main: Callable[[], None]) -> None:
         leave(error, 2)
     except KeyboardInterrupt:
         sys.exit(130)
-    except _out_of_memory() as error:
-        leave(f"out of memory ({first_line(error)}); lower --batch_size, or use --tokens expressed", 2)
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):  # torch's words for a full memory of the machine
-            leave(f"out of memory ({first_line(error)}); lower --batch_size, or use --tokens expressed", 2)
-        if not any(words in str(error) for words in LOST_PEER):
+    except (MemoryError, RuntimeError) as error:  # torch's and NCCL's own errors are RuntimeErrors
+        text = f"{type(error).__name__}: {error}".lower()
+        if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
+            leave(f"out of memory ({first_line(error)}); {_less_memory()}", 2)
+        if not any(words in text for words in LOST_PEER):
             raise
-        leave("another process has failed or was stopped; its message tells why", 1)
+        leave(f"another process has failed or was stopped ({first_line(error)}); its message gives the reason", 1)
 
 
 @contextmanager
@@ -171,11 +220,18 @@ IDLE_WARNINGS = (
 """Beginnings of warnings that come under another name than their library's."""
 
 
-def _out_of_memory() -> tuple[type[BaseException], ...]:
-    """What is raised when memory is full; torch's own error, where torch is loaded."""
-    torch = sys.modules.get("torch")
-    return (MemoryError, torch.OutOfMemoryError) if torch else (MemoryError,)
+OUT_OF_MEMORY = ("outofmemoryerror", "out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+"""Words of torch, CUDA and cuBLAS for a full memory, in small letters."""
+LOST_PEER = (
+    *("connection closed by peer", "connection reset by peer", "gloo", "nccl communicator was aborted"),
+    *("distbackenderror", "watchdog caught collective operation timeout", "nccl error"),
+    "remote process exited or there was a network error",
+)
+"""Words of processes for one that they wait for and that is gone, in small letters."""
 
 
-LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL communicator was aborted")
-"""What processes say when one they wait for is gone."""
+def _less_memory() -> str:
+    """What helps where memory is full, by flags that the script has."""
+    flags = {"batch_size": "lower --batch_size", "tokens": "use --tokens expressed"}
+    ways = [way for name, way in flags.items() if name in _flags]
+    return ", or ".join(ways) or "close other programs, or split the file into parts with fewer cells"

@@ -55,7 +55,7 @@ def whole_file(path: str | Path, rename: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    # HDF5 repeats itself for every handle of a file that it could not finish, past all handlers, also after the block.
+    # HDF5 repeats itself for every handle of a file that it could not finish, past all handlers.
     silent = lambda *_: None
     hooks, (sys.excepthook, sys.unraisablehook) = (sys.excepthook, sys.unraisablehook), (silent, silent)
     try:
@@ -65,12 +65,11 @@ def whole_file(path: str | Path, rename: bool = True) -> Iterator[Path]:
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # HDF5 tells of a full disk by either
+    except (OSError, RuntimeError) as error:  # HDF5 reports a full disk by either
         if isinstance(error, RuntimeError) and "errno" not in str(error):
             raise
         cause = _cause(error)
         if cause in FULL:
-            hooks = silent, silent
             raise DiskFullError(f"{path}: cannot be written ({cause}); free some space") from error
         raise UserError(f"{path}: cannot be written ({cause}); choose another --out_path") from error
     finally:

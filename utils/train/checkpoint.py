@@ -30,7 +30,7 @@ from utils import __version__
 from utils.errors import UserError, reading
 from utils.report.calibration import Calibration
 from utils.train.folders import read_folder
-from utils.train.shapes import check_declared, check_finite, check_shapes, load_strictly, shapes_of, stored_shapes
+from utils.train.weights import check_declared, check_finite, check_shapes, load_strictly, shapes_of, stored_shapes
 
 KINDS = {
     "rna": "an RNA encoder (pretrain_rna.py)",
