@@ -31,7 +31,7 @@ bench: $(BENCH_STAMP) ## measure time and memory: one table of what is to be rea
 	[ -d demo_output/runs/celltype_student ] || $(BIN)/python demo.py
 	for script in $(BENCHMARKS); do \
 		echo "== $$script"; \
-		$(BIN)/python benchmarks/$$script.py || exit 1; \
+		$(BIN)/python -m benchmarks.$$script || exit 1; \
 	done
 
 soak: $(STAMP) ## kill and resume every training script, read thousands of broken files (half an hour)
@@ -50,17 +50,17 @@ study: $(STUDY_STAMP) ## what is missing of the study in benchmarks/results (DAT
 	for seed in 0 1 2; do \
 		for fold in 0 1 2; do \
 			rows=scMomer,scANVI,MultiVI; [ $$fold = 0 ] && rows=$$rows,ablations; \
-			$(BIN)/python benchmarks/snareseq2.py --data_path "$(DATA)" --fold $$fold --seed $$seed --rows $$rows \
+			$(BIN)/python -m benchmarks.snareseq2 --data_path "$(DATA)" --fold $$fold --seed $$seed --rows $$rows \
 				--results_path $(RESULTS)/snareseq2/fold$${fold}_seed$$seed.json || exit 1; \
 		done; \
 		for data in immune pbmc68k; do for fold in 0 1 2 3 4; do \
 			run=$${data}_fold$${fold}_seed$$seed; \
 			[ -f $(RESULTS)/rna_only/$$run.json ] && continue; \
-			$(BIN)/python benchmarks/rna_only.py --data $$data --data_path "$(IMMUNE)" --fold $$fold --seed $$seed || exit 1; \
+			$(BIN)/python -m benchmarks.rna_only --data $$data --data_path "$(IMMUNE)" --fold $$fold --seed $$seed || exit 1; \
 			cp runs/rna_only/results/$$run.json $(RESULTS)/rna_only/ || exit 1; \
 		done; done; \
 	done
-	$(BIN)/python benchmarks/study.py
+	$(BIN)/python -m benchmarks.study
 
 $(STUDY_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet -c requirements.txt scvi-tools==1.4.2

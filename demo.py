@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from benchmarks.lib.stages import ROOT, Stages
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
-from utils.report.stages import ROOT, Stages
 
 
 @dataclass
@@ -32,8 +32,8 @@ def main() -> None:
     (flags,) = parse_flags(__doc__, Flags)
 
     # Slow to import: --help and mistaken flags do not wait for them.
-    from utils.data.simulate import SimulationConfig, simulate
-    from utils.data.write import write_whole
+    from utils.cells.simulate import SimulationConfig, simulate
+    from utils.files.write import write_whole
 
     out = Path(flags.out_path).resolve()
     if out.exists() and any(out.iterdir()) and not (out / ".scmomer_demo").exists():
@@ -106,8 +106,8 @@ def summarise(out: Path, stages: dict, truth, ways: dict, flags: Flags) -> None:
     import anndata as ad
     import pandas as pd
 
-    from utils.report.metrics import classification_scores
-    from utils.report.plots import bars, confusion, umap_true_predicted
+    from utils.evaluate.metrics import classification_scores
+    from utils.evaluate.plots import bars, confusion, umap_true_predicted
 
     results = lambda name: json.loads((out / "runs" / name / "evaluation" / "evaluation_test.json").read_text())
     predictions = ad.read_h5ad(out / "predictions.h5ad")

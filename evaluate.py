@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     import numpy as np
     from scipy.sparse import csr_matrix
 
-    from utils.data.read import Cells
-    from utils.train.checkpoint import SavedModel
+    from utils.cells.preprocessed import Cells
     from utils.train.distributed import Runtime
+    from utils.train.model_folder import SavedModel
 
 RANKED = ("accuracy", "macro_f1", "peak_auroc", "cell_auroc", "rna_mse")  # of which the best is told
 ERRORS = ("rna_mse",)
@@ -53,11 +53,11 @@ def main() -> None:
     # Slow to import: --help and mistaken flags do not wait for them.
     import pandas as pd
 
-    from utils.data.read import read_cells
-    from utils.report.bench import to_json
-    from utils.report.plots import bars
-    from utils.train.checkpoint import check_fits, load_model
+    from utils.as_json import to_json
+    from utils.cells.preprocessed import read_cells
+    from utils.evaluate.plots import bars
     from utils.train.distributed import Runtime, choose_device
+    from utils.train.model_folder import check_fits, load_model
 
     runtime = Runtime(choose_device(config.device))
     saved = load_model(flags.model_path, "celltype", "student")
@@ -115,14 +115,14 @@ def score_types(
     import pandas as pd
     from scipy.sparse import hstack
 
-    from utils.data.dataset import CellDataset
-    from utils.data.labels import label_codes, limit_labels
-    from utils.report.baselines import FEW_LABEL_BASELINES, TYPE_BASELINES
-    from utils.report.calibration import expected_calibration_error
-    from utils.report.embedding import embedding_scores
-    from utils.report.metrics import bootstrap_interval, classification_scores, per_class_table
-    from utils.report.plots import confusion
-    from utils.train.infer import predict_types
+    from utils.cells.labels import label_codes, limit_labels
+    from utils.cells.minibatches import CellDataset
+    from utils.evaluate.baselines import FEW_LABEL_BASELINES, TYPE_BASELINES
+    from utils.evaluate.calibration import expected_calibration_error
+    from utils.evaluate.embedding import embedding_scores
+    from utils.evaluate.metrics import bootstrap_interval, classification_scores, per_class_table
+    from utils.evaluate.plots import confusion
+    from utils.predict.infer import predict_types
 
     column = flags.label_column or saved.training.get("label_column")
     labels = cells.labels(column)
@@ -192,11 +192,11 @@ def score_translation(saved: SavedModel, cells: Cells, rows: np.ndarray, config:
     """Measured → missing modality, beside baselines: how peaks are ranked, or the squared error of genes."""
     import numpy as np
 
-    from utils.data.dataset import CellDataset
-    from utils.report.baselines import neighbour_translation, ridge_translation
-    from utils.report.metrics import translation_scores
-    from utils.report.translation import product, pseudobulk_rmse, squared_error, unweighted_probability
-    from utils.train.infer import infer
+    from utils.cells.minibatches import CellDataset
+    from utils.evaluate.baselines import neighbour_translation, ridge_translation
+    from utils.evaluate.metrics import translation_scores
+    from utils.evaluate.translation import product, pseudobulk_rmse, squared_error, unweighted_probability
+    from utils.predict.infer import infer
 
     missing = saved.options["missing"]
     present, model = other(missing), saved.build()

@@ -23,13 +23,13 @@ def main() -> None:
     flags, config = parse_flags(__doc__, Flags, InferConfig)
 
     # Slow to import: --help and mistaken flags do not wait for them.
-    from utils.data.dataset import CellDataset
-    from utils.data.latents import write_latents
-    from utils.data.read import read_cells
-    from utils.data.rows import select
-    from utils.train.checkpoint import check_fits, load_model
+    from utils.cells.minibatches import CellDataset
+    from utils.cells.preprocessed import read_cells
+    from utils.files.disk_rows import select
+    from utils.predict.infer import infer
+    from utils.predict.latents import write_latents
     from utils.train.distributed import distributed_run
-    from utils.train.infer import infer
+    from utils.train.model_folder import check_fits, load_model
 
     with distributed_run(config.device) as runtime:
         cells = read_cells(flags.data_path, ("rna", "atac"), say=runtime.say)

@@ -12,8 +12,8 @@ replaced; columns of your own under these names are not: choose other names by -
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.cells.config import IntakeConfig
 from utils.cli import flag, parse_flags, run_script
-from utils.data.config import IntakeConfig
 from utils.train.config import InferConfig
 
 
@@ -34,12 +34,12 @@ def main() -> None:
     # Slow to import: --help and mistaken flags do not wait for them.
     import numpy as np
 
-    from utils.data.query import Names, read_query
-    from utils.data.read import open_cells
-    from utils.data.write import check_target, write_whole
-    from utils.train.checkpoint import load_model
+    from utils.cells.preprocessed import open_cells
+    from utils.files.write import check_target, write_whole
+    from utils.predict.annotate import Names, read_query
+    from utils.predict.infer import predict_types
     from utils.train.distributed import distributed_run
-    from utils.train.infer import predict_types
+    from utils.train.model_folder import load_model
 
     inputs = (flags.data_path, flags.rna_path, flags.atac_path)
     with open_cells(*inputs) as file, distributed_run(config.device) as runtime:

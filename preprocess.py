@@ -19,15 +19,15 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from utils.cells.config import IntakeConfig
 from utils.cli import flag, parse_flags, run_script
-from utils.data.config import IntakeConfig
 from utils.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from utils.data.read import RawFile
+    from utils.cells.preprocessed import RawFile
 
 
 @dataclass
@@ -52,10 +52,10 @@ def main() -> None:
     flags, config = parse_flags(__doc__, Flags, IntakeConfig)
 
     # Slow to import: --help and mistaken flags do not wait for them.
-    from utils.data.align import read_reference
-    from utils.data.read import open_cells
-    from utils.data.write import check_target
-    from utils.report.doctor import examine
+    from utils.cells.inspect import examine
+    from utils.cells.preprocessed import open_cells
+    from utils.cells.reference import read_reference
+    from utils.files.write import check_target
 
     reference = read_reference(flags.gene_reference) if flags.gene_reference else {}
     inputs = (flags.data_path, flags.rna_path, flags.atac_path)
@@ -73,7 +73,7 @@ def main() -> None:
 
 def split_cells(obs: pd.DataFrame, flags: Flags) -> np.ndarray:
     """[cells] train, val or test."""
-    from utils.data.split import assign_split
+    from utils.cells.split import assign_split
 
     groups = [group.strip() for group in flags.test_groups.split(",")] if flags.test_groups else None
     return assign_split(obs, flags.val_fraction, flags.seed, flags.split_by, groups, flags.label_column)
@@ -85,12 +85,12 @@ def preprocess(file: RawFile, flags: Flags, config: IntakeConfig, reference: dic
     import numpy as np
     import pandas as pd
 
-    from utils.data import prepare
-    from utils.data.intake import not_carried, take_in
-    from utils.data.labels import check_labels, without_no_types
-    from utils.data.read import STAMP, STAMP_VERSION
-    from utils.data.split import SPLITS, types_that_lack_cells
-    from utils.data.write import write_in_blocks
+    from utils.cells.ingest import not_carried, take_in
+    from utils.cells.labels import check_labels, without_no_types
+    from utils.cells.preprocessed import STAMP, STAMP_VERSION
+    from utils.cells.split import SPLITS, types_that_lack_cells
+    from utils.features import normalise as prepare
+    from utils.files.write import write_in_blocks
     from utils.train.folders import file_hash
 
     # What is there: modalities, counts, genes, peaks, labels.

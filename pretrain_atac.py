@@ -30,11 +30,11 @@ def main() -> None:
 
     from models.atac_encoder import ATACEncoder
     from models.objectives import MaskedATAC
-    from utils.data.dataset import train_and_val
-    from utils.data.read import read_cells
-    from utils.train.checkpoint import SavedModel
+    from utils.cells.minibatches import train_and_val
+    from utils.cells.preprocessed import read_cells
     from utils.train.distributed import distributed_run
-    from utils.train.engine import fit
+    from utils.train.loop import fit
+    from utils.train.model_folder import SavedModel
 
     with distributed_run(config.device) as runtime:
         cells = read_cells(flags.data_path, ("atac",), say=runtime.say)

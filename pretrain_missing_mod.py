@@ -44,12 +44,12 @@ def main() -> None:
 
     from models.objectives import Distillation
     from models.scmomer import ScMomer
-    from utils.data.dataset import train_and_val
-    from utils.data.latents import read_latents
-    from utils.data.read import read_cells
-    from utils.train.checkpoint import SavedModel, check_fits, load_model, load_parts
+    from utils.cells.minibatches import train_and_val
+    from utils.cells.preprocessed import read_cells
+    from utils.predict.latents import read_latents
     from utils.train.distributed import distributed_run
-    from utils.train.engine import fit
+    from utils.train.loop import fit
+    from utils.train.model_folder import SavedModel, check_fits, load_model, load_parts
 
     with distributed_run(config.device) as runtime:
         cells = read_cells(flags.data_path, ("rna", "atac"), say=runtime.say)

@@ -31,12 +31,12 @@ def main() -> None:
 
     from models.objectives import MaskedRNA
     from models.rna_encoder import RNAEncoder
-    from utils.data.dataset import train_and_val
-    from utils.data.genes import read_gene_embedding
-    from utils.data.read import read_cells
-    from utils.train.checkpoint import SavedModel
+    from utils.cells.minibatches import train_and_val
+    from utils.cells.preprocessed import read_cells
+    from utils.features.gene_symbols import read_gene_embedding
     from utils.train.distributed import distributed_run
-    from utils.train.engine import fit
+    from utils.train.loop import fit
+    from utils.train.model_folder import SavedModel
 
     with distributed_run(config.device) as runtime:
         cells = read_cells(flags.data_path, ("rna",), say=runtime.say)

@@ -54,15 +54,15 @@ def main() -> None:
 
     from models.objectives import CellTypes
     from models.scmomer import ScMomer
-    from utils.data.dataset import train_and_val
-    from utils.data.labels import class_weights, encode_labels, limit_labels
-    from utils.data.read import read_cells
-    from utils.train.calibrate import calibrate
-    from utils.train.checkpoint import SavedModel, check_fits, load_model, load_parts
+    from utils.cells.labels import class_weights, encode_labels, limit_labels
+    from utils.cells.minibatches import train_and_val
+    from utils.cells.preprocessed import read_cells
+    from utils.predict.calibrate import calibrate
+    from utils.predict.infer import embed_sample
+    from utils.predict.pseudo_labels import pseudo_labels
     from utils.train.distributed import distributed_run
-    from utils.train.engine import fit, starts_anew
-    from utils.train.infer import embed_sample
-    from utils.train.pseudo_labels import pseudo_labels
+    from utils.train.loop import fit, starts_anew
+    from utils.train.model_folder import SavedModel, check_fits, load_model, load_parts
 
     with distributed_run(config.device) as runtime:
         parent = load_model(flags.pretrained_model_path, "student", "multimodal", *MODALITIES)

@@ -1,28 +1,24 @@
 """What the number of peaks costs: ATAC pretraining at the published size, and the decoder of the later stages.
 
-    python benchmarks/atac_encoder.py
+    python -m benchmarks.atac_encoder
 
 Minibatches of 4 cells with 10,000 open peaks each, of 115,000 and of 1,154,464 peaks in all, in turn; the median
 counts. The decoder's loss is taken by stretches of peaks: what it holds at most is counted. Prints what is to be
 reached and what was measured, and writes atac_encoder.json into --out_path.
 """
 
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.lib.bench import RESULTS, Row, random_cells, save_rows
 from models.atac_encoder import ATACEncoder, ATACEncoderConfig
 from models.objectives import MaskedATAC, decoded_peak_bce
 from utils.cli import flag, parse_flags, run_script
-from utils.report.bench import RESULTS, Row, random_cells, save_rows
 
 N_CELLS, N_OPEN, FEW, MANY = 4, 10_000, 115_000, 1_154_464
 

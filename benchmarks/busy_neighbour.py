@@ -1,6 +1,6 @@
 """Training beside other busy processes: how much of its speed is left, and what the bound on spinning threads costs.
 
-    python benchmarks/busy_neighbour.py
+    python -m benchmarks.busy_neighbour
 
 Trains an RNA encoder by `pretrain_rna.py --preset small` on simulated cells, on all threads, and counts the optimiser
 steps of a fixed number of seconds after the first epoch has begun: with OpenMP's own waiting and with the one that the
@@ -23,13 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.lib.bench import RESULTS, Row, save_rows
+from benchmarks.lib.stages import ROOT, Stages, from_root
+from utils.cells.simulate import SimulationConfig, simulate
 from utils.cli import SPIN, check_numbers, flag, parse_flags, run_script
-from utils.data.simulate import SimulationConfig, simulate
 from utils.errors import UserError
-from utils.report.bench import RESULTS, Row, save_rows
-from utils.report.stages import ROOT, Stages, from_root
 
 # As a user's own choice, which the scripts leave alone: what OpenMP does where nothing is set.
 WAITING = {"default": {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}, "ours": SPIN}

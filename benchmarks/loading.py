@@ -1,6 +1,6 @@
 """How fast cells come out of a file in random order, and what memory that takes.
 
-    python benchmarks/loading.py
+    python -m benchmarks.loading
 
 Writes preprocessed .h5ad files of 20,000 and of 200,000 cells (20,000 genes, 2,000 expressed per cell, drawn without
 structure: only size matters here), and reads each by the training loop's own loader (one process, one thread ahead), in
@@ -22,15 +22,13 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.lib.bench import RESULTS, Row, save_rows
+from utils.cells.minibatches import CellDataset, Plan, make_loader
+from utils.cells.preprocessed import STAMP, STAMP_VERSION, read_cells
 from utils.cli import flag, parse_flags, run_script
-from utils.data.dataset import CellDataset, Plan, make_loader
-from utils.data.read import STAMP, STAMP_VERSION, read_cells
-from utils.data.rows import FileRows, select
-from utils.data.write import write_in_blocks
-from utils.report.bench import RESULTS, Row, save_rows
-from utils.report.stages import forget_peak_memory, peak_memory
+from utils.files.disk_rows import FileRows, select
+from utils.files.write import write_in_blocks
+from utils.memory import forget_peak_memory, peak_memory
 
 N_GENES, N_EXPRESSED, BLOCK, BATCH = 20_000, 2_000, 5_000, 32
 CONSUMER = 0.25 * 990e12 / 109e9  # cells/s
@@ -109,7 +107,7 @@ def main() -> None:
                 while file.read(2**24):
                     pass
             forget_peak_memory()
-            command = [sys.executable, __file__, "--only", str(path), "--seconds", str(flags.seconds)]
+            command = [sys.executable, "-m", "benchmarks.loading", "--only", str(path), "--seconds", str(flags.seconds)]
             run = subprocess.run(command, check=True, capture_output=True, text=True)
             found[n_cells] = json.loads(run.stdout.splitlines()[-1]) | {"file_mb": size}
             told = ", ".join(f"{name} {value:,.4g}" for name, value in found[n_cells].items())

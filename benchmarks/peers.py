@@ -1,6 +1,6 @@
 """scANVI or MultiVI on the cells of a preprocessed file: what it says of the test cells.
 
-    python benchmarks/peers.py --method scANVI --data_path snareseq2_mop.h5mu \\
+    python -m benchmarks.peers --method scANVI --data_path snareseq2_mop.h5mu \\
         --ready_path runs/snareseq2/fold0_seed0/ready.h5mu --out_path runs/snareseq2/fold0_seed0/scANVI
 
 Both are given the raw counts of all cells, also of the test cells (their RNA), and the labels of training cells alone;
@@ -10,7 +10,6 @@ what was chosen, the seconds of each part, and the translation scores of MultiVI
 """
 
 import json
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +21,12 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from utils.cells.labels import label_codes, limit_labels
+from utils.cells.preprocessed import Cells, read_cells, read_raw
 from utils.cli import flag, parse_flags, run_script
-from utils.data.labels import label_codes, limit_labels
-from utils.data.read import Cells, read_cells, read_raw
 from utils.errors import UserError
-from utils.report.baselines import logistic_regression
-from utils.report.metrics import classification_scores, translation_scores
+from utils.evaluate.baselines import logistic_regression
+from utils.evaluate.metrics import classification_scores, translation_scores
 
 UNKNOWN = "unknown"
 BATCH_SIZES = (128, 127, 126)  # cells; scvi-tools' own, and what to try where that leaves a single cell over

@@ -1,7 +1,7 @@
 """What pretraining will take on this machine, before it is begun.
 
-    python benchmarks/plan.py --cells 1e6 --genes 16906 --peaks 1154464 --device auto
-    python benchmarks/plan.py --cells 50000 --genes 2000 --peaks 100000 --dim 64 --depth 2 --heads 2 --dim_head 32
+    python -m benchmarks.plan --cells 1e6 --genes 16906 --peaks 1154464 --device auto
+    python -m benchmarks.plan --cells 50000 --genes 2000 --peaks 100000 --dim 64 --depth 2 --heads 2 --dim_head 32
 
 Measures a few training steps (forward and backward) on simulated cells of that size, at the published shape or another
 one of the RNA encoder, and prints for each way of doing it the largest minibatch that fits into 80 % of the free
@@ -9,22 +9,18 @@ memory, the fastest one measured, its memory and what an epoch takes. The traini
 cells with --batch_size auto.
 """
 
-import sys
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.lib.bench import machine, random_cells
 from models.atac_encoder import ATACEncoder, ATACEncoderConfig
 from models.objectives import MaskedATAC, MaskedRNA, Objective
 from models.rna_encoder import RNAEncoder, RNAEncoderConfig
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
 from utils.progress import duration
-from utils.report.bench import machine, random_cells
 from utils.train.batch_size import SHARE, Step, free_memory, largest_fit, measure_steps
 from utils.train.distributed import choose_device
 

@@ -1,6 +1,6 @@
 """bfloat16 against float32: the demo's final scores at both precisions, for several seeds.
 
-    python benchmarks/precision.py --seeds 3 --n_cells 800
+    python -m benchmarks.precision --seeds 3 --n_cells 800
 
 A seed is another simulation and another training. The two precisions agree when their mean difference is within its
 own noise: |mean| at most two standard errors over the seeds. Prints the table, and writes results.json into --out_path.
@@ -17,10 +17,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.lib.stages import ROOT
 from utils.cli import flag, parse_flags, run_script
-from utils.report.stages import ROOT
 
 SCORES = {
     "accuracy, with student": ("cell_types", "RNA only, with student", "accuracy"),

@@ -1,6 +1,6 @@
 """How fast preprocess.py is and how much memory it takes, at 20,000, 60,000 and 200,000 cells.
 
-    python benchmarks/preprocessing.py --out_path runs/preprocessing
+    python -m benchmarks.preprocessing --out_path runs/preprocessing
 
 Simulates .h5ad files of 20,000 genes with about 1,500 expressed per cell (drawn without structure: only size matters
 here), preprocesses each in a process of its own, and prints cells per second and the peak resident memory, also as
@@ -22,12 +22,11 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.lib.stages import ROOT
 from utils.cli import flag, parse_flags, run_script
-from utils.data.genes import load_gene_table
-from utils.data.write import write_in_blocks
-from utils.report.stages import ROOT, forget_peak_memory
+from utils.features.gene_symbols import load_gene_table
+from utils.files.write import write_in_blocks
+from utils.memory import forget_peak_memory
 
 N_GENES, N_EXPRESSED, BLOCK = 20_000, 1_500, 5_000
 

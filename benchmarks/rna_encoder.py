@@ -1,7 +1,7 @@
 """What a cell costs in the RNA encoder at the published size, beside the Performer of performer-pytorch.
 
     pip install --no-deps performer-pytorch==1.1.4 local-attention==1.9.0 axial-positional-embedding==0.3.12
-    python benchmarks/rna_encoder.py
+    python -m benchmarks.rna_encoder
 
 One cell of 16,906 genes, width 200, 6 blocks of 10 heads of 64, 266 features. Work is timed in one process, the peer
 and ours in turn, and the median is taken; peak memory is that of a process that does one such step and nothing else.
@@ -15,19 +15,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.lib.bench import RESULTS, Row, random_cells, save_rows
 from models.objectives import MaskedRNA
 from models.rna_encoder import RNAEncoder, RNAEncoderConfig
 from utils.cli import flag, parse_flags, run_script
-from utils.report.bench import RESULTS, Row, random_cells, save_rows
-from utils.report.stages import forget_peak_memory, peak_memory
+from utils.memory import forget_peak_memory, peak_memory
 
 HAS_PEER = find_spec("performer_pytorch") is not None
 N_GENES, N_EXPRESSED = 16_906, 2_000
@@ -99,7 +96,7 @@ def make_peer(work: str) -> Callable[[], None]:
 def memory_of(work: str, threads: int) -> float:
     """MiB of a process that does one step."""
     forget_peak_memory()
-    command = [sys.executable, __file__, "--only", work, "--threads", str(threads)]
+    command = [sys.executable, "-m", "benchmarks.rna_encoder", "--only", work, "--threads", str(threads)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 

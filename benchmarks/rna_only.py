@@ -1,7 +1,7 @@
 """One cell of the study on RNA alone: immune_rna.h5ad or scanpy's pbmc68k_reduced, one of five folds and one seed.
 
-    python benchmarks/rna_only.py --data immune --data_path immune_rna.h5ad --fold 0 --seed 0
-    python benchmarks/rna_only.py --data pbmc68k --fold 0 --seed 0
+    python -m benchmarks.rna_only --data immune --data_path immune_rna.h5ad --fold 0 --seed 0
+    python -m benchmarks.rna_only --data pbmc68k --fold 0 --seed 0
 
 A few hundred human cells without batches: a fold leaves out a fifth of each type's cells (types of one cell are always
 training cells). Stage I is trained on the file's own training cells, without labels; then the cell types, beside the
@@ -9,7 +9,6 @@ same baselines. Writes results/<name of out_path>.json beside out_path, for benc
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,14 +17,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData, read_h5ad
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.lib.bench import when_and_where
+from benchmarks.lib.stages import Stages, from_root
+from benchmarks.lib.study import save_run
 from utils.cli import flag, parse_flags, run_script
-from utils.data.write import write_whole
 from utils.errors import UserError
-from utils.report.bench import when_and_where
-from utils.report.stages import Stages, from_root
-from utils.report.study import save_run
+from utils.files.write import write_whole
 
 N_FOLDS = 5
 # Beside --preset small: few cells are seen more often.

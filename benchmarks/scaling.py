@@ -1,13 +1,12 @@
 """How the cost of a training step grows with genes, expressed genes, peaks, cells at a time and processes.
 
-    python benchmarks/scaling.py
+    python -m benchmarks.scaling
 
 Stage I at the published size, float32, forward and backward pass; the fastest of a few passes counts. Processes: the
 demo's RNA encoder, each process with one thread, from throughput.json if that is there. Writes scaling.csv and
 scaling.png into --out_path.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.lib.bench import RESULTS, machine, random_cells, read_rows
 from models.atac_encoder import ATACEncoder, ATACEncoderConfig
 from models.objectives import MaskedATAC, MaskedRNA
 from models.rna_encoder import RNAEncoder, RNAEncoderConfig
 from utils.cli import flag, parse_flags, run_script
-from utils.report.bench import RESULTS, machine, random_cells, read_rows
-from utils.report.plots import scaling
+from utils.evaluate.plots import scaling
 from utils.train.batch_size import measure_steps
 
 N_GENES, N_EXPRESSED, N_PEAKS, N_OPEN = 16_906, 2_000, 1_154_464, 10_000

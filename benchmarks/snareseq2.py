@@ -1,6 +1,6 @@
 """One cell of the study on SNARE-seq2 mouse cortex: a fold and a seed, RNA alone at test time.
 
-    python benchmarks/snareseq2.py --data_path snareseq2_mop.h5mu --fold 0 --seed 0
+    python -m benchmarks.snareseq2 --data_path snareseq2_mop.h5mu --fold 0 --seed 0
 
 8,622 cells, 1,677 genes, 25,734 peaks, ten batches, of which a fold leaves two out for testing. Trains all stages by
 --preset small, for two CPU cores, fine-tunes with the student and without it, on all labels and on few, and sets simple
@@ -11,21 +11,18 @@ stage it was in.
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.lib.bench import when_and_where
+from benchmarks.lib.stages import Stages, from_root
+from benchmarks.lib.study import load_run, save_run
 from benchmarks.study import ALL, types_table
+from utils.cells.preprocessed import read_cells
 from utils.cli import flag, parse_flags, run_script
-from utils.data.read import read_cells
 from utils.errors import UserError
-from utils.report.bench import when_and_where
-from utils.report.stages import Stages, from_root
-from utils.report.study import load_run, save_run
 
 FOLDS = ("09J,09K", "09H,09I", "09F,09G")  # the test batches; the other four are in no fold's
 FEW_LABELS = (10, 30, 100)
@@ -233,7 +230,7 @@ class Study:
         folder, few = self.out / method, ",".join(map(str, FEW_LABELS))
         self.stages.run(
             method,
-            f"benchmarks/peers.py --method {method} --data_path {self.data} --ready_path {self.ready} "
+            f"-m benchmarks.peers --method {method} --data_path {self.data} --ready_path {self.ready} "
             f"--out_path {self.path(method)} --seed {self.seed} --labels_per_type {few}",
         )
         for path in sorted(folder.glob("*.csv")):

@@ -1,13 +1,12 @@
 """Make snareseq2_mop.h5mu, the data of the SNARE-seq2 study, from the public original files.
 
-    python benchmarks/snareseq2_data.py --folder scMoMaT/data/real/MOp_5batches --out_path snareseq2_mop.h5mu
+    python -m benchmarks.snareseq2_data --folder scMoMaT/data/real/MOp_5batches --out_path snareseq2_mop.h5mu
 
 The files GxC1.npz, RxC1.npz, meta_c1.csv, genes.txt and regions.txt lie in data/real/MOp_5batches of the public
 repository PeterZZQ/scMoMaT (MIT licence). The study takes ten of their batches, with raw counts; the 23 identities
 of the original annotation are its subclasses, and are joined to its 15 cell types here.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +16,9 @@ from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from utils.cli import flag, parse_flags, run_script
-from utils.data.write import write_whole
 from utils.errors import UserError, reading
+from utils.files.write import write_whole
 
 BATCHES = ("09A", "09B", "09D", "09E", "09F", "09G", "09H", "09I", "09J", "09K")
 CELL_TYPES = {

@@ -1,33 +1,30 @@
 """The study's runs as tables and one figure.
 
-    python benchmarks/study.py
+    python -m benchmarks.study
 
 Reads what benchmarks/snareseq2.py and benchmarks/rna_only.py wrote, kept in benchmarks/results/snareseq2/ and
 rna_only/, and puts the tables between the two marks of RESULTS.md, the figure beside the results. Trains nothing.
 """
 
-import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.lib.bench import RESULTS
+from benchmarks.lib.stages import ROOT
+from benchmarks.lib.study import Run, f1_of_types, interval, load_runs, mean_score
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
+from utils.evaluate.plots import bars
 from utils.progress import progress_bar
-from utils.report.bench import RESULTS
-from utils.report.plots import bars
-from utils.report.stages import ROOT
-from utils.report.study import Run, f1_of_types, interval, load_runs, mean_score
 
 ALL = "all labels"
 OURS, PLAIN = "scMomer", "scMomer without the student"
 LINEAR = ("logistic regression", "PCA + logistic regression")
 WHICH_TYPES = (ALL, "30 labels per type")  # groups of which each type's F1 is shown
-MARKS = ("<!-- tables: python benchmarks/study.py -->", "<!-- end of tables -->")
+MARKS = ("<!-- tables: python -m benchmarks.study -->", "<!-- end of tables -->")
 SCORES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 
 

@@ -1,19 +1,16 @@
 """The results of `make bench` as one table.
 
-    python benchmarks/table.py
+    python -m benchmarks.table
 
 Reads what the scripts beside this one have left in benchmarks/results/ and writes table.md there.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.lib.bench import RESULTS, number, read_rows
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
-from utils.report.bench import RESULTS, number, read_rows
 
 SCRIPTS = ("rna_encoder", "atac_encoder", "loading", "throughput")
 

@@ -1,7 +1,7 @@
 """Cells per second, end to end: prediction from a raw file, and training by one process and by two.
 
     make demo
-    python benchmarks/throughput.py --model_path demo_output/runs/celltype_student
+    python -m benchmarks.throughput --model_path demo_output/runs/celltype_student
 
 Labels 10,000 simulated cells (RNA, raw .h5ad) with the demo's model on all threads, from the start of the script to the
 written file. Then trains the demo's RNA encoder for one epoch by one process with one thread, and by two (gloo), in
@@ -20,12 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.lib.bench import RESULTS, Row, save_rows
+from benchmarks.lib.stages import ROOT, Stages
+from utils.cells.simulate import SimulationConfig, simulate
 from utils.cli import flag, parse_flags, run_script
-from utils.data.simulate import SimulationConfig, simulate
-from utils.report.bench import RESULTS, Row, save_rows
-from utils.report.stages import ROOT, Stages
 
 TRAINING = (
     "--tokens expressed --dim 64 --depth 2 --heads 2 --dim_head 32 --epochs 1 --grad_acc 1 --overwrite --model_name rna"

@@ -1,22 +1,19 @@
 """Which operations the RNA encoder's time goes to, by torch's profiler.
 
-    python benchmarks/where_time_goes.py
+    python -m benchmarks.where_time_goes
 
 Inference at the published size, of all genes and of 2,000 expressed ones; writes where_time_goes.md into --out_path.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.lib.bench import RESULTS, machine
 from benchmarks.rna_encoder import make_ours
 from utils.cli import flag, parse_flags, run_script
-from utils.report.bench import RESULTS, machine
 
 WORKS = ("inference, expressed genes, fp32", "inference, all genes, fp32")
 

@@ -21,7 +21,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def simulation():
     """96 simulated cells of three types and two donors; copy before changing."""
-    from utils.data.simulate import SimulationConfig, simulate
+    from utils.cells.simulate import SimulationConfig, simulate
 
     return simulate(SimulationConfig(n_cells=96, n_genes=60, n_peaks=150, n_types=3, n_donors=2))
 
@@ -29,7 +29,7 @@ def simulation():
 @pytest.fixture(scope="session")
 def raw_file(simulation, tmp_path_factory) -> Path:
     """The simulated counts as a user would have them."""
-    from utils.data.write import write_whole
+    from utils.files.write import write_whole
 
     path = tmp_path_factory.mktemp("raw") / "cells.h5mu"
     write_whole(simulation.mdata, path)
@@ -49,7 +49,7 @@ def ready_file(raw_file) -> Path:
 @pytest.fixture(scope="session")
 def cells(ready_file):
     """The model-ready cells, both modalities; not to be changed."""
-    from utils.data.read import read_cells
+    from utils.cells.preprocessed import read_cells
 
     return read_cells(ready_file, ("rna", "atac"))
 

@@ -21,13 +21,13 @@ from models.rna_encoder import RNAEncoder, RNAEncoderConfig
 from models.scmomer import ScMomer, ScMomerConfig
 from models.shapes import FusionConfig
 from models.student import StudentConfig
+from utils.cells.labels import encode_labels
+from utils.cells.minibatches import CellDataset, train_and_val
+from utils.cells.preprocessed import Cells
 from utils.cli import run_script
-from utils.data.dataset import CellDataset, train_and_val
-from utils.data.labels import encode_labels
-from utils.data.read import Cells
 from utils.train.distributed import Runtime
-from utils.train.engine import TrainConfig, fit
 from utils.train.log import METRICS, workshop
+from utils.train.loop import TrainConfig, fit
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = Runtime(torch.device("cpu"))

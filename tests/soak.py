@@ -21,9 +21,9 @@ from tests import helpers
 from tests.conftest import make_runs
 from tests.fuzz import fuzz
 from tests.train.kills import assert_same_run, finish, kill_and_resume, stop_and_resume, training_scripts
+from utils.cells.simulate import SimulationConfig, simulate
 from utils.cli import flag, parse_flags, run_script
-from utils.data.simulate import SimulationConfig, simulate
-from utils.data.write import write_whole
+from utils.files.write import write_whole
 
 
 @dataclass

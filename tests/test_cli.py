@@ -9,8 +9,8 @@ from torch.distributed import DistBackendError
 from tests.helpers import error_of
 from utils import cli
 from utils.cli import run_script
-from utils.data.write import whole_file
 from utils.errors import UserError
+from utils.files.write import whole_file
 
 NAMES = [
     "",

@@ -8,9 +8,9 @@ import h5py
 import pytest
 
 from tests.fuzz import fuzz
-from utils.data import probe
-from utils.data.read import read_raw
+from utils.cells.preprocessed import read_raw
 from utils.errors import UserError
+from utils.files import probe
 
 FOUND = (4536, 9844, 10109, 10779, 11101, 11337, 11657, 11732, 11748, 12124)
 """Numbers of files that were findings once: options no model has, names no terminal can show, entries outside a matrix,

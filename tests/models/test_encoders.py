@@ -245,9 +245,6 @@ def test_student_reads_continuous_values_and_drops_out_in_training_alone():
     assert not torch.isclose(student(cells), student(shifted), atol=1e-6).all(1)[[0, 1, 3, 4]].any()
 
 
-# --------------------------------------------------------------------------------------------------------- company
-
-
 class Subject(nn.Module):
     """A module and the way from a minibatch to one output per cell, [B, …] of fixed shape."""
 

@@ -11,13 +11,13 @@ import pytest
 import scanpy as sc
 from scipy.sparse import csr_matrix
 
-from tests.data.test_intake import make_cells, make_peaks
+from tests.cells.test_ingest import make_cells, make_peaks
 from tests.formats import FORMATS, tenx_h5
 from tests.helpers import ATAC, MULTIMODAL, TRAINING, call, command_line, error_of, run
-from utils.data.genes import load_gene_table
-from utils.data.read import read_cells
-from utils.data.write import write_whole
-from utils.train.checkpoint import load_model
+from utils.cells.preprocessed import read_cells
+from utils.features.gene_symbols import load_gene_table
+from utils.files.write import write_whole
+from utils.train.model_folder import load_model
 
 # Prediction ----------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from tests.data.test_intake import make_cells, make_peaks
+from tests.cells.test_ingest import make_cells, make_peaks
 from tests.helpers import command_line, error_of, python, run
 
 
@@ -248,7 +248,7 @@ def test_labels_that_teach_little(labels, words, tmp_path, capsys):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -2.0])
 def test_a_bad_value_beyond_the_sample_names_its_cell(value, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("utils.data.source.SAMPLE", 8)  # rows 0, 1, 3, 4, 6, 7, 9 and 11
+    monkeypatch.setattr("utils.files.source.SAMPLE", 8)  # rows 0, 1, 3, 4, 6, 7, 9 and 11
     path = tmp_path / "cells.h5ad"
     values(lambda dense: dense.__setitem__((8, 4), value))(path)
     line = error_of(capsys, "preprocess", data_path=path, out_path=tmp_path / "out.h5ad")

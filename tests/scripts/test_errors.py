@@ -11,8 +11,8 @@ import torch
 from scipy.sparse import csr_matrix
 
 from tests.helpers import MULTIMODAL, RNA, TRAINING, command_line, error_of, python, run
-from utils.data.genes import load_gene_table
-from utils.data.write import write_whole
+from utils.features.gene_symbols import load_gene_table
+from utils.files.write import write_whole
 from utils.train.log import workshop
 
 # Raw files ---------------------------------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ from PIL import Image
 
 from models.shapes import other
 from tests.helpers import TRAINING, error_of, records, run
-from utils.data.dataset import CellDataset, MicroBatch
-from utils.data.labels import label_codes, limit_labels
-from utils.data.read import read_cells
-from utils.report.baselines import majority_class, nearest_neighbours
-from utils.report.metrics import cell_auroc, classification_scores
-from utils.train.checkpoint import load_model
+from utils.cells.labels import label_codes, limit_labels
+from utils.cells.minibatches import CellDataset, MicroBatch
+from utils.cells.preprocessed import read_cells
+from utils.evaluate.baselines import majority_class, nearest_neighbours
+from utils.evaluate.metrics import cell_auroc, classification_scores
+from utils.train.model_folder import load_model
 
 TYPE_ROWS = {"scmomer", "majority class", "nearest neighbours", "logistic regression", "PCA + logistic regression"}
 
@@ -112,7 +112,9 @@ def test_baselines_learn_from_the_labels_that_the_model_learned_from(ready_file,
         seen["labelled"], seen["all"] = (x_train, y_train), options["x_all"]
         return majority_class(x_train, y_train)
 
-    monkeypatch.setattr("utils.report.baselines.TYPE_BASELINES", {"nearest neighbours": nearest_neighbours, "spy": spy})
+    monkeypatch.setattr(
+        "utils.evaluate.baselines.TYPE_BASELINES", {"nearest neighbours": nearest_neighbours, "spy": spy}
+    )
     table = evaluated(ready_file, tmp_path / "few", tmp_path)
     assert {"spy", "logistic regression, self-trained"} < table.keys()
     labels = cells.labels()

@@ -10,10 +10,10 @@ from scipy.sparse import csr_matrix
 
 from tests.conftest import Runs, make_runs
 from tests.helpers import TRAINING, assert_same_tensors, run, weights
-from utils.data.labels import label_codes, limit_labels
-from utils.data.read import read_cells
-from utils.data.write import write_whole
-from utils.train.checkpoint import load_model
+from utils.cells.labels import label_codes, limit_labels
+from utils.cells.preprocessed import read_cells
+from utils.files.write import write_whole
+from utils.train.model_folder import load_model
 
 MODELS = ("rna", "atac", "multimodal", "student_atac", "student_rna", "celltype_atac", "celltype_rna")
 # With the settings that look at cells in ways of their own:

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers import error_of, run
 from utils import __version__
-from utils.data.read import read_cells
-from utils.data.write import write_whole
-from utils.report.calibration import ENOUGH_CELLS
-from utils.train.checkpoint import load_model
+from utils.cells.preprocessed import read_cells
+from utils.evaluate.calibration import ENOUGH_CELLS
+from utils.files.write import write_whole
 from utils.train.folders import MANIFEST, file_hash
+from utils.train.model_folder import load_model
 
 PLACES = ["obs['predicted_cell_type']", "obs['confidence']", "obsm['X_scmomer']"]
 

@@ -13,11 +13,11 @@ import pytest
 from scipy.sparse import csr_matrix, hstack
 
 from tests.helpers import MULTIMODAL, TRAINING, records, run, weights
-from utils.data.gene_ids import translate
-from utils.data.genes import load_gene_table
-from utils.data.write import write_whole
-from utils.train.checkpoint import load_model
+from utils.features.gene_ids import translate
+from utils.features.gene_symbols import load_gene_table
+from utils.files.write import write_whole
 from utils.train.log import workshop
+from utils.train.model_folder import load_model
 
 MISSING = {"atac": "rna", "rna": "atac"}  # missing → measured
 KIND_OF = {"student_atac": "student", "student_rna": "student", "celltype_atac": "celltype", "celltype_rna": "celltype"}

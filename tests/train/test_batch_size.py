@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from tests.helpers import CPU, assert_same_records, assert_same_tensors, last_weights, make_stage, records, take, train
-from utils.data.dataset import MicroBatch
+from utils.cells.minibatches import MicroBatch
 from utils.errors import UserError
 from utils.train import batch_size
 from utils.train.batch_size import BatchSize, Step, free_memory, largest_fit, measure_steps
-from utils.train.engine import TrainConfig
+from utils.train.loop import TrainConfig
 
 AUTO = BatchSize("auto")
 

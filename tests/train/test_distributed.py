@@ -35,12 +35,12 @@ from tests.helpers import (
     train,
     weights,
 )
+from utils.cells.minibatches import CellDataset
+from utils.cells.preprocessed import Cells, read_cells
 from utils.cli import run_script
-from utils.data.dataset import CellDataset
-from utils.data.read import Cells, read_cells
 from utils.errors import UserError
+from utils.predict.infer import InferConfig, infer
 from utils.train.distributed import Runtime, choose_device, distributed_run
-from utils.train.infer import InferConfig, infer
 
 # What the processes do ---------------------------------------------------------------------------------------------
 

@@ -18,9 +18,9 @@ import torch
 
 from tests.helpers import RNA, ROOT, assert_same_tensors, command_line, last_weights, python, run, weights
 from utils.errors import UserError
-from utils.train.checkpoint import load_model
 from utils.train.folders import MANIFEST, file_hash, read_folder, write_folder
 from utils.train.log import workshop
+from utils.train.model_folder import load_model
 
 
 def write_text(text: str):

@@ -21,8 +21,8 @@ from tests.helpers import (
     train,
     weights,
 )
-from utils.data.dataset import Plan
-from utils.data.read import Cells, read_cells
+from utils.cells.minibatches import Plan
+from utils.cells.preprocessed import Cells, read_cells
 from utils.train import forecast as module
 from utils.train.config import TrainConfig
 from utils.train.distributed import Runtime, distributed_run

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.fuzz import read_broken
 from utils.errors import UserError
-from utils.train.checkpoint import load_model
 from utils.train.folders import MANIFEST, file_hash
+from utils.train.model_folder import load_model
 
 KIND = {"rna": "rna", "atac": "atac", "multimodal": "multimodal", "student_rna": "student", "celltype_atac": "celltype"}
 MEMORY = 2**30

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.helpers import last_weights, make_stage, records, take, train
-from utils.data.dataset import MicroBatch
+from utils.cells.minibatches import MicroBatch
 from utils.errors import UserError
 from utils.train.guards import StopSignal
 

@@ -17,11 +17,11 @@ import torch
 from tests.helpers import CPU, RNA, error_of, make_stage, take, train
 from tests.train.kills import Processes, assert_same_run, finish, model_folder, training_scripts
 from utils.errors import UserError
-from utils.train.calibrate import calibrate
-from utils.train.checkpoint import load_model
-from utils.train.engine import TrainConfig
+from utils.predict.calibrate import calibrate
 from utils.train.folders import write_folder
 from utils.train.lock import _start_of, _this_process, lock_file, sole_writer
+from utils.train.loop import TrainConfig
+from utils.train.model_folder import load_model
 
 
 @pytest.mark.parametrize("size", [1, 2])

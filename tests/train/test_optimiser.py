@@ -4,7 +4,7 @@ import torch
 
 from models.objectives import Objective
 from tests.helpers import KINDS, make_stage, take, train
-from utils.train.engine import decayed_groups
+from utils.train.loop import decayed_groups
 
 
 def test_weight_decay_is_of_matrices_alone():

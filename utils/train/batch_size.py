@@ -12,9 +12,9 @@ import torch
 
 from models.minibatch import Minibatch
 from models.objectives import Objective
-from utils.data.dataset import CellDataset, MicroBatch
+from utils.cells.minibatches import CellDataset, MicroBatch
 from utils.errors import UserError
-from utils.report.stages import forget_peak_memory, peak_memory
+from utils.memory import forget_peak_memory, peak_memory
 from utils.train.config import BatchSize
 from utils.train.distributed import Runtime
 

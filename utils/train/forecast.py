@@ -8,7 +8,7 @@ import torch
 
 from models.minibatch import Minibatch
 from models.objectives import Objective
-from utils.data.dataset import CellDataset, Plan
+from utils.cells.minibatches import CellDataset, Plan
 from utils.progress import duration
 from utils.train.config import TrainConfig
 

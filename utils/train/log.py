@@ -56,7 +56,7 @@ class RunLog:
             return
         self.board.close()
         if self.records:
-            from utils.report.plots import loss_curve  # here, because matplotlib is slow to import
+            from utils.evaluate.plots import loss_curve  # here, because matplotlib is slow to import
 
             loss_curve(self.records, self.folder / CURVE, title, loss_name, round(kept, 4), keep)
 

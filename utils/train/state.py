@@ -9,8 +9,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from utils.errors import UserError, reading
-from utils.train.checkpoint import load_strictly, part
 from utils.train.folders import is_there, read_folder
+from utils.train.model_folder import load_strictly, part
 from utils.train.sums import Sums
 
 # Settings that may differ between a run and its resumption.

@@ -1,0 +1,102 @@
+"""Benchmarks: what was to be reached, what was measured, on which machine."""
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.lib.stages import ROOT
+from models.minibatch import Minibatch, Ragged
+from utils.as_json import to_json
+
+RESULTS = str(ROOT / "benchmarks" / "results")
+
+
+@dataclass
+class Row:
+    """One claim.
+
+    Attributes
+    ----------
+    work : what is done
+    measured : in `unit`
+    reach : what was to be reached
+    at_most : whether `measured` must be at most `reach`, else at least
+    unit : of both
+    """
+
+    work: str
+    measured: float
+    reach: float
+    unit: str
+    at_most: bool = False
+
+    @property
+    def ratio(self) -> float:
+        """How far beyond (above 1) or short of (below 1) what was to be reached."""
+        return self.reach / self.measured if self.at_most else self.measured / self.reach
+
+    def __str__(self) -> str:
+        bound = "at most" if self.at_most else "at least"
+        verdict = "" if self.ratio >= 1 else "  MISSED"
+        return (
+            f"{self.work}: {number(self.measured)} {self.unit}, to reach {bound} {number(self.reach)} "
+            f"(ratio {self.ratio:.2f}){verdict}"
+        )
+
+
+def number(value: float) -> str:
+    """Three digits, or all of a large number's."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def random_cells(modality: str, n_features: int, n_values: int, n_cells: int = 1) -> Minibatch:
+    """A minibatch of cells with `n_values` values each, at random: only size matters."""
+    rng = np.random.default_rng(n_cells)
+    indices = np.concatenate([np.sort(rng.choice(n_features, n_values, replace=False)) for _ in range(n_cells)])
+    values = rng.uniform(1, 6, len(indices)) if modality == "rna" else np.ones(len(indices))
+    offsets = torch.arange(n_cells + 1) * n_values
+    cells = Ragged(torch.from_numpy(indices), torch.from_numpy(values.astype(np.float32)), offsets, n_features)
+    rows = torch.arange(n_cells)
+    return Minibatch(rows, rows * 7919 + 17, torch.ones(n_cells), n_cells, **{modality: cells})
+
+
+def machine() -> str:
+    """Processor, cores, memory, system and torch, in a line."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        name = next((line.split(":")[1].strip() for line in cpuinfo.open() if line.startswith("model name")), name)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    return (
+        f"{platform.machine()}, {name}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, "
+        f"torch {torch.__version__}{device}"
+    )
+
+
+def when_and_where() -> dict[str, str]:
+    """Today's date and this machine, for results."""
+    return {"date": date.today().isoformat(), "machine": machine()}
+
+
+def save_rows(name: str, rows: list[Row], folder: str | Path, **more) -> None:
+    """Print the rows and write <folder>/<name>.json."""
+    for row in rows:
+        print(row, flush=True)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    told = when_and_where() | {"rows": [asdict(row) for row in rows]}
+    (folder / f"{name}.json").write_text(to_json(told | more))
+    print(f"wrote {folder / f'{name}.json'}")
+
+
+def read_rows(path: str | Path) -> tuple[list[Row], dict]:
+    """The rows of a result, and all that it holds."""
+    told = json.loads(Path(path).read_text())
+    return [Row(**row) for row in told["rows"]], told

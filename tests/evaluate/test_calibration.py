@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+from scipy.special import log_softmax, softmax
+
+from utils.evaluate.calibration import ENOUGH_CELLS, Calibration, expected_calibration_error, fit_temperature
+
+
+def calibrated_logits(n=20_000, classes=5, seed=0):
+    """Logits whose softmax is exactly the distribution from which the labels are drawn."""
+    rng = np.random.default_rng(seed)
+    logits = 2 * rng.normal(size=(n, classes))
+    labels = (softmax(logits, axis=1).cumsum(axis=1) < rng.random((n, 1))).sum(axis=1).clip(0, classes - 1)
+    return logits, labels
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_temperature_is_recovered(temperature):
+    logits, labels = calibrated_logits()
+    assert fit_temperature(temperature * logits, labels) == pytest.approx(temperature, rel=0.03)
+
+
+def test_temperature_minimises_the_likelihood_and_mends_calibration():
+    logits, labels = calibrated_logits(2000, seed=1)
+    logits = 2.5 * logits
+    found = fit_temperature(logits, labels)
+
+    def loss(temperature):
+        return -log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels].mean()
+
+    assert all(loss(found) <= loss(found * factor) + 1e-9 for factor in (0.5, 0.9, 0.99, 1.01, 1.1, 2))
+    before = expected_calibration_error(softmax(logits, axis=1), labels)
+    after = expected_calibration_error(softmax(logits / found, axis=1), labels)
+    assert before > 0.1 and after < 0.04
+
+
+def test_temperature_of_extreme_cases():
+    logits, labels = calibrated_logits(9)
+    assert fit_temperature(logits, labels) == 1.0  # too few cells
+    assert fit_temperature(np.zeros((0, 3)), np.zeros(0, dtype=int)) == 1.0
+    logits, labels = calibrated_logits(ENOUGH_CELLS, seed=3)
+    assert fit_temperature(logits / 3, labels) < 0.6
+    assert fit_temperature(logits[1:] / 3, labels[1:]) == 1.0  # too few cells to sharpen
+    assert fit_temperature(logits[1:] * 3, labels[1:]) > 1.5  # but enough to soften
+    right = 1e4 * np.eye(3)[np.arange(30) % 3]
+    # Neither all right nor all wrong leaves the bounds or overflows.
+    assert 0.1 <= fit_temperature(right, np.arange(30) % 3) <= 10
+    assert fit_temperature(right, (np.arange(30) + 1) % 3) == pytest.approx(10, rel=1e-3)
+
+
+def test_too_few_cells_are_not_called_calibrated():
+    labels = np.repeat([0, 1, 2], [60, 40, 4])
+    few = Calibration.of(labels[5:], ["A", "B", "C", "D"])
+    assert (few.n_cells, few.is_enough) == (99, False) and "not calibrated" in str(few)
+    partly = Calibration.of(labels, ["A", "B", "C", "D"])
+    assert partly.is_enough and partly.few == ("C", "D") and "2 of 4" in str(partly) and "C, D" in str(partly)
+    enough = Calibration.of(np.repeat([0, 1], 50), ["A", "B"])
+    assert enough.is_enough and not enough.few and "not" not in str(enough)
+    assert Calibration.of(np.zeros(0, np.int64), ["A", "B"]).few == ("A", "B")
+
+
+def test_expected_calibration_error_by_hand():
+    prob = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.4, 0.6]])
+    # Bin of 0.9: accuracy 1/2, gap 0.4. Bin of 0.6: accuracy 1, gap 0.4.
+    assert expected_calibration_error(prob, [0, 1, 1, 1]) == pytest.approx(0.4)
+    # In one bin the two gaps have opposite signs: mean confidence 0.75, accuracy 0.75.
+    assert expected_calibration_error(prob, [0, 1, 1, 1], bins=1) == pytest.approx(0)
+    assert expected_calibration_error(np.eye(4), np.arange(4)) == 0
+    assert expected_calibration_error(np.eye(4), (np.arange(4) + 1) % 4) == 1
+
+
+def test_a_bin_holds_its_upper_edge():
+    # 0.6 is the upper edge of bin 3 of 5 and 0.55 lies in the same bin: their gaps cancel.
+    prob = np.array([[0.6, 0.4], [0.55, 0.45]])
+    assert expected_calibration_error(prob, [1, 0], bins=5) == pytest.approx(abs(1 - 1.15) / 2)
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match="do not match"):
+        fit_temperature(np.zeros((12, 3)), np.zeros(11, dtype=int))
+    with pytest.raises(ValueError, match="class indices"):
+        fit_temperature(np.zeros((12, 3)), np.full(12, 3))
+    with pytest.raises(ValueError, match="class indices"):
+        fit_temperature(np.zeros((12, 3)), np.full(12, -1))
+    with pytest.raises(ValueError, match="not finite"):
+        fit_temperature(np.full((12, 3), np.nan), np.zeros(12, dtype=int))
+    with pytest.raises(ValueError, match="no cells"):
+        expected_calibration_error(np.zeros((0, 3)), np.zeros(0, dtype=int))

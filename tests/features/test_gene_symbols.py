@@ -1,0 +1,138 @@
+"""Gene symbols: today's names, species, duplicates and pretrained vectors."""
+
+import gzip
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from utils.errors import UserError
+from utils.features.gene_symbols import (
+    GENE_TABLE,
+    detect_species,
+    is_clone_name,
+    load_gene_table,
+    read_gene_embedding,
+    share_of_any_species,
+)
+from utils.features.make_gene_table import make_gene_table
+
+MOUSE = ["Gad1", "Slc17a7", "1700017B05Rik", "A230006K03Rik", "mt-Nd1", "H2-K1", "Gm12345", "Pvalb", "Sst", "Vip"]
+HUMAN = ["GAD1", "SLC17A7", "CD3D", "MT-ND1", "HLA-DRA", "C1orf21", "MARCH1", "PVALB", "SST", "VIP"]
+
+
+def test_table_holds_hgnc_complete_set():
+    table = load_gene_table()
+    assert list(table.columns) == ["symbol", "protein_coding", "previous", "alias", "ensembl", "entrez"]
+    assert len(table) == 44_997
+    assert table["protein_coding"].sum() == 19_295
+    assert table["symbol"].is_unique
+    assert table["symbol"].is_monotonic_increasing
+    cd3d = table.set_index("symbol").loc["CD3D"]
+    assert (cd3d["ensembl"], cd3d["entrez"]) == ("ENSG00000167286", "915")
+    assert GENE_TABLE.stat().st_size < 1.2e6
+    assert load_gene_table() is table  # read once
+
+
+def test_rebuilding_the_table_gives_the_same_bytes_and_drops_withdrawn(tmp_path):
+    source = tmp_path / "hgnc.tsv"
+    columns = ["symbol", "locus_group", "status", "alias_symbol", "prev_symbol", "entrez_id", "ensembl_gene_id"]
+    rows = [
+        ["ZYX", "protein-coding gene", "Approved", "", "", "7791", "ENSG00000159840"],
+        ["GONE", "other", "Entry Withdrawn", "", "", "", ""],
+        ["NA", "non-coding RNA", "Approved", "A|B", "C", "1", "ENSG1"],
+    ]
+    pd.DataFrame(rows, columns=columns).to_csv(source, sep="\t", index=False)
+    targets = tmp_path / "a.gz", tmp_path / "b.gz"
+    assert [make_gene_table(source, t) for t in targets] == [2, 2]
+    assert targets[0].read_bytes() == targets[1].read_bytes()
+    lines = gzip.decompress(targets[0].read_bytes()).decode().splitlines()
+    assert lines[1:] == ["NA\t0\tC\tA|B\tENSG1\t1", "ZYX\t1\t\t\tENSG00000159840\t7791"]
+    with pytest.raises(UserError, match="does not exist"):
+        make_gene_table(tmp_path / "absent.tsv", targets[0])
+    source.write_text("symbol\tstatus\nA\tApproved\n")
+    with pytest.raises(UserError, match="lacks the columns alias_symbol"):
+        make_gene_table(source, targets[0])
+
+
+def test_committed_table_is_made_from_the_source(shared_data, tmp_path):
+    make_gene_table(shared_data / "hgnc_symbols.tsv.gz", tmp_path / "table.gz")
+    assert gzip.decompress((tmp_path / "table.gz").read_bytes()) == gzip.decompress(GENE_TABLE.read_bytes())
+
+
+def test_species_of_small_panels():
+    assert detect_species(HUMAN * 5) == "human"
+    assert detect_species(MOUSE * 5) == "mouse"
+    assert detect_species(["ENSG00000167286", "ENSG00000159840.12"]) == "human"
+    assert detect_species(["ENSMUSG00000070880"]) == "mouse"
+    assert detect_species([f"feature_{i}" for i in range(50)]) == "unknown"
+    assert detect_species(["chr1:10-20", "CD3D", "x_1"]) == "unknown"
+    assert detect_species([]) == "unknown"
+
+
+@pytest.mark.parametrize(
+    "genes",
+    [
+        HUMAN,
+        MOUSE,
+        ["Aplp1", "LOC498555", "RGD1311739", "Tp53"],  # rat
+        ["sox10", "gad1b", "si:ch211-285f17.1", "pvalb6", "tp53", "zgc:101569"],  # zebrafish
+        ["ENSDARG00000069301", "ENSRNOG00000010756"],
+        ["FBgn0000018", "FBgn0000022"],
+    ],
+)
+def test_genes_of_any_species_look_like_genes(genes):
+    assert share_of_any_species(genes) >= 0.3
+
+
+@pytest.mark.parametrize("form", ["peak_{}", "gene_{}", "f{}", "G{}", "V{}", "chr1.{0}00.{0}50"])
+def test_made_up_names_do_not(form):
+    assert share_of_any_species([form.format(i) for i in range(1, 2000)]) < 0.01
+
+
+def test_names_of_clones():
+    assert all(
+        map(is_clone_name, ["RP11-34P13.7", "RP11.34P13.7", "AC020916.1", "CTD-2006K23.1", "AL627309.5", "Z83844.1"])
+    )
+    assert not any(map(is_clone_name, ["CD3D", "HLA-A", "NKX2.1", "ENST00000367770.8", "TBP.1", "chr1.10.20"]))
+
+
+def test_species_of_real_genes(shared_data):
+    human = np.asarray(anndata.read_h5ad(shared_data / "immune_rna.h5ad", backed="r").var_names, dtype=str)
+    with h5py.File(shared_data / "snareseq2_mop.h5mu") as file:
+        mouse = file["mod/rna/var/_index"].asstr()[:]
+    rng = np.random.default_rng(0)
+    assert (detect_species(human), detect_species(mouse)) == ("human", "mouse")
+    panels = [(detect_species(rng.choice(human, 50)), detect_species(rng.choice(mouse, 50))) for _ in range(50)]
+    assert set(panels) == {("human", "mouse")}
+
+
+@pytest.mark.parametrize("header", ["", "3 4\n"])
+def test_gene_embedding_is_aligned_to_the_genes(tmp_path, header):
+    path = tmp_path / "gene2vec.txt"
+    path.write_text(header + "CD3D 1 2 3 4\nGAD1\t5 6 7 8.5 \n\nSST -1 0 1e-2 0\n")
+    vectors, found = read_gene_embedding(path, ["GAD1", "absent", "CD3D", "GAD1"], 4)
+    assert vectors.dtype == np.float32
+    assert found.tolist() == [True, False, True, True]
+    assert vectors.tolist() == [[5, 6, 7, 8.5], [0, 0, 0, 0], [1, 2, 3, 4], [5, 6, 7, 8.5]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"CD3D 1 2 3\n", "line 1 .CD3D. holds 3 numbers, not 4"),
+        (b"SST 1 2 3 4\n", "holds none of the 1 genes"),
+        (b"", "holds none of the 1 genes"),
+        (b"CD3D 1 2 x 4\n", "no text of one gene and 4 numbers"),
+        (b"\xff\xfe\x00\x01\n", "no text of one gene and 4 numbers"),
+    ],
+)
+def test_a_wrong_gene_embedding_is_named(tmp_path, text, message):
+    path = tmp_path / "gene2vec.txt"
+    path.write_bytes(text)
+    with pytest.raises(UserError, match=message):
+        read_gene_embedding(path, ["CD3D"], 4)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_gene_embedding(tmp_path / "absent.txt", ["CD3D"], 4)

@@ -1,0 +1,92 @@
+"""Matrices read by rows: the same cells from every layout, in blocks of any size, and damage that is told."""
+
+import h5py
+import numpy as np
+import pytest
+from anndata.io import sparse_dataset, write_elem
+from scipy.sparse import csc_matrix, csr_matrix
+
+from utils.errors import UserError
+from utils.files import disk_matrix as module
+from utils.files.disk_matrix import Matrix
+
+DENSE = np.random.default_rng(0).poisson(0.3, (57, 23)).astype(np.float32)
+FORMS = {"dense": np.asarray, "csr": csr_matrix, "csc": csc_matrix}
+
+
+@pytest.fixture(params=[*FORMS, *(f"{name} on disk" for name in FORMS)])
+def matrix(request, tmp_path):
+    name, _, on_disk = request.param.partition(" ")
+    content = FORMS[name](DENSE)
+    if not on_disk:
+        yield Matrix(content, "cells.h5ad")
+        return
+    with h5py.File(tmp_path / "cells.h5ad", "w") as file:
+        write_elem(file, "X", content)
+        yield Matrix(file["X"], "cells.h5ad")
+
+
+@pytest.mark.parametrize("block", [1, 40, 10**6])
+def test_blocks_are_the_matrix(matrix, block, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", block)
+    blocks = list(matrix.blocks())
+    assert [start for start, _ in blocks] == list(np.cumsum([0, *(b.shape[0] for _, b in blocks[:-1])]))
+    assert len(blocks) == {1: 57, 10**6: 1}.get(block, len(blocks))
+    np.testing.assert_array_equal(np.concatenate([b.toarray() for _, b in blocks]), DENSE)
+    assert all((b.data != 0).all() and b.has_sorted_indices for _, b in blocks)
+
+
+def test_any_rows_in_any_order(matrix, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 60)
+    rows = np.random.default_rng(1).permutation(57)[:30]
+    taken = matrix.take(rows)
+    assert taken.shape == (30, 23)
+    np.testing.assert_array_equal(np.concatenate([b.toarray() for _, b in taken.blocks()]), DENSE[rows])
+    np.testing.assert_array_equal(taken.take(np.array([4, 2])).rows(0, 2).toarray(), DENSE[rows[[4, 2]]])
+
+
+def test_a_sample_is_spread_over_all_cells(matrix):
+    sample = matrix.sample(16, 8)
+    if "CSC" in type(matrix.content).__name__:  # there each stretch would cost a scan of the file
+        np.testing.assert_array_equal(sample.toarray(), DENSE[:16])
+        return
+    starts = np.linspace(0, 55, 8).astype(int)
+    np.testing.assert_array_equal(sample.toarray(), np.concatenate([DENSE[s : s + 2] for s in starts]))
+    np.testing.assert_array_equal(matrix.sample(100).toarray(), DENSE)
+
+
+def test_repeated_entries_are_one_value():
+    twice = csr_matrix((np.array([1.0, 2.0, 0.0]), np.array([1, 1, 0]), np.array([0, 3])), shape=(1, 2))
+    rows = Matrix(twice, "cells.h5ad").rows(0, 1)
+    assert (rows.indices.tolist(), rows.data.tolist()) == ([1], [3.0])
+    assert twice.nnz == 3  # the file's own matrix is not touched
+
+
+@pytest.mark.parametrize("damage", ["index", "order", "text"])
+@pytest.mark.parametrize("form", ["csr", "csc"])
+def test_damage_is_told_and_never_followed(form, damage, tmp_path):
+    """An index beyond the last gene would make compiled code write anywhere."""
+    with h5py.File(tmp_path / "cells.h5ad", "w") as file:
+        write_elem(file, "X", FORMS[form](DENSE))
+        if damage == "index":
+            file["X/indices"][5] = 10**6
+        elif damage == "order":
+            file["X/indptr"][3] = 10**6
+        else:
+            del file["X/data"]
+            file["X/data"] = np.array([b"a"] * file["X/indices"].shape[0])
+        with pytest.raises(UserError, match=r"cells\.h5ad: is damaged .*; copy or download it again"):
+            for _ in Matrix(sparse_dataset(file["X"]), "cells.h5ad").blocks():
+                pass
+
+
+@pytest.mark.parametrize("form", ["dense", "csr", "csc"])
+def test_half_precision_is_read(form, tmp_path):
+    with h5py.File(tmp_path / "cells.h5ad", "w") as file:
+        write_elem(file, "X", FORMS[form](DENSE))
+        name = "X" if form == "dense" else "X/data"
+        values, attributes = file[name][...].astype(np.float16), dict(file[name].attrs)
+        del file[name]
+        file[name] = values
+        file[name].attrs.update(attributes)
+        np.testing.assert_array_equal(Matrix(file["X"], "cells.h5ad").rows(3, 9).toarray(), DENSE[3:9])

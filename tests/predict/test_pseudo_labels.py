@@ -1,0 +1,72 @@
+"""A second fine-tuning learns from all training cells: those without a label take the first model's."""
+
+import numpy as np
+import pytest
+
+from tests.helpers import CPU, TRAINING, error_of, records, run, weights
+from utils.cells.labels import encode_labels, limit_labels
+from utils.cells.minibatches import CellDataset
+from utils.errors import UserError
+from utils.predict.infer import InferConfig, predict_types
+from utils.predict.pseudo_labels import pseudo_labels
+from utils.train.model_folder import load_model
+
+HOW = InferConfig(device="cpu")
+
+
+@pytest.fixture
+def codes(cells):
+    """All labels, those of two training cells of a type, and the classes."""
+    codes, classes = encode_labels(cells, "cell_type")
+    return codes, limit_labels(codes, cells, 2, 0), classes
+
+
+@pytest.mark.parametrize("missing", ["atac", "rna"])
+def test_unlabelled_training_cells_take_what_the_teacher_predicts(cells, codes, runs, missing):
+    every, few, classes = codes
+    teacher = load_model(runs[f"celltype_{missing}"], "celltype")
+    found = pseudo_labels(few, classes, cells, teacher, HOW, CPU)
+    train, (name,) = cells.rows("train"), teacher.model_config.inputs
+    dataset = CellDataset({name: cells.values[name][train]}, cells.obs.index[train])
+    predicted = predict_types(teacher, dataset, HOW, CPU).types
+    unlabelled = few[train] < 0
+    assert (np.array(classes)[found[train]] == predicted)[unlabelled].all()
+    np.testing.assert_array_equal(found[train][~unlabelled], every[train][~unlabelled])
+    others = np.setdiff1d(np.arange(len(every)), train)
+    np.testing.assert_array_equal(found[others], few[others])
+    assert (few[train] >= 0).sum() == 2 * len(classes) < len(train)
+
+
+def test_where_all_cells_have_a_label_nothing_happens(cells, codes, runs):
+    every, _, classes = codes
+    teacher = load_model(runs["celltype_atac"], "celltype")
+    assert pseudo_labels(every, classes, cells, teacher, HOW, CPU) is every
+
+
+def test_a_teacher_of_other_cell_types_is_refused(cells, codes, runs):
+    _, few, classes = codes
+    teacher = load_model(runs["celltype_atac"], "celltype")
+    with pytest.raises(UserError, match=f"knows cell types that no training cell has: {classes[0]}"):
+        pseudo_labels(few - 1, classes[1:], cells, teacher, HOW, CPU)
+
+
+def test_the_pupil_learns_from_all_training_cells(ready_file, runs, cells, tmp_path):
+    flags = TRAINING | {"data_path": ready_file, "ckpt_dir": tmp_path, "pretrained_model_path": runs["student_atac"]}
+    flags |= {"labels_per_type": 2, "epochs": 1}
+    run("train_missing_celltype_func", **flags, model="alone")
+    run("train_missing_celltype_func", **flags, model="pupil", pseudo_labels_from=runs["celltype_atac"])
+    for name, n_cells in (("alone", 6), ("pupil", len(cells.rows("train")))):
+        steps = max(record["step"] for record in records(tmp_path / name) if record["phase"] == "train")
+        assert steps == -(-n_cells // TRAINING["batch_size"])
+    pupil = load_model(tmp_path / "pupil", "celltype")
+    assert pupil.parents["pseudo_labels"] == load_model(runs["celltype_atac"], "celltype").hash
+    alone = weights(tmp_path / "alone")
+    assert any((tensor != alone[name]).any() for name, tensor in weights(tmp_path / "pupil").items())
+
+
+def test_a_teacher_that_reads_the_other_modality_is_refused(ready_file, runs, tmp_path, capsys):
+    flags = TRAINING | {"data_path": ready_file, "ckpt_dir": tmp_path, "pretrained_model_path": runs["student_atac"]}
+    flags |= {"model": "pupil", "labels_per_type": 2, "pseudo_labels_from": runs["celltype_rna"]}
+    error = error_of(capsys, "train_missing_celltype_func", **flags)
+    assert "celltype_rna: reads ATAC, which is not read here" in error
+    assert not (tmp_path / "pupil").exists()

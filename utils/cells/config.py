@@ -1,0 +1,29 @@
+"""How to understand a user's file; known before anything that reads files is imported."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from utils.cli import flag
+from utils.errors import UserError
+
+
+@dataclass
+class IntakeConfig:
+    """Overrides for what cannot be inferred from a file."""
+
+    values: Literal["auto", "counts", "log1p", "cpm"] = flag("what X contains; overrides detection", "auto")
+    species: Literal["auto", "human", "mouse", "other"] = flag(
+        "whose genes: human symbols are updated, those of mouse and other species stay", "auto"
+    )
+    genome: str | None = flag("build of the peaks: hg19, hg38, mm10 or mm39; they are checked against it", None)
+    min_gene_coverage: float = flag("minimum share of the genes (or peaks) asked for that the file must have", 0.3)
+    min_count_coverage: float = flag("minimum share of the file's RNA counts that the genes asked for must hold", 0.1)
+
+    def __post_init__(self):
+        for name in ("min_gene_coverage", "min_count_coverage"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name} {getattr(self, name)} is a share: give a number from 0 to 1")
+        if self.genome is not None:
+            from utils.features.peaks import chrom_sizes  # here, because pandas takes a while to import
+
+            chrom_sizes(self.genome)

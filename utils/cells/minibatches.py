@@ -1,0 +1,288 @@
+"""Minibatches: which cells, in which order, on which process, and what each of them carries.
+
+A run of steps is planned from (seed, epoch) alone. The cells of one optimiser step are sorted by their number of
+expressed genes before they are dealt out to micro-batches and processes: the gradient is the same sum in another order,
+and little is spent on padding.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from models.masking import mix
+from models.minibatch import Minibatch, Ragged
+from utils.cells.false_pairs import FalsePairs
+from utils.files.disk_rows import Rows, row_lengths, select, shuffled
+
+AHEAD = 2
+"""Minibatches that are made before they are asked for."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Cells of one forward pass.
+
+    Attributes
+    ----------
+    rows : [B]
+    weight : [B] 0 for filling
+    epoch : of the cells' keys
+    step_cells : cells of the whole optimiser step
+    padded_length : to which the cells' tokens are filled up; 0 for the longest cell's number
+    """
+
+    rows: np.ndarray
+    weight: np.ndarray
+    epoch: int
+    step_cells: int
+    padded_length: int = 0
+
+
+class Plan:
+    """The order of an epoch, cut into optimiser steps, micro-batches and this process's share of them.
+
+    Iterating yields `micro_batches` MicroBatches per step, equally many on every process: where cells run out, repeats
+    of weight 0 fill up.
+
+    Parameters
+    ----------
+    lengths : [cells] int, tokens of each cell
+    batch_size : cells per micro-batch and process
+    micro_batches : micro-batches per optimiser step
+    rank, world_size : this process and how many there are
+    seed : of the order
+    shuffle : False keeps the file's order, apart from the sorting by length within a step
+    """
+
+    def __init__(self, lengths, batch_size, micro_batches=1, rank=0, world_size=1, seed=0, shuffle=False):
+        self.lengths = np.asarray(lengths)
+        self.batch_size, self.micro_batches = batch_size, micro_batches
+        self.rank, self.world_size = rank, world_size
+        self.seed, self.shuffle = seed, shuffle
+        self.epoch, self.first_step = 0, 0
+
+    @property
+    def step_size(self) -> int:
+        """Cells per optimiser step, over all micro-batches and processes."""
+        return self.batch_size * self.micro_batches * self.world_size
+
+    @property
+    def n_steps(self) -> int:
+        """Optimiser steps per epoch."""
+        return -(-len(self.lengths) // self.step_size)
+
+    def __len__(self) -> int:
+        return (self.n_steps - self.first_step) * self.micro_batches
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        order = np.arange(len(self.lengths))
+        if self.shuffle:
+            order = shuffled(len(order), np.random.default_rng([self.seed, self.epoch]))
+        for step in range(self.first_step, self.n_steps):
+            cells = order[step * self.step_size : (step + 1) * self.step_size]
+            cells = cells[np.argsort(self.lengths[cells], kind="stable")]
+            weight = np.zeros(self.step_size, np.float32)
+            weight[: len(cells)] = 1.0
+            filled = np.resize(cells, self.step_size)
+            for start in range(0, self.step_size, self.batch_size * self.world_size):
+                mine = slice(start + self.rank, start + self.batch_size * self.world_size, self.world_size)
+                yield MicroBatch(filled[mine], weight[mine], self.epoch, len(cells))
+
+
+def padded_length(lengths: np.ndarray) -> np.ndarray:
+    """To what a cell is padded when the model is applied to it, a function of its own length.
+
+    The next of 8 steps between powers of two, at least 64.
+    """
+    step = 2 ** np.maximum(np.ceil(np.log2(np.maximum(lengths, 1))) - 4, 3).astype(np.int64)
+    return np.maximum(-(-np.asarray(lengths) // step) * step, 64)
+
+
+class LengthPlan:
+    """Every cell once, in minibatches of cells that are padded alike, and this process's share of them.
+
+    A cell's tensors then have the same shape in any minibatch, which is what bit-equal results need. One cell alone is
+    taken twice, because libraries multiply single matrices by other routes than several.
+
+    Parameters
+    ----------
+    lengths : [cells] int, tokens of each cell at most
+    batch_size : cells per minibatch
+    rank, world_size : this process and how many there are
+    """
+
+    def __init__(self, lengths, batch_size, rank=0, world_size=1):
+        padded = padded_length(lengths)
+        self.micro_batches = []
+        for length in np.unique(padded):
+            cells = np.flatnonzero(padded == length)
+            for start in range(0, len(cells), batch_size):
+                rows = cells[start : start + batch_size]
+                weight = np.ones(max(len(rows), 2), np.float32)
+                weight[len(rows) :] = 0.0
+                self.micro_batches.append(
+                    MicroBatch(np.resize(rows, len(weight)), weight, 0, len(rows), padded_length=int(length))
+                )
+        self.micro_batches = self.micro_batches[rank::world_size]
+
+    def __len__(self) -> int:
+        return len(self.micro_batches)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return iter(self.micro_batches)
+
+
+class CellDataset:
+    """Cells of one split as minibatches.
+
+    Parameters
+    ----------
+    values : modality → [cells, features] rows of the same cells, in memory or in a file
+    barcodes : [cells]
+    seed : of the cells' keys
+    labels : [cells] int class, -1 where unknown, or None
+    latents : modality → [cells, latent_dim], the teacher's latents, or None
+    pairs : draws whose ATAC about half of the cells are shown with, or None for each cell's own
+    resample : True gives a cell another key every epoch; False always the same, for validation
+    """
+
+    def __init__(
+        self,
+        values: dict[str, Rows],
+        barcodes: pd.Index,
+        seed: int = 0,
+        labels: np.ndarray | None = None,
+        latents: dict[str, np.ndarray] | None = None,
+        pairs: FalsePairs | None = None,
+        resample: bool = True,
+    ):
+        self.values, self.labels, self.latents = values, labels, latents
+        self.seed, self.pairs, self.resample = seed, pairs, resample
+        self.barcodes = np.asarray(barcodes, dtype=object)
+        self.barcode_hash = torch.from_numpy(pd.util.hash_array(self.barcodes).view(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.barcode_hash)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[cells] number of expressed genes (or of open peaks, where there is no RNA)."""
+        return row_lengths(self.values.get("rna", next(iter(self.values.values()))))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of barcodes and of what was measured, to tell these cells from others."""
+        digest = hashlib.sha256(self.barcode_hash.numpy().tobytes())
+        for name in sorted(self.values):
+            for start in range(0, len(self), 2**12):
+                block = self.values[name][start : start + 2**12]
+                for part in (np.diff(block.indptr).astype(np.int64), block.indices.astype(np.int64), block.data):
+                    digest.update(np.ascontiguousarray(part).view(np.uint8))
+        return digest.hexdigest()
+
+    def keys(self, rows: np.ndarray, epoch: int) -> torch.Tensor:
+        """[B] int64, a function of (seed, epoch, barcode) alone."""
+        draw = epoch + 1 if self.resample else 0
+        return mix(
+            self.barcode_hash[torch.from_numpy(rows)] ^ mix(torch.tensor((self.seed * 1_000_003 + draw) % 2**63))
+        )
+
+    def __getitem__(self, plan: MicroBatch) -> Minibatch:
+        rows = plan.rows
+        batch = Minibatch(
+            row=torch.from_numpy(rows),
+            key=self.keys(rows, plan.epoch),
+            weight=torch.from_numpy(plan.weight),
+            step_cells=plan.step_cells,
+        )
+        if "rna" in self.values:
+            batch.rna = replace(ragged(self.values["rna"], rows), padded_length=plan.padded_length)
+        if self.labels is not None:
+            batch.label = torch.from_numpy(self.labels[rows])
+        if self.latents is not None:
+            batch.latent = {name: torch.from_numpy(latent[rows]) for name, latent in self.latents.items()}
+        atac_rows = rows
+        if self.pairs is not None:
+            atac_rows, batch.true_pair = self.pairs.draw(rows, batch.key)
+        if "atac" in self.values:
+            batch.atac = ragged(self.values["atac"], atac_rows)
+        return batch
+
+
+def ragged(matrix: Rows, rows: np.ndarray) -> Ragged:
+    """Cells as tensors, still sparse."""
+    part = matrix[rows]
+    return Ragged(
+        torch.from_numpy(part.indices.astype(np.int64)),
+        torch.from_numpy(part.data),
+        torch.from_numpy(part.indptr.astype(np.int64)),
+        part.shape[1],
+    )
+
+
+def make_loader(
+    dataset: CellDataset, plan: Plan | LengthPlan, device: torch.device | str = "cpu"
+) -> Iterator[Minibatch]:
+    """The minibatches of `plan`, made by a thread while the one before is computed on.
+
+    Making one is reading and copying, for which Python does not stand still; processes of their own would spend more
+    time on handing tensors over.
+    """
+    with ThreadPoolExecutor(1, "loader") as pool:
+        coming = deque()
+        for cells in plan:
+            coming.append(pool.submit(_make, dataset, cells, torch.device(device).type == "cuda"))
+            if len(coming) > AHEAD:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+def _make(dataset: CellDataset, cells: MicroBatch, pin_memory: bool) -> Minibatch:
+    return dataset[cells].pin_memory() if pin_memory else dataset[cells]
+
+
+def train_and_val(
+    cells,
+    seed: int,
+    keep: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    latents: dict[str, np.ndarray] | None = None,
+    pairs: tuple[np.ndarray | None, np.ndarray | None] | None = None,
+) -> tuple[CellDataset, CellDataset]:
+    """The training and validation cells of a file as datasets.
+
+    Parameters
+    ----------
+    cells : utils.cells.preprocessed.Cells
+    seed : of masks and pairs; validation cells keep one mask for ever
+    keep : [cells] bool, cells to use, or None for all
+    labels : [cells] int class of each cell, -1 where unknown, or None
+    latents : modality → [cells, latent_dim], or None
+    pairs : the cells' (types, groups) for `FalsePairs`, each [cells] or None; None for true pairs alone
+    """
+    cells.need_training()
+    datasets = []
+    for split in ("train", "val"):
+        rows = cells.rows(split)
+        rows = rows if keep is None else rows[keep[rows]]
+        datasets.append(
+            CellDataset(
+                {name: select(matrix, rows) for name, matrix in cells.values.items()},
+                cells.obs.index[rows],
+                seed,
+                labels=None if labels is None else labels[rows],
+                latents=None if latents is None else {name: latent[rows] for name, latent in latents.items()},
+                pairs=None
+                if pairs is None
+                else FalsePairs(len(rows), *(None if p is None else p[rows] for p in pairs)),
+                resample=split == "train",
+            )
+        )
+    return datasets[0], datasets[1]

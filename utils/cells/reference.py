@@ -1,0 +1,61 @@
+"""What cells are matched to: the genes and peaks of a model folder, of a list or of another file."""
+
+import re
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from utils.errors import UserError, reading
+from utils.features.gene_ids import name_genes, share_known, translate
+from utils.files.open_any import open_file
+
+HEADERS = {"", "x", "gene", "genes", "symbol", "symbols", "name", "names", "id", "gene_name", "gene_symbol", "gene_id"}
+"""Header words accepted in a list of genes."""
+
+
+def read_reference(path: str | Path) -> dict[str, np.ndarray]:
+    """What to align to: the vocabularies of a model folder, or the genes of a text file (one per line) or an .h5ad.
+
+    Returns
+    -------
+    modality → names; those of a model folder to the letter, else current human symbols
+
+    Raises
+    ------
+    UserError
+        If there is no such file, or nothing in it.
+    """
+    path = Path(path)
+    flag = f"--gene_reference {path}"
+    vocabularies = {"rna": path / "genes.txt", "atac": path / "peaks.txt"}
+    found = {name: file for name, file in vocabularies.items() if file.is_file()}
+    remedy = "give a model folder, a text file (a gene per line) or an .h5ad"
+    if path.is_dir() and not found:
+        raise UserError(f"{flag}: a folder without genes.txt; {remedy}")
+    if not path.is_file() and not found:
+        raise UserError(f"{flag}: no such file; {remedy}")
+    with reading(flag, "cannot be read", remedy):
+        if found:
+            names = {name: file.read_text(encoding="utf-8").splitlines() for name, file in found.items()}
+        elif h5py.is_hdf5(path):
+            sources = open_file(path)[1]
+            matrix_vars = [var for _, var in sources["rna"].matrices.values()] if "rna" in sources else []
+            names = {"rna": name_genes(matrix_vars[0]).symbols if matrix_vars else []}
+        else:
+            names = {"rna": _listed_genes(path.read_text(encoding="utf-8"))}
+    if not all(len(listed) for listed in names.values()):
+        raise UserError(f"{flag}: holds no gene; {remedy}")
+    return {name: np.array(list(dict.fromkeys(map(str, listed)))) for name, listed in names.items()}
+
+
+def _listed_genes(text: str) -> list[str]:
+    """Symbols of a list: one per line, or the column of a table that holds the most known ids; without its header."""
+    rows = [[field.strip(' "') for field in re.split(r"[\t,;]", line)] for line in text.splitlines() if line.strip()]
+    if not rows:
+        return []
+    columns = [[row[i] for row in rows if len(row) > i] for i in range(len(rows[0]))]
+    ids = max(columns, key=share_known)
+    if ids[0].lower() in HEADERS and not share_known(ids[:1]):
+        ids = ids[1:]
+    return [symbol for symbol in translate(ids).symbols if symbol]

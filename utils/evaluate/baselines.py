@@ -1,0 +1,241 @@
+"""Simple predictors every model has to beat: same training cells, tuned on the same validation cells."""
+
+import copy
+
+import numpy as np
+from scipy import sparse
+from sklearn.decomposition import PCA
+from sklearn.dummy import DummyClassifier
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import MaxAbsScaler, StandardScaler
+from threadpoolctl import threadpool_limits
+
+from utils.errors import UserError
+from utils.evaluate.metrics import classification_scores
+
+# Inverse strengths of the L2 penalty that are tried, weak fits first: each fit starts from the one before.
+C_GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+NEIGHBOURS = (5, 10, 15, 30, 50, 100, 200, 400)
+ALPHA_GRID = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
+"""Strengths of ridge regression's penalty, in cells."""
+
+
+def logistic_regression(x_train, y_train, x_val=None, y_val=None, seed: int = 0, x_all=None) -> tuple[Pipeline, float]:
+    """Multinomial logistic regression with an L2 penalty on log-normalised expression.
+
+    Each gene is divided by its largest training value, which keeps zeros and hence sparsity.
+
+    Parameters
+    ----------
+    x_train : sparse or dense matrix [cells, genes]
+        Log-normalised values.
+    y_train : array-like of labels [cells]
+    x_val, y_val : as above, optional
+        Validation cells; they choose the penalty (mean of accuracy and macro-F1) and are not fitted. Without
+        validation cells of at least two classes, C is 1.
+    seed, x_all
+        For the interface's sake: this solver draws nothing, and has no use for unlabelled cells.
+
+    Returns
+    -------
+    estimator : Pipeline
+        Fitted on the training cells; `predict` and `predict_proba` take log-normalised values.
+    c : float
+        The chosen inverse strength of the penalty.
+
+    Raises
+    ------
+    UserError
+        The training cells hold fewer than two classes.
+    """
+    return _tuned([("scale", MaxAbsScaler())], x_train, y_train, x_val, y_val, seed)
+
+
+def pca_logistic_regression(
+    x_train, y_train, x_val=None, y_val=None, seed: int = 0, x_all=None, n_components: int = 50
+) -> tuple[Pipeline, float]:
+    """Logistic regression on principal components: the usual quick annotation of single cells.
+
+    The components are those of the training cells, centred (implicitly: sparse input stays sparse) and brought to unit
+    variance.
+
+    Parameters
+    ----------
+    x_train, y_train, x_val, y_val, seed
+        As in :func:`logistic_regression`; `seed` starts the eigensolver.
+    x_all : matrix [cells, genes], optional
+        Training cells with and without a label, from which the components are taken; by default `x_train`.
+    n_components : int
+        At most so many; fewer when there are fewer cells or genes.
+
+    Returns
+    -------
+    estimator, c
+        As in :func:`logistic_regression`.
+
+    Raises
+    ------
+    UserError
+        The training cells hold fewer than two classes.
+    """
+    pca = _pca(x_train if x_all is None else x_all, n_components, seed)
+    steps = [("pca", FrozenEstimator(pca)), ("scale", StandardScaler())]
+    return _tuned(steps, x_train, y_train, x_val, y_val, seed)
+
+
+@threadpool_limits.wrap(limits=1)  # matrices this thin gain nothing from threads, and lose a lot where cores are shared
+def _tuned(steps: list, x_train, y_train, x_val, y_val, seed: int) -> tuple[Pipeline, float]:
+    y_train = np.asarray(y_train)
+    if len(np.unique(y_train)) < 2:
+        raise UserError(
+            "The training cells hold fewer than two cell types: give a file with at least two to tell apart."
+        )
+    transform = Pipeline(steps)
+    z_train = transform.fit_transform(_rows(x_train))
+    # Tight enough that the fit before leaves no trace; and a fit that stops early would be a handicapped baseline.
+    classifier = LogisticRegression(max_iter=2000, tol=1e-5, random_state=seed, warm_start=True)
+
+    if x_val is None or y_val is None or len(np.unique(np.asarray(y_val))) < 2:
+        best = classifier.set_params(C=1.0).fit(z_train, y_train)
+        return Pipeline([*transform.steps, ("classify", best)]), 1.0
+
+    z_val, y_val = transform.transform(_rows(x_val)), np.asarray(y_val)
+    best, best_score = None, -np.inf
+    for c in C_GRID:
+        classifier.set_params(C=c).fit(z_train, y_train)
+        scores = classification_scores(y_val, classifier.predict(z_val))
+        score = (scores["accuracy"] + scores["macro_f1"]) / 2
+        if score > best_score:  # on a tie the stronger penalty stays
+            best, best_score = copy.deepcopy(classifier), score
+    return Pipeline([*transform.steps, ("classify", best)]), float(best.C)
+
+
+def self_trained_logistic_regression(x_train, y_train, x_val=None, y_val=None, seed: int = 0, x_all=None):
+    """Logistic regression on the labelled cells, then on all training cells with what the first one says of them.
+
+    Parameters, returns and errors are those of :func:`logistic_regression`.
+
+    Parameters
+    ----------
+    x_all : matrix [cells, genes]
+        Training cells with and without a label. The labelled ones count twice: with their label, and as predicted.
+    """
+    first, _ = logistic_regression(x_train, y_train, x_val, y_val, seed)
+    x, y = sparse.vstack([x_train, x_all], format="csr"), np.concatenate([y_train, first.predict(x_all)])
+    return logistic_regression(x, y, x_val, y_val, seed)
+
+
+def majority_class(x_train, y_train, x_val=None, y_val=None, seed: int = 0, x_all=None) -> tuple[DummyClassifier, None]:
+    """The most frequent type for every cell."""
+    return DummyClassifier(strategy="most_frequent").fit(x_train, y_train), None
+
+
+def nearest_neighbours(x_train, y_train, x_val=None, y_val=None, seed: int = 0, x_all=None, n_components: int = 50):
+    """Vote of the nearest training cells on principal components.
+
+    Parameters and errors are those of :func:`pca_logistic_regression`; validation cells choose the number of neighbours
+    (15 without).
+
+    Returns
+    -------
+    estimator : Pipeline
+    k : int
+    """
+    y_train = np.asarray(y_train)
+    pca = _pca(x_train if x_all is None else x_all, n_components, seed)
+    z_train = pca.transform(_rows(x_train))
+    choices = [k for k in NEIGHBOURS if k <= len(z_train)] or [1]
+    fits = {k: KNeighborsClassifier(k).fit(z_train, y_train) for k in choices}
+    k = 15 if 15 in fits else choices[-1]
+    if y_val is not None and len(np.unique(np.asarray(y_val))) > 1:
+        z_val = pca.transform(_rows(x_val))
+        scores = {k: classification_scores(y_val, fit.predict(z_val)) for k, fit in fits.items()}
+        k = max(scores, key=lambda k: scores[k]["accuracy"] + scores[k]["macro_f1"])
+    return Pipeline([("pca", pca), ("classify", fits[k])]), k
+
+
+def _pca(x, n_components: int, seed: int) -> PCA:
+    """Principal components of the rows of x."""
+    if min(x.shape) < 2:
+        raise UserError("The training cells are fewer than two, or have one feature: give a file with more.")
+    n_components = max(1, min(n_components, min(x.shape) - 1))
+    return PCA(n_components, svd_solver="arpack", random_state=seed).fit(_rows(x))
+
+
+def ridge_translation(x_train, y_train, x_val, y_val, x_test, seed: int = 0) -> tuple[np.ndarray, np.ndarray, float]:
+    """One modality from 50 principal components of the other, by ridge regression.
+
+    Parameters
+    ----------
+    x_train, x_val, x_test : measured modality [cells, features]
+    y_train, y_val : the other one [cells, features]; validation cells choose the penalty by squared error
+    seed : of the eigensolver
+
+    Returns
+    -------
+    left [test cells, k], right [k, features], penalty : the prediction is left @ right
+    """
+    pca = _pca(x_train, 50, seed)
+    with_one = lambda x: np.hstack([pca.transform(_rows(x)), np.ones((x.shape[0], 1))]).astype(np.float32)
+    z = with_one(x_train)
+    gram, moments = z.T @ z, _dense(z.T @ _rows(y_train))
+    penalised = np.diag([1.0] * (len(gram) - 1) + [0.0])  # all but the mean
+
+    def weights(alpha: float) -> np.ndarray:
+        return np.linalg.solve(gram + alpha * penalised, moments).astype(np.float32)
+
+    alpha = 100.0
+    if x_val.shape[0]:
+        z_val = with_one(x_val)
+        val_gram, val_moments = z_val.T @ z_val, _dense(z_val.T @ _rows(y_val))
+
+        def error(w: np.ndarray) -> float:  # squared, but for a constant
+            return float(((val_gram @ w) * w).sum(dtype=np.float64) - 2 * (val_moments * w).sum(dtype=np.float64))
+
+        alpha = min(ALPHA_GRID, key=lambda alpha: error(weights(alpha)))
+    return with_one(x_test), weights(alpha), alpha
+
+
+def neighbour_translation(x_train, y_train, x_val, y_val, x_test, seed: int = 0):
+    """Mean of the other modality over the nearest training cells on principal components of the measured one.
+
+    As :func:`ridge_translation`, with the number of neighbours in the penalty's place; `right` is sparse.
+    """
+    pca = _pca(x_train, 50, seed)
+    index = NearestNeighbors().fit(pca.transform(_rows(x_train)))
+    right = sparse.csr_matrix(y_train, dtype=np.float32)
+
+    def weights(x, k: int) -> sparse.csr_matrix:
+        return index.kneighbors_graph(pca.transform(_rows(x)), k).astype(np.float32) / k
+
+    def error(k: int) -> float:  # squared, but for a constant
+        near, truth, total = weights(x_val, k), sparse.csr_matrix(y_val), 0.0
+        for start in range(0, near.shape[0], 64):  # means over many cells are hardly sparse
+            mean, part = near[start : start + 64] @ right, truth[start : start + 64]
+            total += (mean.data**2).sum(dtype=np.float64) - 2 * mean.multiply(part).sum(dtype=np.float64)
+        return total
+
+    choices = [k for k in NEIGHBOURS if k <= right.shape[0]] or [1]
+    k = min(choices, key=error) if x_val.shape[0] else min(15, right.shape[0])
+    return weights(x_test, k), right, k
+
+
+def _dense(matrix) -> np.ndarray:
+    return np.asarray(matrix.todense() if sparse.issparse(matrix) else matrix, dtype=np.float64)
+
+
+def _rows(matrix):
+    return matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix)
+
+
+TYPE_BASELINES = {
+    "majority class": majority_class,
+    "nearest neighbours": nearest_neighbours,
+    "logistic regression": logistic_regression,
+    "PCA + logistic regression": pca_logistic_regression,
+}
+FEW_LABEL_BASELINES = {"logistic regression, self-trained": self_trained_logistic_regression}
+"""Where there are training cells without a label."""

@@ -1,0 +1,216 @@
+"""One modality as it lies in a file: its cells, its features, and the matrices that may hold its counts."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+
+from utils.errors import UserError
+from utils.features.count_detection import Values, judge
+from utils.features.gene_ids import share_known
+from utils.features.peaks import interval_columns, looks_like_peaks
+from utils.files.disk_matrix import Matrix
+
+MORE_COUNTS = ("counts", "raw_counts", "count", "raw", "umi", "umis", "spliced")
+"""Layers that usually hold counts, best first; spliced ones (a part of all) only when nothing else will do."""
+SAMPLE = 2000
+FEATURE_TYPES = {
+    **dict.fromkeys(("gene expression", "gex", "gene", "genes", "rna"), "rna"),
+    **dict.fromkeys(("peaks", "peak", "atac", "chromatin accessibility"), "atac"),
+}
+"""What `var["feature_types"]` may call genes and peaks, in lower case: 10x's names and those of other tools."""
+OTHER_FEATURE_TYPES = {
+    *(
+        "antibody capture",
+        "crispr guide capture",
+        "multiplexing capture",
+        "antigen capture",
+        "custom",
+        "vdj-t",
+        "vdj-b",
+    ),
+    *("adt", "protein", "hto"),
+}
+"""What it may call features that are neither."""
+
+
+def feature_modalities(kinds: Iterable) -> list[str | None]:
+    """The modality of each feature by its type: rna, atac, `other` for what is neither, or None for unknown words."""
+    words = [str(kind).strip().lower() for kind in kinds]
+    return [FEATURE_TYPES.get(word, "other" if word in OTHER_FEATURE_TYPES else None) for word in words]
+
+
+@dataclass
+class Source:
+    """One modality of a file.
+
+    Attributes
+    ----------
+    path : the file
+    modality : rna or atac
+    obs : annotation of its cells, barcodes as index
+    matrices : place (X, layers['counts'], raw) → the matrix there, and the annotation of its features
+    load : reads all that the file holds of the modality
+    others : what else the file holds of these cells
+    rows : [cells] which of the file's cells these are, or None for all
+    """
+
+    path: Path
+    modality: str
+    obs: pd.DataFrame
+    matrices: dict[str, tuple[Matrix, pd.DataFrame]]
+    load: Callable[[], ad.AnnData] = field(repr=False)
+    others: list[str] = field(default_factory=list)
+    rows: np.ndarray | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        obs: pd.DataFrame,
+        var: pd.DataFrame,
+        matrices: dict,
+        modality: str | None,
+        load: Callable[[], ad.AnnData],
+        others: list[str],
+    ) -> "Source":
+        """A source that has been checked; without a modality, its feature types say which it is, or else their names.
+
+        Raises
+        ------
+        UserError
+            If it has no cell, no feature, no values, or the same barcode twice.
+        """
+        obs.index, var.index = obs.index.astype(str).rename(None), var.index.astype(str).rename(None)
+        modality = modality or _stated_modality(var) or ("atac" if _is_peaks(var) else "rna")
+        for count, what in ((len(obs), "cells"), (len(var), "features")):
+            if not count:
+                raise UserError(f"{path}: has no {what} in {modality}; give the file from before they were filtered")
+        if not matrices:
+            raise UserError(f"{path}: has no values in {modality}; put the counts into X")
+        for place, (matrix, features) in matrices.items():
+            features.index = features.index.astype(str).rename(None)
+            if matrix.shape != (len(obs), len(features)):
+                raise UserError(
+                    f"{path}: {place} of {modality} is {matrix.shape[0]} × {matrix.shape[1]}, but the file names "
+                    f"{len(obs)} cells and {len(features)} features; write it anew"
+                )
+        if not obs.index.is_unique:
+            twice = obs.index[obs.index.duplicated()].unique()
+            raise UserError(
+                f"{path}: barcodes of {modality} are not unique ({len(twice):,} occur more than once, like "
+                f"{twice[0]}); tell the samples apart first, for example by anndata.concat(..., index_unique='-')"
+            )
+        ordered = dict(sorted(matrices.items(), key=lambda item: _preference(item[0])))
+        return cls(path, modality, obs, ordered, load, others)
+
+    def take(self, rows: np.ndarray, barcodes: pd.Index) -> "Source":
+        """Some of the cells, under other barcodes."""
+        obs = self.obs.iloc[rows].set_axis(barcodes, axis=0)
+        matrices = {place: (matrix.take(rows), var) for place, (matrix, var) in self.matrices.items()}
+        return Source(self.path, self.modality, obs, matrices, self.load, self.others, rows)
+
+    def whole(self) -> ad.AnnData:
+        """These cells in memory, with all that the file holds of them."""
+        whole = self.load()
+        part = whole.copy() if self.rows is None else whole[self.rows].copy()
+        part.obs_names = self.obs.index
+        part.var_names_make_unique()
+        return part
+
+    def choose(self, values: str = "auto") -> tuple[str, Values]:
+        """Where the counts are, and as what: whole counts before recoverable ones before shares.
+
+        Parameters
+        ----------
+        values : counts, log1p or cpm to say what X holds, or auto
+
+        Raises
+        ------
+        UserError
+            If no matrix can be used; the message says what each holds and what to do.
+        """
+        places = {"X": self.matrices["X"]} if values != "auto" and "X" in self.matrices else self.matrices
+        found = {
+            place: judge(matrix.sample(SAMPLE), values, is_open=self.modality == "atac")
+            for place, (matrix, _) in places.items()
+        }
+        # Of equals the one with more features (raw, when X was cut down to variable genes), then the usual one.
+        place = min(found, key=lambda place: (found[place].rank, -places[place][0].shape[1]))
+        if found[place].usable:
+            return place, found[place]
+        for place, (matrix, _) in places.items():
+            if found[place].kind in ("missing", "infinite"):
+                for start, block in matrix.blocks():
+                    self.check_values(place, block, start)  # names the cell
+        raise UserError(f"{self.path}: {self.modality} has " + _refusal(found, values))
+
+    def check_values(self, place: str, block: csr_matrix, start: int) -> None:
+        """Stop at a value that no cell can have.
+
+        Parameters
+        ----------
+        place : which matrix
+        block : some of its cells
+        start : number of the first of them
+
+        Raises
+        ------
+        UserError
+            If a value is missing, infinite or negative; the message names the cell.
+        """
+        counts = "save the raw counts in layers['counts']"
+        missing = "write 0 where nothing was counted, or drop the cells or features that were not measured"
+        for bad, what, remedy in (
+            (np.isnan(block.data), "a missing value (NaN)", missing),
+            (np.isinf(block.data), "an infinite value", counts),
+            (block.data < 0, "a negative value", counts),
+        ):
+            if bad.any():
+                row = int(np.searchsorted(block.indptr, np.flatnonzero(bad)[0], side="right") - 1)
+                cell = self.obs.index[start + row]
+                raise UserError(f"{self.path}: {place} of {self.modality} has {what} in cell {cell}; {remedy}")
+
+
+def _preference(place: str) -> int:
+    """Position of a place in the order in which counts are looked for; spliced ones come last."""
+    order = [*(f"layers['{name}']" for name in MORE_COUNTS[:-1]), "x", "raw", f"layers['{MORE_COUNTS[-1]}']"]
+    return order.index(place.lower())
+
+
+def _stated_modality(var: pd.DataFrame) -> str | None:
+    """The one modality that `var["feature_types"]` names, or None."""
+    kinds = set(feature_modalities(var["feature_types"].unique())) if "feature_types" in var else set()
+    return kinds.pop() if kinds in ({"rna"}, {"atac"}) else None
+
+
+def _is_peaks(var: pd.DataFrame) -> bool:
+    """Peaks by name, or by columns; genes may have such columns too, but then they have genes' names."""
+    if looks_like_peaks(var.index):
+        return True
+    are_numbered = len({re.sub(r"\d+", "", name) for name in var.index}) < max(2, 0.05 * len(var))  # peak_1, peak_2 …
+    return interval_columns(var) is not None and are_numbered and share_known(var.index) < 0.2
+
+
+def _refusal(found: dict[str, Values], asked: str) -> str:
+    """What each matrix holds, and the way out."""
+    held = "; ".join(f"{values} in {place}" for place, values in found.items())
+    kinds = {values.kind for values in found.values()}
+    if kinds == {"empty"}:
+        return f"{held}; there is nothing to learn from or to label"
+    if asked == "log1p":
+        return f"values in X that are too large for logarithms; leave out --values {asked}"
+    ways = []
+    if "negative" in kinds:
+        ways.append("save the raw counts in layers['counts'] before scaling")
+    if "fractional" in kinds:
+        ways.append(
+            "save the raw counts in layers['counts'], use the values as shares of a cell by --values cpm, or take them "
+            "as estimated counts by --values counts"
+        )
+    return f"{held}; {', or '.join(dict.fromkeys(ways))}"

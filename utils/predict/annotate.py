@@ -1,0 +1,217 @@
+"""New cells in the shape a trained model expects, and the file with what the model predicts for them."""
+
+import re
+import shlex
+import sys
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import mudata
+import numpy as np
+import pandas as pd
+from anndata.io import read_elem
+from scipy.sparse import vstack
+
+from utils import __version__
+from utils.cells.config import IntakeConfig
+from utils.cells.ingest import take_in
+from utils.cells.minibatches import CellDataset
+from utils.cells.preprocessed import STAMP, STAMPED, RawFile, common_barcodes
+from utils.errors import UserError
+from utils.features import normalise as prepare
+from utils.predict.infer import Prediction
+from utils.train.model_folder import SavedModel
+
+
+@dataclass(frozen=True)
+class Names:
+    """Where predictions stand in a file.
+
+    Attributes
+    ----------
+    prefix : put before every name, so that predictions of several models, or a user's own columns, do not clash
+    """
+
+    prefix: str = ""
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[\w.-]{0,50}", self.prefix):
+            raise UserError(f"--prefix {self.prefix!r}: at most 50 letters, digits, dots, hyphens and underscores")
+
+    @property
+    def types(self) -> str:
+        """Column of obs with the predicted type."""
+        return f"{self.prefix}predicted_cell_type"
+
+    @property
+    def confidence(self) -> str:
+        """Column of obs with the probability of that type."""
+        return f"{self.prefix}confidence"
+
+    @property
+    def embedding(self) -> str:
+        """Key of obsm with the cell embedding."""
+        return f"X_{self.prefix}scmomer"
+
+    @property
+    def provenance(self) -> str:
+        """Key of uns that says what made the predictions."""
+        return f"{self.prefix}scmomer"
+
+    @property
+    def places(self) -> list[str]:
+        """What a prediction writes per cell, as it is named in messages."""
+        return [f"obs['{self.types}']", f"obs['{self.confidence}']", f"obsm['{self.embedding}']"]
+
+    def claim(self, file: RawFile) -> list[str]:
+        """Check that the names are free, or hold what an earlier prediction wrote, which may be replaced.
+
+        Returns
+        -------
+        Lines that report what will be replaced
+
+        Raises
+        ------
+        UserError
+            If the file has something of the user's own under one of the names.
+        """
+        held = {f"obs['{column}']" for column in file.obs}
+        held |= {name for source in file.modalities.values() for name in source.others}
+        earlier = None
+        if len(file.handles) == 1:
+            hdf5 = file.handles[0]
+            held |= {f"obsm['{key}']" for key in hdf5.get("obsm", ())}
+            entry = hdf5.get(f"uns/{self.provenance}")
+            if isinstance(entry, h5py.Group) and "written" in entry:
+                earlier = {key: read_elem(entry[key]) for key in ("model", "written") if key in entry}
+        clashes = [name for name in self.places if name in held]
+        if earlier is not None and set(clashes) <= set(map(str, earlier["written"])):
+            return [f"replaces the earlier predictions of model {earlier.get('model', 'unknown')}"] if clashes else []
+        if clashes:
+            raise UserError(
+                f"{file.path}: has its own {' and '.join(clashes)}, which predictions would replace; choose other "
+                "names by --prefix, for example --prefix new_"
+            )
+        return []
+
+
+@dataclass
+class Query:
+    """Cells to label.
+
+    Attributes
+    ----------
+    file : what was read
+    dataset : model-ready cells, in the file's order
+    barcodes : [cells]
+    empty : [cells] bool, no count in any gene (or peak) that the model knows
+    report : what was found and done, a line each
+    warnings : those lines that make the predictions doubtful
+    coverage : share of the model's genes (or peaks) in the file, and share of the file's counts that they hold
+    """
+
+    file: RawFile
+    dataset: CellDataset
+    barcodes: pd.Index
+    empty: np.ndarray
+    report: list[str]
+    warnings: list[str]
+    coverage: dict[str, float] = field(default_factory=dict)
+
+    def annotate(self, prediction: Prediction, saved: SavedModel, names: Names) -> ad.AnnData | mudata.MuData:
+        """The file with predictions; cells that were not read get none.
+
+        Types, confidence and embeddings also stand in each modality of paired cells, where scanpy looks for them.
+        """
+        out = self.file.content()
+        columns = pd.DataFrame(
+            {names.types: pd.Categorical(prediction.types), names.confidence: prediction.confidence},
+            index=self.barcodes,
+        )
+        for part in (out, *(out.mod.values() if isinstance(out, mudata.MuData) else ())):
+            for name, values in columns.reindex(part.obs_names).items():
+                part.obs[name] = values
+            row = self.barcodes.get_indexer(part.obs_names)
+            part.obsm[names.embedding] = np.where(row[:, None] >= 0, prediction.embedding[row], np.float32(np.nan))
+        before = out.uns.get(names.provenance)
+        out.uns[names.provenance] = self.provenance(saved, names)
+        if names.provenance == STAMP and self.file.stamp is not None:
+            out.uns[STAMP][STAMPED] = before if isinstance(before, str) else before[STAMPED]
+        elif before is not None and not (isinstance(before, dict) and "written" in before):
+            out.uns[f"{names.provenance}_before"] = before
+        return out
+
+    def provenance(self, saved: SavedModel, names: Names) -> dict:
+        """What made the predictions, for uns."""
+        entry = {
+            "written": np.array(names.places, dtype=object),
+            "model": saved.path.resolve().name,
+            "model_hash": saved.hash,
+            "scmomer_version": __version__,
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "temperature": float(saved.temperature),
+            "calibration": str(saved.calibration or "unknown: the model folder does not say"),
+            "trained_on_simulated_cells": saved.is_simulated,
+            "n_labelled": int((~self.empty).sum()),
+            "n_unassigned": int(self.empty.sum()),
+            "warnings": np.array(self.warnings, dtype=object),
+        }
+        return entry | self.coverage
+
+
+def read_query(file: RawFile, saved: SavedModel, config: IntakeConfig, progress: bool = False) -> Query:
+    """Prepare cells as the model's training cells were, always starting from the counts.
+
+    Parameters
+    ----------
+    file : raw or preprocessed cells
+    saved : the model, which brings vocabulary, species, genome build and constants
+    config : overrides for what cannot be inferred from the file
+    progress : show bars
+
+    Raises
+    ------
+    UserError
+        If a modality or too many features are missing.
+    """
+    inputs = saved.model_config.inputs
+    absent = [name for name in inputs if name not in file.modalities]
+    if absent:
+        raise UserError(
+            f"{file.path}: has no {' and '.join(absent)}, which {saved.path} reads; "
+            "train a model with a student for cells that lack it"
+        )
+    barcodes = common_barcodes(file.modalities, inputs)
+    if not len(barcodes):
+        raise UserError(f"{file.path}: holds no cell measured in {' and '.join(inputs)}; there is nothing to label")
+    config = replace(config, genome=config.genome or saved.stamp.get("genome"))
+    values, report, warnings, coverage = {}, list(file.notes), [], {}
+    empty = np.zeros(len(barcodes), dtype=bool)
+    for name in inputs:
+        intake = take_in(file.modalities[name], config, saved.features[name], progress)
+        report, warnings = report + intake.report(), warnings + intake.warnings
+        coverage |= {f"{name}_coverage": intake.alignment.coverage, f"{name}_count_coverage": intake.count_coverage}
+        prepared = [
+            prepare.log_normalise(counts, saved.stamp["target_sum"]) if name == "rna" else prepare.binarise(counts)
+            for counts in intake.blocks(progress=progress)
+        ]
+        rows = intake.barcodes.get_indexer(barcodes)
+        values[name] = vstack(prepared, format="csr")[rows]
+        empty |= ~intake.measured[rows]
+    if left_out := len(file.obs) - len(barcodes):
+        report.append(
+            f"{left_out:,} of {len(file.obs):,} cells were not measured in {' and '.join(inputs)} and get no prediction"
+        )
+    if empty.any():
+        report.append(f"{empty.sum():,} cells have no count in the model's features and stay unassigned")
+    doubts = []
+    if saved.is_simulated:
+        doubts.append(f"{saved.path} was trained on simulated cells; its labels mean nothing for real ones")
+    if saved.calibration is not None and (saved.calibration.few or not saved.calibration.is_enough):
+        doubts.append(str(saved.calibration))
+    report += [f"warning: {doubt}" for doubt in doubts]
+    return Query(file, CellDataset(values, barcodes), barcodes, empty, report, warnings + doubts, coverage)

@@ -1,0 +1,139 @@
+"""Running a trained model over cells: results come back in the file's order, from any number of processes."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from models.minibatch import Minibatch
+from models.scmomer import ScMomer
+from utils.cells.minibatches import CellDataset, LengthPlan, make_loader
+from utils.errors import UserError
+from utils.files.disk_rows import select
+from utils.progress import progress_bar
+from utils.train.config import InferConfig
+from utils.train.distributed import Runtime
+from utils.train.model_folder import SavedModel
+
+
+class CellByCell(TorchFunctionMode):
+    """Within the block, linear layers multiply each cell's matrix by itself, in one batched call.
+
+    Multiplied as one tall matrix, a cell's rows would be summed up in an order that depends on how many cells there are
+    and where it stands among them. With many tokens per cell the cost is the same; a layer on single vectors is slower,
+    and is computed in float32 (in bfloat16 the library would copy the weights for every cell).
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is not F.linear:
+            return function(*args, **(kwargs or {}))
+        return self._linear(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[B, …, in] → [B, …, out]"""
+        cells = input.reshape(len(input), -1, input.shape[-1])
+        device, autocast = input.device.type, torch.is_autocast_enabled(input.device.type)
+        if autocast and cells.shape[1] == 1:
+            cells, weight, bias = cells.float(), weight.float(), None if bias is None else bias.float()
+            autocast = False
+        weights = weight.t().expand(len(input), -1, -1)
+        with torch.autocast(device, enabled=autocast):
+            out = torch.bmm(cells, weights) if bias is None else torch.baddbmm(bias, cells, weights)
+        return out.reshape(*input.shape[:-1], len(weight))
+
+
+@torch.no_grad()
+def infer(
+    function: Callable[[Minibatch], tuple[Tensor, ...]],
+    model: torch.nn.Module,
+    dataset: CellDataset,
+    config: InferConfig,
+    runtime: Runtime,
+    title: str,
+) -> tuple[np.ndarray, ...]:
+    """Apply a function of the model to all cells.
+
+    Parameters
+    ----------
+    function : minibatch of B cells → tensors [B, …]
+    model : what the function calls; put on the device and into eval mode
+    dataset, config, runtime : which cells, how, and by which processes
+    title : of the progress bar
+
+    Returns
+    -------
+    One float32 array [cells, …] per tensor, rows in the dataset's order. On the CPU a cell's row is the same to the bit
+    whatever the minibatch size, the other cells, and the number of processes.
+
+    Raises
+    ------
+    UserError
+        If any result is not finite; the cells are named.
+    """
+    model.to(runtime.device).eval()
+    plan = LengthPlan(dataset.lengths, config.batch_size, runtime.rank, runtime.world_size)
+    bar = progress_bar(len(dataset), title, shown=runtime.is_main)
+    rows, results = [], []
+    for batch in make_loader(dataset, plan, runtime.device):
+        autocast = torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+        with autocast, CellByCell() if runtime.device.type == "cpu" else nullcontext():
+            outputs = function(batch.to(runtime.device))
+        real = batch.weight > 0
+        rows.append(batch.row[real].numpy())
+        results.append([output.float().cpu()[real].numpy() for output in outputs])
+        bar.update(int(real.sum()) * runtime.world_size)
+    bar.close()
+    mine = (np.concatenate(rows), [np.concatenate(parts) for parts in zip(*results, strict=True)]) if rows else None
+    shares = [share for share in runtime.gather(mine) if share is not None]  # a process may have had none
+    order = np.argsort(np.concatenate([rows for rows, _ in shares]), kind="stable")
+    found = tuple(np.concatenate(parts)[order] for parts in zip(*(arrays for _, arrays in shares), strict=True))
+    bad = np.zeros(len(dataset), dtype=bool)
+    for array in found:
+        bad |= ~np.isfinite(array).reshape(len(array), -1).all(1)
+    if bad.any():
+        named = ", ".join(map(str, dataset.barcodes[bad][:3]))
+        raise UserError(
+            f"{title}: the model gives values that are not finite for {bad.sum():,} of {len(bad):,} cells ({named}); "
+            "use --precision fp32, look at these cells, or train the model again"
+        )
+    return found
+
+
+def embed_sample(
+    model: ScMomer, dataset: CellDataset, config: InferConfig, runtime: Runtime, seed: int, n: int = 2**13
+) -> Tensor:
+    """[at most n, latent_dim] embeddings of cells drawn by barcode from a dataset, the same on every process."""
+    by_barcode = np.argsort(dataset.barcodes.astype(str), kind="stable")
+    rows = np.sort(by_barcode[np.random.default_rng(seed).permutation(len(dataset))[:n]])
+    sample = CellDataset(
+        {name: select(matrix, rows) for name, matrix in dataset.values.items()}, dataset.barcodes[rows]
+    )
+    (embeddings,) = infer(lambda batch: (model.embed(batch),), model, sample, config, runtime, "embedding")
+    return torch.from_numpy(embeddings)
+
+
+@dataclass
+class Prediction:
+    """types [cells] str; confidence [cells] calibrated probability of that type; probability [cells, classes];
+    embedding [cells, latent_dim]."""
+
+    types: np.ndarray
+    confidence: np.ndarray
+    probability: np.ndarray
+    embedding: np.ndarray
+
+
+def predict_types(saved: SavedModel, dataset: CellDataset, config: InferConfig, runtime: Runtime) -> Prediction:
+    """Cell types of a dataset by a fine-tuned model folder."""
+    model: ScMomer = saved.build()
+    embedding, logits = infer(model, model, dataset, config, runtime, "predicting")
+    probability = torch.softmax(torch.from_numpy(logits) / saved.temperature, dim=1).numpy()
+    best = probability.argmax(1)
+    types = np.array(saved.labels, dtype=object)[best]
+    return Prediction(types, probability[np.arange(len(best)), best], probability, embedding)
