@@ -8,7 +8,7 @@ STUDY_STAMP := .venv/.installed_study
 DATA ?= snareseq2_mop.h5mu
 IMMUNE ?= immune_rna.h5ad
 RESULTS := benchmarks/results
-BENCHMARKS := rna_encoder atac_encoder loading throughput scaling where_time_goes table
+BENCHMARKS := rna_encoder atac_encoder loading throughput busy_neighbour scaling where_time_goes table
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -1,12 +1,15 @@
-"""Stage III, second half: a student learns to stand in for the missing modality.
+"""Stage III, second half: train a student that stands in for the missing modality.
 
-From the measured modality alone it predicts the latent that the teacher gave the other one; fusion and decoders are
-trained along, so that the cell embedding still reconstructs both; with --alone_weight also from the student alone.
-
-    python pretrain_missing_mod.py --data_path cells.ready.h5mu --model_path runs/multimodal \\
+    python pretrain_missing_mod.py --preset small --data_path cells.ready.h5mu --model_path runs/multimodal \\
         --dir_train runs/latents --dir_val runs/latents --ckpt_dir runs --model_name student
 
+From the measured modality alone the student predicts the latent that the teacher gave the other one. Fusion and
+decoders are trained jointly, so that the cell embedding still reconstructs both modalities.
+
 Input: paired cells, the folder of stage II and the latents of get_latent_emb.py. Output: <ckpt_dir>/<model_name>.
+Each epoch prints the loss and its parts: latent_mse and latent_cosine (student against teacher), rna_mse (squared
+error of log-normalised RNA), atac_bce (cross-entropy of peaks), and with --alone_weight rna_mse_of_student (the cell
+reconstructed from the student's latent alone, which then dominates the loss).
 """
 
 from dataclasses import asdict, dataclass
@@ -26,12 +29,12 @@ class Flags:
     dir_val: str = flag("folder with val.h5ad of get_latent_emb.py (or the file itself)")
     ckpt_dir: str = flag("folder for model folders")
     model_name: str = flag("name of the model folder to write", aliases=("--model",))
-    missing: Literal["atac", "rna"] = flag("modality that will be missing, and that the student stands in for", "atac")
+    missing: Literal["atac", "rna"] = flag("modality that will be missing, which the student replaces", "atac")
     feature_dropout: float = flag(
         "share of the measured genes or peaks that the student is not shown while training", 0.0
     )
     alone_weight: float = flag("weight of reconstructing the cell from the student's latent alone", 0.0)
-    blank_decoders: bool = flag("start the decoders anew, from the training means, for a better translation", False)
+    blank_decoders: bool = flag("start the decoders again from the training means, for a better translation", False)
 
 
 def main() -> None:

@@ -1,15 +1,17 @@
 """Stage II: join the two encoders on paired cells.
 
+    python pretrain_multimodal.py --preset small --data_path cells.ready.h5mu --rna_model_path runs/rna \\
+        --atac_model_path runs/atac --ckpt_dir runs --model_name multimodal
+
 The cell embedding must reconstruct both modalities of true pairs, and separate true pairs from false ones, which join
 the RNA of one cell with the ATAC of another. No label is used unless --pair_labels names a column: then two cells known
 to be of the same type make no false pair. --pairs_within draws both cells from one batch or donor, so that the batch
-does not give a false pair away. The encoders' lower blocks stay as stage I left them. With few cells, each modality
-alone should reconstruct, too (--alone_weight 1), and pairs weigh little (--pair_weight 0.03).
+does not give a false pair away. The encoders' lower blocks stay as stage I left them.
 
-    python pretrain_multimodal.py --data_path cells.ready.h5mu --rna_model_path runs/rna --atac_model_path runs/atac \\
-        --ckpt_dir runs --model_name multimodal
-
-Input: paired cells from preprocess.py and the two folders of stage I. Output: <ckpt_dir>/<model_name>.
+Input: paired cells from preprocess.py and the two folders of stage I. Output: <ckpt_dir>/<model_name>. Each epoch
+prints the loss and its parts: rna_mse (squared error of log-normalised RNA) and atac_bce (cross-entropy of peaks) of
+true pairs, pair_accuracy (0.5 is chance), and with --alone_weight the same from one modality alone (rna_mse_of_rna,
+…); spread is the standard deviation of the embedding over validation cells, near 0 when it has collapsed.
 """
 
 from dataclasses import asdict, dataclass
@@ -28,8 +30,10 @@ class Flags:
     rna_model_path: str = flag("model folder of pretrain_rna.py")
     ckpt_dir: str = flag("folder for model folders")
     model_name: str = flag("name of the model folder to write", aliases=("--model",))
-    trainable_blocks: int = flag("last blocks of each encoder that are trained on; negative for everything", 2)
-    feature_dropout: float = flag("share of a cell's expressed genes and open peaks that the towers are not shown", 0.0)
+    trainable_blocks: int = flag("number of last blocks of each encoder to train; negative for the whole encoder", 2)
+    feature_dropout: float = flag(
+        "share of a cell's expressed genes and open peaks hidden from the towers while training", 0.0
+    )
     pair_weight: float = flag("weight of separating true pairs from false ones", 1.0)
     pair_labels: str = flag("column of obs with cell types that false pairs must not share, or none", "none")
     pairs_within: str | None = flag("column of obs (batch, donor) that both cells of a false pair share", None)
