@@ -105,14 +105,8 @@ def _fit(objective, train, val, config, runtime, folder, write_model, identity) 
         plan = Plan(train.lengths, config.batch_size, config.grad_acc, seed=config.seed, shuffle=True, **share)
         progress.step_size = plan.step_size
         val_plan = Plan(val.lengths, config.batch_size, config.grad_acc, **share)
-        n_parameters = sum(p.numel() for p in objective.parameters())
-        n_trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-        runtime.say(
-            f"{folder.name}: {len(train):,} training and {len(val):,} validation cells, {n_parameters:,} parameters "
-            f"({n_trained:,} trained), {runtime.world_size} × {runtime.device}"
-        )
         forward = lambda batch: run(objective, batch, config, runtime)
-        runtime.say("  " + forecast(objective, forward, train, plan, val_plan, config, progress.step))
+        expected = forecast(objective, forward, train, plan, val_plan, config, progress.step)
         module = objective
         if runtime.world_size > 1:
             module = share_gradients(objective, train[next(iter(plan))], config, runtime)
@@ -132,6 +126,12 @@ def _fit(objective, train, val, config, runtime, folder, write_model, identity) 
 
         if not resume:
             save_state({})  # so that there is something to resume from the first moment on
+        n_parameters = sum(p.numel() for p in objective.parameters())
+        n_trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+        runtime.say(
+            f"{folder.name}: {len(train):,} training and {len(val):,} validation cells, {n_parameters:,} parameters "
+            f"({n_trained:,} trained), {runtime.world_size} × {runtime.device}\n  {expected}"
+        )
         guard = FiniteGuard(train.barcodes)
         while goes_on():
             plan.epoch, plan.first_step = progress.epoch, progress.step_in_epoch
