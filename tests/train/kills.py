@@ -198,7 +198,7 @@ def training_scripts(ready: Path, runs) -> dict[str, dict]:
         "pretrain_rna": RNA | common,
         "pretrain_atac": ATAC | common,
         "pretrain_multimodal": MULTIMODAL | encoders | common,
-        "pretrain_missing_mod": TRAINING | latents | common,
+        "pretrain_missing_mod": TRAINING | latents | common | {"epochs": 30},  # its steps are the quickest
         "train_missing_celltype_func": TRAINING
         | {"pretrained_model_path": runs["student_atac"], "model": "run"}
         | celltype,
