@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from utils.train.distributed import Runtime
     from utils.train.model_folder import SavedModel
 
-RANKED = ("accuracy", "macro_f1", "peak_auroc", "cell_auroc", "rna_mse")  # of which the best is told
+RANKED = ("accuracy", "macro_f1", "peak_auroc", "cell_auroc", "rna_mse")  # the best of each is printed
 ERRORS = ("rna_mse",)
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "peak_auroc", "cell_auroc", "peak_ap", "cell_ap", "rna_mse")
 
@@ -217,7 +217,7 @@ def score_translation(saved: SavedModel, cells: Cells, rows: np.ndarray, config:
     }
     labels, table = cells.labels(), {}
     for name, (left, right, setting) in factors.items():
-        # A decoder that was trained with open peaks weighted w times tells logits of w times the odds.
+        # A decoder that was trained with open peaks weighted w times gives logits of w times the odds.
         to_probability = unweighted_probability if missing == "atac" and name == "scmomer" else None
         if missing == "atac":
             table[name] = translation_scores(

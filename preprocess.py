@@ -6,7 +6,7 @@
     python preprocess.py --rna_path rna.h5ad --atac_path atac.h5ad --out_path cells.ready.h5mu
 
 Reads .h5ad, .h5mu, 10x .h5 and matrix folders, .loom and delimited text: RNA, ATAC or both. Finds the counts, names the
-genes by today's symbols, and reports what was found, done and lost; with --check it reports, and writes nothing. Writes
+genes by current symbols, and reports what was found, done and lost; with --check it reports, and writes nothing. Writes
 .h5ad (one modality) or .h5mu (two): log2-normalised RNA and open peaks in X, the counts in layers["counts"],
 train/val/test in obs["split"], and the constants that were used in uns["scmomer"], so that no later stage normalises or
 splits again. Files of any size are read and written in blocks.
@@ -107,7 +107,7 @@ def preprocess(file: RawFile, flags: Flags, config: IntakeConfig, reference: dic
         intakes[name] = take_in(source, config, reference.get(name), progress=True)
         print("\n".join(intakes[name].report() + not_carried(source)))
 
-    # Which cells: those with counts, each in one part of the split for ever.
+    # Which cells: those with counts, each in one part of the split, which no later stage changes.
     barcodes = {name: intake.barcodes[intake.measured] for name, intake in intakes.items()}
     obs = file.obs.loc[file.obs.index.isin(np.concatenate(list(barcodes.values())))].copy()
     labels = check_labels(obs, flags.label_column, file.path, flags.any_labels)

@@ -1,4 +1,4 @@
-"""scANVI or MultiVI on the cells of a preprocessed file: what it says of the test cells.
+"""scANVI or MultiVI on the cells of a preprocessed file: predictions for the test cells.
 
     python -m benchmarks.peers --method scANVI --data_path snareseq2_mop.h5mu \\
         --ready_path runs/snareseq2/fold0_seed0/ready.h5mu --out_path runs/snareseq2/fold0_seed0/scANVI

@@ -60,7 +60,7 @@ def main() -> None:
 
 
 class Study:
-    """Runs the scripts for one fold and one seed, and keeps what they tell."""
+    """Runs the scripts for one fold and one seed, and keeps their results."""
 
     def __init__(self, data: Path, out: Path, results: Path, fold: int, seed: int):
         out.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ class Study:
         )
 
     def cell_types(self, method: str, parent: str, flags: str, group: str = "all labels") -> None:
-        """Fine-tune, and keep what it and the baselines say of the test cells."""
+        """Fine-tune, and keep its and the baselines' predictions for the test cells."""
         name = folder_name(method, group)
         self.train(
             f"fine-tune {method}, {group}",

@@ -110,7 +110,7 @@ def types_table(runs: list[Run], group: str, n: int) -> str:
 
 
 def runs_table(runs: list[Run], n: int) -> str:
-    """Ours in each run, with intervals over its test cells; and what the linear baselines say of the same cells."""
+    """Ours in each run, with intervals over its test cells; beside the linear baselines on the same cells."""
     lines = ["| run | test cells | scMomer, accuracy (95 %) | macro-F1 (95 %) | " + " | ".join(LINEAR) + " |"]
     lines += ["|---|---|---|---|" + "---|" * len(LINEAR)]
     for run in runs:

@@ -13,7 +13,7 @@ class Classifier(nn.Module):
     """Cell embedding [B, latent_dim] → logits [B, n_classes].
 
     Embeddings are standardised first, by what the training cells were like before fine-tuning: pretraining asks for no
-    spread in particular, and cells that differ little would be told apart slowly (for the same reason MAE's linear
+    spread in particular, and cells that differ little would be separated slowly (for the same reason MAE's linear
     probes begin with a normalisation; He et al. 2022).
     """
 

@@ -46,14 +46,14 @@ def favor_attention(
     x : [B, L, D]
     to_q, to_k, to_v : [H·d, D] weights
     to_out, bias : [D, H·d] and [D] weights
-    features : [m, d] random directions W; d tells the number of heads H
+    features : [m, d] random directions W; d gives the number of heads H
     valid : [B, L] bool or None; padding is no key
 
     Returns
     -------
     [B, L, D]. Under autocast the projections are computed in its precision, the features in float32, for exponentials
     lose too much in bfloat16. The largest projection of the keys is taken per cell, never over the minibatch: a cell's
-    result is the same in any company.
+    result does not depend on the other cells.
     """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
@@ -146,7 +146,7 @@ def _tokens(x: Tensor) -> Iterator[slice]:
 def _cells(x: Tensor, heads: int, features: Tensor) -> list[slice]:
     """Blocks of cells whose features of one block of tokens fit: all blocks of one cell, or all of several.
 
-    Libraries multiply a single matrix by another route than several; so a cell's numbers stay the same in any company
+    Libraries multiply a single matrix by another route than several; so a cell's numbers do not depend on the others
     (a minibatch of one cell aside).
     """
     n = max(1, BLOCK_VALUES // (heads * min(x.shape[1], BLOCK_TOKENS) * len(features)))
@@ -176,7 +176,7 @@ def _merged(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _add_weight_gradient(total: Tensor, d_out: Tensor, x: Tensor) -> None:
-    """Add what a block has to say about the weight [out, in] between x [b, l, in] and [b, l, out]."""
+    """Add a block's share of the gradient of the weight [out, in] between x [b, l, in] and [b, l, out]."""
     total += d_out.flatten(0, 1).mT @ x.flatten(0, 1)
 
 

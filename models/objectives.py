@@ -103,7 +103,7 @@ def freeze(module: nn.Module) -> None:
 def unfreeze_last_blocks(encoder: nn.Module, n_blocks: int) -> None:
     """Train an encoder's final norm and its last blocks only; a negative number trains the whole encoder.
 
-    The pooler goes with the final norm (stage I gives it no gradient, so it would stay random for ever), and a gene
+    The pooler goes with the final norm (stage I gives it no gradient, so it would stay random), and a gene
     embedding that is to stay frozen does so in any case.
     """
     encoder.requires_grad_(n_blocks < 0)
@@ -202,7 +202,7 @@ class MaskedATAC(Objective):
 
 
 class JointPairs(Objective):
-    """Stage II: reconstruct true pairs from their joint embedding, and tell true pairs from false ones.
+    """Stage II: reconstruct true pairs from their joint embedding, and separate true pairs from false ones.
 
     Parameters
     ----------
@@ -210,10 +210,10 @@ class JointPairs(Objective):
     trainable_blocks : how many of the encoders' last blocks are trained; negative for everything
     feature_dropout : share of a cell's expressed genes and open peaks that the towers are not shown while training;
         what is reconstructed is the whole cell
-    alone_weight : of the same reconstruction from each modality's latent alone. At 0, as published, the tower whose
-        measurements say more may do all the work, and the other's latent stay without meaning
-    pair_weight : of telling true pairs from false ones. At 1, as published, its gradients, which few cells make mostly
-        noise, are many times those of the reconstruction
+    alone_weight : of the same reconstruction from each modality's latent alone. At 0, as published, the tower with the
+        richer measurements may do all the work, and the other's latent may stay without meaning
+    pair_weight : of separating true pairs from false ones. At 1, as published, its gradients are many times those of the
+        reconstruction, and with few cells mostly noise
     """
 
     def __init__(

@@ -75,8 +75,8 @@ class GenePooling(nn.Module):
     """Gene states → one number per gene (ReLU of an affine map) → bias-free linear map over genes.
 
     The numbers begin around 1, a plain sum over the expressed genes. Begun around 0, they were seen to fall below it
-    for all genes within the first epochs of stage II, where ReLU has no gradient: the tower then says the same of all
-    cells, for ever.
+    for all genes within the first epochs of stage II, where ReLU has no gradient: the tower then gives
+    all cells the same latent and cannot recover.
     """
 
     def __init__(self, dim: int, n_genes: int, latent_dim: int):

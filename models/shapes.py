@@ -51,7 +51,7 @@ class ATACEncoderConfig:
         default="shared",
         metadata={
             "help": "one linear map for all patches, as published, or one for each: --n_patches times the weights, and "
-            "better on few cells, where attention does not learn to tell patches apart"
+            "better on few cells, where attention does not learn to distinguish patches"
         },
     )
 

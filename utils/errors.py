@@ -1,4 +1,4 @@
-"""The one error a user can mend."""
+"""The one kind of error that a user can fix."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """A mistake in the input, told in one sentence: the file, what is wrong, and the command or change that mends it.
+    """A mistake in the input, in one sentence: the file, what is wrong, and the command or change that fixes it.
 
     Scripts print the sentence and exit with code 2; no traceback is shown.
     """

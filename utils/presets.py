@@ -49,7 +49,7 @@ PRESETS: dict[str, dict[Preset, dict]] = {
             "heads": 4,
             "dim_head": 16,
             "n_patches": 32,
-            "patch_maps": "own",  # on few cells attention does not learn to tell patches apart
+            "patch_maps": "own",  # on few cells attention does not learn to distinguish patches
             "mask_ratio": 0.5,
             "epochs": 4,
             "warmup_epochs": 1,

@@ -168,7 +168,7 @@ def interval(
     for of in folds.values():
         label = of[0].cells[group].label
         if any((run.cells[group].label != label).any() for run in of):
-            raise UserError(f"{group}: the runs of a fold tell of other test cells; run them again")
+            raise UserError(f"{group}: the runs of a fold have different test cells; run them again")
         by_type = label.reset_index(drop=True).groupby(label.to_numpy()).indices.values()
         drawn = np.concatenate([rng.choice(rows, (n, len(rows))) for rows in by_type], axis=1)  # [n, cells]
         values = []

@@ -96,7 +96,7 @@ class Plan:
 
 
 def padded_length(lengths: np.ndarray) -> np.ndarray:
-    """To what a cell is padded when the model is applied to it, a function of its own length.
+    """Padded length of each cell at inference, a function of its own length alone.
 
     The next of 8 steps between powers of two, at least 64.
     """
@@ -177,7 +177,7 @@ class CellDataset:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of barcodes and of what was measured, to tell these cells from others."""
+        """SHA-256 of barcodes and of what was measured, which identifies these cells."""
         digest = hashlib.sha256(self.barcode_hash.numpy().tobytes())
         for name in sorted(self.values):
             for start in range(0, len(self), 2**12):
@@ -261,7 +261,7 @@ def train_and_val(
     Parameters
     ----------
     cells : utils.cells.preprocessed.Cells
-    seed : of masks and pairs; validation cells keep one mask for ever
+    seed : of masks and pairs; validation cells always keep the same mask
     keep : [cells] bool, cells to use, or None for all
     labels : [cells] int class of each cell, -1 where unknown, or None
     latents : modality → [cells, latent_dim], or None

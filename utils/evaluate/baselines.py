@@ -114,7 +114,7 @@ def _tuned(steps: list, x_train, y_train, x_val, y_val, seed: int) -> tuple[Pipe
 
 
 def self_trained_logistic_regression(x_train, y_train, x_val=None, y_val=None, seed: int = 0, x_all=None):
-    """Logistic regression on the labelled cells, then on all training cells with what the first one says of them.
+    """Logistic regression on the labelled cells, then on all training cells with its predictions as labels.
 
     Parameters, returns and errors are those of :func:`logistic_regression`.
 

@@ -226,7 +226,7 @@ def _ranking_by_line(positives, n_values: int, block: Callable[[int, int], np.nd
 
 
 def feature_auroc(accessibility, scores: Scores, min_open: int = 1) -> np.ndarray:
-    """AUROC of each peak: how well its scores tell the cells where it is open from those where it is closed.
+    """AUROC of each peak: how well its scores separate cells where it is open from cells where it is closed.
 
     Scores that are the same in every cell give 0.5, so this measure asks for differences between cells.
 
@@ -264,7 +264,7 @@ def _peak_ranking(accessibility, scores: Scores, min_open: int) -> np.ndarray:
 
 
 def cell_auroc(accessibility, scores: Scores, min_open: int = 1) -> np.ndarray:
-    """AUROC of each cell: how well its scores tell its open peaks from its closed ones.
+    """AUROC of each cell: how well its scores separate its open peaks from its closed ones.
 
     Most of this is peaks that are open more often than others in every cell: a constant, each peak's mean
     accessibility, scores high. Read it beside that baseline and beside :func:`feature_auroc`.

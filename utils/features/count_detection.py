@@ -19,7 +19,7 @@ TOLERANCE = 0.05
 ROUNDING = 0.02
 """… by this share per count: values rounded to three decimals are off by 1e-3 of the count (float32 by 3e-7)."""
 SMALL = 30
-"""Counts that the factor is told by."""
+"""Counts below this are used to estimate the scale factor."""
 MAX_SMALLEST = 10
 """Largest count that a cell's smallest value is tried as …"""
 ENOUGH = 3
@@ -170,7 +170,7 @@ def recovered(x: np.ndarray, indptr: np.ndarray) -> tuple[np.ndarray, np.ndarray
     n_above = np.add.reduceat((ratio > 1 + TOLERANCE).astype(np.int64), starts)
     for count in range(1, MAX_SMALLEST + 1):
         scaled = ratio * count
-        # All small counts together tell the factor better than the smallest alone, if values were rounded.
+        # All small counts together give the factor more exactly than the smallest alone, if values were rounded.
         nearest = np.where(scaled < SMALL, np.round(scaled), 0)
         weight = np.add.reduceat(np.where(nearest > 0, nearest * scaled, 0), starts)
         scaled /= per_value(weight / np.add.reduceat(nearest**2, starts))

@@ -1,7 +1,7 @@
 """Which ids a file names its genes by, and the symbols they stand for.
 
 Files name genes by symbols of any year, Ensembl or Entrez ids, or both in one; in the index, or in a column beside it.
-Spreadsheets have turned some symbols into dates. Human ids become the approved symbols of today; what could mean two
+Spreadsheets have turned some symbols into dates. Human ids become current approved symbols; what could mean two
 genes is listed and left as it is. Genes of other species keep their names.
 """
 
@@ -218,7 +218,7 @@ def _are_entrez(ids: Sequence[str]) -> bool:
 
 
 def _undated(date: str) -> list[str]:
-    """The genes of today that a spreadsheet may have turned into a date."""
+    """The current genes that a spreadsheet may have turned into a date."""
     match = _DATE.fullmatch(date)
     month = (match["month"] or match["month2"] or _MONTHS[int(match["number"] or 1) - 1]).lower()
     day = int(match["day"] or match["day2"] or match["day3"])

@@ -1,7 +1,7 @@
 """Cells that stay in their file until they are wanted: any rows, at the speed of the page cache.
 
 HDF5 takes about 0.1 ms for the smallest read. But what is stored without compression lies in the file as plain numbers,
-in pieces whose places HDF5 tells; rows are then read by the system alone. Nothing is kept: whatever the size of the
+in pieces whose places HDF5 reports; rows are then read by the system alone. Nothing is kept: whatever the size of the
 file, memory holds one minibatch.
 """
 

@@ -1,4 +1,4 @@
-"""Opening what labs have: .h5ad, .h5mu, 10x files and folders, loom and text, each told by its content.
+"""Opening what labs have: .h5ad, .h5mu, 10x files and folders, loom and text, each recognised by its content.
 
 .h5ad and .h5mu files stay on disk and are read in blocks. The others are read whole, by scanpy, anndata or pandas.
 """
@@ -154,14 +154,14 @@ def _split(adata: ad.AnnData, path: Path) -> dict[str, Source]:
 
 
 def _with_columns(raw_var: pd.DataFrame, var: pd.DataFrame) -> pd.DataFrame:
-    """Annotation of raw's features, with what only the others' says of them (CELLxGENE keeps symbols there)."""
+    """Annotation of raw's features, with columns that only the other table has (CELLxGENE keeps symbols there)."""
     if not var.index.is_unique or not var.index.isin(raw_var.index).all():
         return raw_var
     return raw_var.join(var[[column for column in var if column not in raw_var]])
 
 
 def _others(content: ad.AnnData | h5py.Group) -> list[str]:
-    """Names of what lies beside counts and annotation."""
+    """Names of other layers and of obsm, varm, obsp and varp entries."""
     found = []
     for kind in ("layers", "obsm", "varm", "obsp", "varp"):
         names = content.get(kind, ()) if isinstance(content, h5py.Group) else getattr(content, kind)

@@ -1,4 +1,4 @@
-"""Delimited text: cells along one side, genes or peaks along the other, told by the names."""
+"""Delimited text: cells along one side, genes or peaks along the other; the names decide which."""
 
 import csv
 import gzip

@@ -153,7 +153,8 @@ def _fit(objective, train, val, config, runtime, folder, write_model, identity) 
                     log.add("val", done, progress.step, metrics)
                     if metrics.get("spread", 1.0) < LEAST_SPREAD:
                         runtime.say(COLLAPSED.format(metrics["spread"]))
-                runtime.say("  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+                found = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+                runtime.say(f"  {epoch_name(done)}: {found}")
                 is_best = metrics["loss"] < progress.best
                 if is_best or (config.keep == "last" and math.isfinite(metrics["loss"])):
                     best_metrics = {"epoch": done} | metrics
