@@ -212,8 +212,8 @@ class JointPairs(Objective):
         what is reconstructed is the whole cell
     alone_weight : of the same reconstruction from each modality's latent alone. At 0, as published, the tower with the
         richer measurements may do all the work, and the other's latent may stay without meaning
-    pair_weight : of separating true pairs from false ones. At 1, as published, its gradients are many times those of the
-        reconstruction, and with few cells mostly noise
+    pair_weight : of separating true pairs from false ones. At 1, as published, its gradients are many times those of
+        the reconstruction, and with few cells mostly noise
     """
 
     def __init__(
