@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributed import DistBackendError
 
-from tests.helpers import error_of
+from tests.helpers import error_of, python
 from utils import cli
 from utils.cli import run_script
 from utils.errors import UserError
@@ -105,3 +105,19 @@ def test_hooks_for_errors_are_restored_after_a_full_disk(tmp_path):
         raise OSError(28, "No space left on device")
     assert (sys.excepthook, sys.unraisablehook) == before
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("end", "code"), [("None", 0), ("sys.exit(75)", 75), ("1 / 0", 1), ("fail()", 2)])
+def test_one_of_several_processes_ends_with_its_code_and_no_clean_up(end, code):
+    """What the interpreter would do at its end, here a thread that it would wait for, is left out."""
+    script = (
+        "import sys, threading, time\n"
+        "from utils.cli import run_script\n"
+        "from utils.errors import UserError\n"
+        "def fail(): raise UserError('cells.h5ad: is empty')\n"
+        f"def main(): threading.Thread(target=time.sleep, args=(60,)).start(); print('done'); {end}\n"
+        "run_script(main)\n"
+    )
+    done = python("-c", f"import os\nos.environ['WORLD_SIZE'] = '2'\n{script}", timeout=30)
+    assert (done.returncode, done.stdout) == (code, "done\n")
+    assert ("Traceback" in done.stderr) == (code == 1)

@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+import traceback
 import unicodedata
 import warnings
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from utils.errors import DiskFullError, UserError, first_line
 from utils.presets import PRESETS, Preset
@@ -173,6 +175,32 @@ def run_script(main: Callable[[], None]) -> None:
         print(f"{who}{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr, flush=True)
         sys.exit(code)
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _end_at_once(lambda: _run(main, leave))
+    _run(main, leave)
+
+
+def _end_at_once(script: Callable[[], None]) -> NoReturn:
+    """Run one of several processes and end it without the interpreter's clean-up.
+
+    Gloo's threads may still run at that time. They were seen to abort the process, or to block it without end, after
+    its work was done and saved: in about one of twenty short runs.
+    """
+    code = 0
+    try:
+        script()
+    except SystemExit as stopped:
+        code = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _run(main: Callable[[], None], leave: Callable[[object, int], None]) -> None:
+    """Run main; errors that a user can fix end in `leave`."""
     try:
         with quiet_libraries():
             main()
