@@ -86,6 +86,7 @@ def preprocess(file: RawFile, flags: Flags, config: IntakeConfig, reference: dic
     import pandas as pd
 
     from utils.cells.ingest import not_carried, take_in
+    from utils.cells.inspect import coarse_bins
     from utils.cells.labels import check_labels, without_no_types
     from utils.cells.preprocessed import STAMP, STAMP_VERSION
     from utils.cells.split import SPLITS, types_that_lack_cells
@@ -132,6 +133,7 @@ def preprocess(file: RawFile, flags: Flags, config: IntakeConfig, reference: dic
             (obs.loc[barcodes["rna"], "split"] == "train").to_numpy()
         ]
         stamp["target_sum"] = prepare.choose_target_sum(flags.target_sum, totals)
+        print("".join(f"note: {line}\n" for line in coarse_bins(intakes["rna"], stamp["target_sum"])), end="")
         stamp["species"] = intakes["rna"].alignment.genes.species
     if "atac" in intakes:
         stamp["genome"] = intakes["atac"].genome

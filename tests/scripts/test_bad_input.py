@@ -66,7 +66,8 @@ TABLE = {
     "missing file": (lambda path: None, "{path}: no such file"),
     "folder": (
         Path.mkdir,
-        "{path}: a folder with no matrix.mtx (or .gz); give a file, or the 10x folder of one sample, with matrix.mtx, "
+        "{path}: a folder with no matrix.mtx (or .gz); give a file (two by --rna_path and --atac_path), or the 10x "
+        "folder of one sample, with matrix.mtx, "
         "barcodes.tsv and features.tsv",
     ),
     "truncated": (truncated, "{path}: not a readable .h5ad file (*); " + NEW),

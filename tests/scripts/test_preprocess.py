@@ -273,3 +273,11 @@ def test_a_finished_file_is_not_preprocessed_again(ready_file, tmp_path, capsys)
     line = error_of(capsys, "preprocess", data_path=ready_file, out_path=tmp_path / "out.h5mu")
     assert f"{ready_file}: is preprocessed already" in line
     assert not list(tmp_path.iterdir())
+
+
+def test_a_target_sum_that_leaves_few_bins_is_advised_against(raw_file, tmp_path, capsys):
+    """Also by preprocess.py itself, not by its doctor alone."""
+    for target_sum, is_coarse in ((1e5, True), (100, False)):
+        flags = {"data_path": raw_file, "target_sum": target_sum}
+        run("preprocess", **flags, out_path=tmp_path / f"{target_sum}.h5mu")
+        assert ("consider --target_sum" in capsys.readouterr().out) == is_coarse

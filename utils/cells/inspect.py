@@ -228,15 +228,27 @@ def _report(intake: Intake, found: Examination, target_sum: float) -> None:
     found.notes += intake.warnings
     if not intake.measured.all():
         found.happens.append(f"{name}: {(~intake.measured).sum():,} cells without a count in these {what} are left out")
+    if name == "rna":
+        found.notes += coarse_bins(intake, target_sum)
+
+
+def coarse_bins(intake: Intake, target_sum: float) -> list[str]:
+    """A line of advice where few bins of expression are left above a single count of the median cell, or none.
+
+    Parameters
+    ----------
+    intake : of RNA
+    target_sum : counts per cell after scaling
+    """
     median = float(np.median(intake.totals[intake.measured]))
     bin_of_one = int(np.log2(1 + target_sum / median))
-    is_counts = intake.values.exact or intake.values.kind == "counts"
-    if name == "rna" and is_counts and bin_of_one >= HIGH_BIN:
-        found.notes.append(
-            f"one count of the median cell, which has {median:,.0f}, falls into bin {min(bin_of_one, N_BINS - 1)} "
-            f"(0 … {N_BINS - 1}) at --target_sum {target_sum:g}; consider --target_sum "
-            f"{max(100, round(3 * median, -2)):.0f}"
-        )
+    if not (intake.values.exact or intake.values.kind == "counts") or bin_of_one < HIGH_BIN:
+        return []
+    return [
+        f"one count of the median cell, which has {median:,.0f}, falls into bin {min(bin_of_one, N_BINS - 1)} "
+        f"(0 … {N_BINS - 1}) at --target_sum {target_sum:g}; consider --target_sum "
+        f"{max(100, round(3 * median, -2)):.0f}"
+    ]
 
 
 def _guess(unknown: list[str]) -> str:

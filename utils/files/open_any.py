@@ -180,8 +180,8 @@ def _read_mtx_folder(folder: Path) -> ad.AnnData:
         if len(found) != 1:
             what = " or ".join(ends)
             raise UserError(
-                f"{folder}: a folder with {len(found) or 'no'} {what} (or .gz); give a file, or the 10x folder of one "
-                "sample, with matrix.mtx, barcodes.tsv and features.tsv"
+                f"{folder}: a folder with {len(found) or 'no'} {what} (or .gz); give a file (two by --rna_path and "
+                "--atac_path), or the 10x folder of one sample, with matrix.mtx, barcodes.tsv and features.tsv"
             )
         return found[0]
 

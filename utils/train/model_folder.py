@@ -128,10 +128,12 @@ class SavedModel:
             labels += f"\nTemperature {self.temperature:.3f}; {self.calibration}.\n"
         parents = "".join(f"- {flag}: {digest}\n" for flag, digest in self.parents.items()) or "- none\n"
         return (
-            f"# scMomer: {KINDS[self.kind]}\n\n{sizes}; {sum(t.numel() for t in self.state.values()):,} numbers.\n\n"
+            f"# scMomer: {KINDS[self.kind]}\n\n{sizes}; {sum(t.numel() for t in self.state.values()):,} numbers "
+            "(trained and frozen weights, constants).\n\n"
             f"Made by `python {Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}`\n{labels}\n"
             f"## Shape\n{shape}\n\n## Preprocessing\n{json.dumps(self.stamp)}\n\n## Made from\n{parents}\n"
-            "## Use\nResearch. The weights know the genes, peaks, species and tissues listed here and no others.\n"
+            "## Use\nResearch. The model knows the genes, peaks and cell types in this folder, of the cells it "
+            "was trained on, and no others.\n"
         )
 
     @property
