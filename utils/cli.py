@@ -183,8 +183,8 @@ def run_script(main: Callable[[], None]) -> None:
 def _end_at_once(script: Callable[[], None]) -> NoReturn:
     """Run one of several processes and end it without the interpreter's clean-up.
 
-    Gloo's threads may still run at that time. They were seen to abort the process, or to block it without end, after
-    its work was done and saved: in about one of twenty short runs.
+    Gloo's threads may still run at that time. In about one of twenty short runs they were seen to abort the process
+    after its work was done and saved; a run that never ended may have had the same cause.
     """
     code = 0
     try:
