@@ -133,7 +133,8 @@ def preprocess(file: RawFile, flags: Flags, config: IntakeConfig, reference: dic
             (obs.loc[barcodes["rna"], "split"] == "train").to_numpy()
         ]
         stamp["target_sum"] = prepare.choose_target_sum(flags.target_sum, totals)
-        print("".join(f"note: {line}\n" for line in coarse_bins(intakes["rna"], stamp["target_sum"])), end="")
+        for line in coarse_bins(intakes["rna"], stamp["target_sum"]):
+            print(f"note: {line}")
         stamp["species"] = intakes["rna"].alignment.genes.species
     if "atac" in intakes:
         stamp["genome"] = intakes["atac"].genome

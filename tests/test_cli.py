@@ -15,7 +15,7 @@ from utils.files.write import whole_file
 NAMES = [
     "",
     "../x",
-    "/tmp/x",
+    "/x",
     "a\\b",
     "two\nlines",
     ".hidden",
