@@ -12,7 +12,7 @@ replaced; columns of your own under these names are not: choose other names by -
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.cells.config import IntakeConfig
+from utils.cells.config import IngestConfig
 from utils.cli import flag, parse_flags, run_script
 from utils.train.config import InferConfig
 
@@ -29,7 +29,7 @@ class Flags:
 
 
 def main() -> None:
-    flags, intake, config = parse_flags(__doc__, Flags, IntakeConfig, InferConfig)
+    flags, intake, config = parse_flags(__doc__, Flags, IngestConfig, InferConfig)
 
     # Slow to import: --help and mistaken flags do not wait for them.
     import numpy as np

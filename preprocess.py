@@ -19,7 +19,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils.cells.config import IntakeConfig
+from utils.cells.config import IngestConfig
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
 
@@ -49,7 +49,7 @@ class Flags:
 
 
 def main() -> None:
-    flags, config = parse_flags(__doc__, Flags, IntakeConfig)
+    flags, config = parse_flags(__doc__, Flags, IngestConfig)
 
     # Slow to import: --help and mistaken flags do not wait for them.
     from utils.cells.inspect import examine
@@ -79,13 +79,13 @@ def split_cells(obs: pd.DataFrame, flags: Flags) -> np.ndarray:
     return assign_split(obs, flags.val_fraction, flags.seed, flags.split_by, groups, flags.label_column)
 
 
-def preprocess(file: RawFile, flags: Flags, config: IntakeConfig, reference: dict[str, np.ndarray]) -> None:
+def preprocess(file: RawFile, flags: Flags, config: IngestConfig, reference: dict[str, np.ndarray]) -> None:
     """Read `file`, write `flags.out_path`, and report what is done."""
     import anndata as ad
     import numpy as np
     import pandas as pd
 
-    from utils.cells.ingest import not_carried, take_in
+    from utils.cells.ingest import ingest, not_carried
     from utils.cells.inspect import coarse_bins
     from utils.cells.labels import check_labels, without_no_types
     from utils.cells.preprocessed import STAMP, STAMP_VERSION
@@ -103,13 +103,13 @@ def preprocess(file: RawFile, flags: Flags, config: IntakeConfig, reference: dic
     check_labels(file.obs, flags.label_column, file.path, flags.any_labels)
     split_cells(file.obs, flags)
     prepare.choose_target_sum(flags.target_sum, np.ones(1))
-    intakes = {}
+    ingested = {}
     for name, source in file.modalities.items():
-        intakes[name] = take_in(source, config, reference.get(name), progress=True)
-        print("\n".join(intakes[name].report() + not_carried(source)))
+        ingested[name] = ingest(source, config, reference.get(name), progress=True)
+        print("\n".join(ingested[name].report() + not_carried(source)))
 
     # Which cells: those with counts, each in one part of the split, which no later stage changes.
-    barcodes = {name: intake.barcodes[intake.measured] for name, intake in intakes.items()}
+    barcodes = {name: intake.barcodes[intake.measured] for name, intake in ingested.items()}
     obs = file.obs.loc[file.obs.index.isin(np.concatenate(list(barcodes.values())))].copy()
     labels = check_labels(obs, flags.label_column, file.path, flags.any_labels)
     if "split" in obs:
@@ -128,24 +128,24 @@ def preprocess(file: RawFile, flags: Flags, config: IntakeConfig, reference: dic
         "split": {name: getattr(flags, name) for name in ("split_by", "test_groups", "val_fraction", "seed")},
         "simulated": file.simulated,
     }
-    if "rna" in intakes:
-        totals = intakes["rna"].totals[intakes["rna"].measured][
+    if "rna" in ingested:
+        totals = ingested["rna"].totals[ingested["rna"].measured][
             (obs.loc[barcodes["rna"], "split"] == "train").to_numpy()
         ]
         stamp["target_sum"] = prepare.choose_target_sum(flags.target_sum, totals)
-        for line in coarse_bins(intakes["rna"], stamp["target_sum"]):
+        for line in coarse_bins(ingested["rna"], stamp["target_sum"]):
             print(f"note: {line}")
-        stamp["species"] = intakes["rna"].alignment.genes.species
-    if "atac" in intakes:
-        stamp["genome"] = intakes["atac"].genome
+        stamp["species"] = ingested["rna"].alignment.genes.species
+    if "atac" in ingested:
+        stamp["genome"] = ingested["atac"].genome
 
     # What the models read, a block of cells at a time.
     parts = {
         name: ad.AnnData(obs=obs.loc[barcodes[name]], var=pd.DataFrame(index=intake.alignment.features))
-        for name, intake in intakes.items()
+        for name, intake in ingested.items()
     }
     with write_in_blocks(flags.out_path, parts, obs, {STAMP: json.dumps(stamp)}) as out:
-        for name, intake in intakes.items():
+        for name, intake in ingested.items():
             for counts in intake.blocks(keep=intake.measured, progress=True):
                 is_rna = name == "rna"
                 values = prepare.log_normalise(counts, stamp["target_sum"]) if is_rna else prepare.binarise(counts)

@@ -26,7 +26,7 @@ from utils.cells.minibatches import CellDataset, train_and_val
 from utils.cells.preprocessed import Cells
 from utils.cli import run_script
 from utils.train.distributed import Runtime
-from utils.train.log import METRICS, workshop
+from utils.train.log import METRICS, training_folder
 from utils.train.loop import TrainConfig, fit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,7 +129,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def last_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Weights, buffers and Adam's moments as they were at the end of the run."""
-    return load_file(workshop(folder) / "state" / "state.safetensors")
+    return load_file(training_folder(folder) / "state" / "state.safetensors")
 
 
 def assert_same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:

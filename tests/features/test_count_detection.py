@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from utils.features.count_detection import BASES, Values, judge, recovered, to_counts
+from utils.features.count_detection import BASES, Values, detect_values, recovered, to_counts
 
 
 def counts_of(n_cells: int = 40, n_genes: int = 60, deep: float = 3.0, seed: int = 0) -> csr_matrix:
@@ -30,7 +30,7 @@ def log1p(values: np.ndarray, base: str) -> np.ndarray:
 def test_counts_come_back_from_logarithms(base, target, dtype):
     counts = counts_of()
     matrix = csr_matrix(log1p(scaled(counts, target), base).astype(dtype))
-    values = judge(matrix)
+    values = detect_values(matrix)
     assert values == Values("log1p", base)
     found, whole = to_counts(matrix, values)
     assert whole.all()
@@ -44,8 +44,8 @@ def test_of_several_bases_that_fit_the_one_of_even_sums_is_taken():
     matrix = csr_matrix(log1p(scaled(counts, 1e4), "10"))
     for base in ("e", "10"):
         assert to_counts(matrix, Values("log1p", base))[1].all()
-    assert judge(matrix) == Values("log1p", "10")
-    np.testing.assert_array_equal(to_counts(matrix, judge(matrix))[0].toarray(), counts.toarray())
+    assert detect_values(matrix) == Values("log1p", "10")
+    np.testing.assert_array_equal(to_counts(matrix, detect_values(matrix))[0].toarray(), counts.toarray())
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -53,7 +53,7 @@ def test_counts_come_back_from_unscaled_logarithms(base):
     counts = counts_of()
     found, _ = to_counts(csr_matrix(log1p(counts.toarray(), base)), Values("log1p", base))
     np.testing.assert_array_equal(found.toarray(), counts.toarray())
-    assert judge(csr_matrix(log1p(counts.toarray(), base))) == Values("log1p", base)
+    assert detect_values(csr_matrix(log1p(counts.toarray(), base))) == Values("log1p", base)
 
 
 @pytest.mark.parametrize("decimals", [3, 4, 5])
@@ -61,7 +61,7 @@ def test_counts_come_back_from_rounded_logarithms(decimals):
     """Text files round; the cell's small counts together still tell its factor."""
     counts = counts_of(200, 300)
     matrix = csr_matrix(np.round(log1p(scaled(counts, 1e3), "e"), decimals))
-    values = judge(matrix)
+    values = detect_values(matrix)
     assert values == Values("log1p", "e")
     np.testing.assert_array_equal(to_counts(matrix, values)[0].toarray(), counts.toarray())
 
@@ -69,7 +69,7 @@ def test_counts_come_back_from_rounded_logarithms(decimals):
 def test_counts_come_back_from_counts_per_million():
     counts = counts_of()
     matrix = csr_matrix(scaled(counts, 1e6).astype(np.float32))
-    values = judge(matrix)
+    values = detect_values(matrix)
     assert values == Values("cpm")
     np.testing.assert_array_equal(to_counts(matrix, values)[0].toarray(), counts.toarray())
 
@@ -88,12 +88,12 @@ def test_logarithms_of_no_counts_are_shares_and_the_base_is_told_by_the_sums(bas
     weights = np.exp(rng.normal(size=(30, 50)))
     shares = 1e4 * weights / weights.sum(1, keepdims=True)
     matrix = csr_matrix(log1p(shares, base))
-    values = judge(matrix)
+    values = detect_values(matrix)
     assert values == Values("log1p", base, exact=False)
     found, whole = to_counts(matrix, values)
     assert not whole.all()
     np.testing.assert_allclose(found.toarray(), shares, rtol=1e-5)
-    part = judge(csr_matrix(log1p(shares, base)[:, :20]))  # some of the genes: the sums tell nothing
+    part = detect_values(csr_matrix(log1p(shares, base)[:, :20]))  # some of the genes: the sums tell nothing
     assert part == Values("log1p", "e", exact=False, guessed=True)
     assert "(assumed)" in str(part)
 
@@ -120,19 +120,19 @@ def changed(value: float) -> csr_matrix:
     ],
 )
 def test_kinds(matrix, kind):
-    values = judge(matrix)
+    values = detect_values(matrix)
     assert values.kind == kind
     assert values.usable == (kind in ("counts", "cpm"))
 
 
 def test_the_users_word_goes_before_the_judgement():
     fractional = csr_matrix(np.random.default_rng(0).gamma(1, 300, (9, 9)))
-    assert judge(fractional, "cpm") == Values("cpm", exact=False)
-    assert judge(fractional, "counts") == Values("counts", exact=False)
-    assert judge(fractional, "log1p").kind == "fractional"  # no logarithm is that large
+    assert detect_values(fractional, "cpm") == Values("cpm", exact=False)
+    assert detect_values(fractional, "counts") == Values("counts", exact=False)
+    assert detect_values(fractional, "log1p").kind == "fractional"  # no logarithm is that large
     whole = counts_of()
-    assert judge(whole, "log1p").kind == "log1p"
-    assert judge(changed(-1.0), "counts").kind == "negative"
+    assert detect_values(whole, "log1p").kind == "log1p"
+    assert detect_values(changed(-1.0), "counts").kind == "negative"
 
 
 def wide(seed: int = 0) -> np.ndarray:
@@ -170,7 +170,7 @@ def soupx() -> np.ndarray:
 @pytest.mark.parametrize("estimate", [rsem, alevin, soupx])
 def test_estimated_counts_are_taken_as_they_are(estimate):
     matrix = csr_matrix(estimate().astype(np.float32))
-    values = judge(matrix)
+    values = detect_values(matrix)
     assert values == Values("counts", exact=False)
     np.testing.assert_array_equal(to_counts(matrix, values)[0].toarray(), matrix.toarray())
 
@@ -197,18 +197,18 @@ NO_COUNTS = {
 
 @pytest.mark.parametrize("name", NO_COUNTS)
 def test_other_values_are_no_estimated_counts(name):
-    assert judge(csr_matrix(NO_COUNTS[name]())).kind != "counts"
+    assert detect_values(csr_matrix(NO_COUNTS[name]())).kind != "counts"
     centred = wide() - wide().mean(0)
-    assert judge(csr_matrix(centred)).kind == "negative"
+    assert detect_values(csr_matrix(centred)).kind == "negative"
 
 
 def test_one_fraction_among_whole_counts_is_a_mistake():
     matrix = wide()
     matrix[3, 4] = 0.5
-    assert judge(csr_matrix(matrix)).kind == "fractional"
+    assert detect_values(csr_matrix(matrix)).kind == "fractional"
 
 
 def test_anything_above_zero_is_an_open_peak():
-    values = judge(csr_matrix(np.array([[0.3, 0.0], [0.0, 2.7]])), is_open=True)
+    values = detect_values(csr_matrix(np.array([[0.3, 0.0], [0.0, 2.7]])), is_open=True)
     assert values.usable
     assert to_counts(csr_matrix(np.array([[0.3, 0.0], [0.0, 2.7]])), values)[0].toarray().tolist() == [[1, 0], [0, 1]]

@@ -23,7 +23,7 @@ def var(*names: str) -> pd.DataFrame:
 
 def columns(alignment) -> dict[str, list[str]]:
     """Output's feature → the file's columns that are summed into it."""
-    dense = alignment.selector.toarray()
+    dense = alignment.projection.toarray()
     return {f: list(alignment.ids[dense[:, i] > 0]) for i, f in enumerate(alignment.features) if dense[:, i].any()}
 
 
@@ -177,13 +177,13 @@ def test_overlap_is_what_it_says(ours, theirs):
     split = lambda name: (name.split(":")[0], *map(int, name.split(":")[1].split("-")))
     for i, (chrom, start, end) in enumerate(map(split, names)):
         for j, (other, first, last) in enumerate(map(split, model)):
-            assert alignment.selector[i, j] == (chrom == other and start < last and first < end)
+            assert alignment.projection[i, j] == (chrom == other and start < last and first < end)
 
 
 def test_a_peak_is_open_if_any_that_overlaps_is():
     alignment = align_peaks(var("chr1:1-5", "chr1:6-9", "chr1:20-25"), None, ["chr1:1-10", "chr1:21-22"], "f")
     cells = csr_matrix(np.array([[0, 2, 0], [1, 1, 0], [0, 0, 3], [0, 0, 0]], dtype=np.float32))
-    assert ((cells @ alignment.selector).toarray() > 0).tolist() == [[1, 0], [1, 0], [0, 1], [0, 0]]
+    assert ((cells @ alignment.projection).toarray() > 0).tolist() == [[1, 0], [1, 0], [0, 1], [0, 0]]
 
 
 @pytest.mark.parametrize("genome", ["hg19", "hg38", "mm10", "mm39"])
@@ -227,7 +227,7 @@ def test_a_peak_wholly_outside_is_left_out():
     projected = align_peaks(
         many_peaks("hg19", "chr21:48129999-48130499"), "hg19", ["chr1:18900-19600", "chr2:1-5"], "f"
     )
-    assert projected.selector.nnz == 1
+    assert projected.projection.nnz == 1
 
 
 def test_a_larger_share_outside_is_refused_and_one_that_another_build_explains():

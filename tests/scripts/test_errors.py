@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 from tests.helpers import MULTIMODAL, RNA, TRAINING, command_line, error_of, python, run
 from utils.features.gene_symbols import load_gene_table
 from utils.files.write import write_whole
-from utils.train.log import workshop
+from utils.train.log import training_folder
 
 # Raw files ---------------------------------------------------------------------------------------------------------
 
@@ -126,12 +126,12 @@ def test_an_existing_model_and_nothing_to_resume(script, ready_file, runs, tmp_p
     "change", [{"learning_rate": 5e-4}, {"batch_size": 4}, {"seed": 3}, {"mask_ratio": 0.3}], ids=str
 )
 def test_resuming_with_other_settings(change, ready_file, runs, capsys):
-    before = (workshop(runs["rna"]) / "state" / "manifest.json").read_bytes()
+    before = (training_folder(runs["rna"]) / "state" / "manifest.json").read_bytes()
     paths = {"data_path": ready_file, "ckpt_dir": runs.folder, "model_name": "rna"}
     ((name, _),) = change.items()
     line = error_of(capsys, "pretrain_rna", **paths, **RNA | change, resume=True)
     assert f"was made with --{name} {({'mask_ratio': 0.15} | RNA).get(name, 0)}, not {change[name]}" in line
-    assert (workshop(runs["rna"]) / "state" / "manifest.json").read_bytes() == before
+    assert (training_folder(runs["rna"]) / "state" / "manifest.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

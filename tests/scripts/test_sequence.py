@@ -16,7 +16,7 @@ from tests.helpers import MULTIMODAL, TRAINING, records, run, weights
 from utils.features.gene_ids import translate
 from utils.features.gene_symbols import load_gene_table
 from utils.files.write import write_whole
-from utils.train.log import workshop
+from utils.train.log import training_folder
 from utils.train.model_folder import load_model
 
 MISSING = {"atac": "rna", "rna": "atac"}  # missing → measured
@@ -289,7 +289,7 @@ def test_a_model_folder_is_enough_by_itself(labelled, query, model, runs, ready_
 
 def test_training_goes_on_from_a_folder_whose_training_state_is_deleted(runs, ready_file, tmp_path):
     student = Path(shutil.copytree(runs["student_atac"], tmp_path / "student"))
-    assert not workshop(student).exists()
+    assert not training_folder(student).exists()
     settings = TRAINING | {"epochs": 1}
     run(
         "train_missing_celltype_func",
@@ -299,7 +299,7 @@ def test_training_goes_on_from_a_folder_whose_training_state_is_deleted(runs, re
         model="celltype",
         **settings,
     )
-    shutil.rmtree(workshop(tmp_path / "celltype"))
+    shutil.rmtree(training_folder(tmp_path / "celltype"))
     assert load_model(tmp_path / "celltype", "celltype").build()
 
 

@@ -28,7 +28,7 @@ from tests.helpers import (
 )
 from utils.train.folders import is_there
 from utils.train.guards import STOPPED
-from utils.train.log import workshop
+from utils.train.log import training_folder
 
 LONG = {"epochs": 6, "patience": 0, "save_steps": 3}
 STARTED = "training and"
@@ -138,7 +138,7 @@ def kill_and_resume(script: str, flags: dict, size: int, kills: int, seed: int, 
     How many kills hit it; fewer than asked for if it was done before
     """
     rng, hits, output = random.Random(seed), 0, Path(flags["ckpt_dir"]) / "output.txt"
-    resumed = lambda: flags | ({"resume": True} if is_there(workshop(model_folder(flags)) / "state") else {})
+    resumed = lambda: flags | ({"resume": True} if is_there(training_folder(model_folder(flags)) / "state") else {})
     while hits < kills:
         processes = Processes(script, resumed(), size, output).start()
         processes.wait_until(processes.started)
@@ -164,7 +164,7 @@ def stop_and_resume(script: str, flags: dict, size: int, stops: int, seed: int, 
     """
     rng, done, output = random.Random(seed), 0, Path(flags["ckpt_dir"]) / "output.txt"
     while done < stops:
-        resumed = {"resume": True} if is_there(workshop(model_folder(flags)) / "state") else {}
+        resumed = {"resume": True} if is_there(training_folder(model_folder(flags)) / "state") else {}
         processes = Processes(script, flags | resumed, size, output).start()
         processes.wait_until(processes.started)
         time.sleep(rng.uniform(0, longest))

@@ -19,7 +19,7 @@ import torch
 from tests.helpers import RNA, ROOT, assert_same_tensors, command_line, last_weights, python, run, weights
 from utils.errors import UserError
 from utils.train.folders import MANIFEST, file_hash, read_folder, write_folder
-from utils.train.log import workshop
+from utils.train.log import training_folder
 from utils.train.model_folder import load_model
 
 
@@ -271,8 +271,8 @@ def test_no_planted_pickle_runs(kind, runs, ready_file, tmp_path, capsys):
     for name in ("state.safetensors", "state.json"):
         folder = tmp_path / f"rna {name}"
         shutil.copytree(runs["rna"], folder)
-        shutil.copytree(workshop(runs["rna"]), workshop(folder))
-        plant(workshop(folder) / "state" / name, bomb)
+        shutil.copytree(training_folder(runs["rna"]), training_folder(folder))
+        plant(training_folder(folder) / "state" / name, bomb)
         flags = {"data_path": ready_file, "ckpt_dir": tmp_path, "model_name": folder.name} | RNA
         with pytest.raises(SystemExit):
             run("pretrain_rna", **flags | {"epochs": 3, "resume": True})

@@ -14,7 +14,7 @@ from tests.helpers import RNA, ROOT, assert_same_records, command_line, python, 
 from tests.train.kills import LONG, Processes, assert_same_run, finish, kill_and_resume, model_folder, training_scripts
 from utils.train.folders import is_there
 from utils.train.guards import STOPPED
-from utils.train.log import workshop
+from utils.train.log import training_folder
 from utils.train.state import saved_step
 
 SCRIPTS = [
@@ -50,7 +50,7 @@ def test_a_scheduler_or_a_person_that_stops_a_run_loses_no_step(number, seconds,
     time.sleep(seconds)
     processes.send(number)
     assert processes.join() == [STOPPED] * size
-    state = json.loads((workshop(model_folder(flags)) / "state" / "state.json").read_text())["progress"]
+    state = json.loads((training_folder(model_folder(flags)) / "state" / "state.json").read_text())["progress"]
     text = (tmp_path / "output.txt").read_text()
     assert f"stopped by {number.name} after step {state['step']}; go on with --resume" in text
     assert "Traceback" not in text
@@ -69,7 +69,7 @@ def test_a_second_interrupt_ends_a_run_at_once(size, pause, code, ready_file, ru
     flags |= {"grad_acc": 1000} if pause > 2 else {}
     processes = Processes("pretrain_rna", flags, size, tmp_path / "output.txt").start()
     assert processes.wait_until(processes.started)
-    state = workshop(model_folder(flags)) / "state"
+    state = training_folder(model_folder(flags)) / "state"
     assert processes.wait_until(lambda: is_there(state))
     processes.send(signal.SIGINT)
     time.sleep(pause)
@@ -94,7 +94,7 @@ def test_an_interrupt_before_training_ends_a_script_without_a_word(tmp_path):
 def test_the_same_command_again_does_not_wipe_a_stopped_run(ready_file, runs, tmp_path):
     flags = training_scripts(ready_file, runs)["pretrain_rna"] | {"batch_size": 1, "ckpt_dir": tmp_path}
     folder, output = model_folder(flags), tmp_path / "output.txt"
-    state = workshop(folder) / "state"
+    state = training_folder(folder) / "state"
     processes = Processes("pretrain_rna", flags, 1, output).start()
     assert processes.wait_until(lambda: is_there(state) and (saved_step(state) or 0) > 0)
     processes.send(signal.SIGTERM)
@@ -122,10 +122,10 @@ def test_the_same_command_again_does_not_wipe_a_stopped_run(ready_file, runs, tm
 def test_a_run_stopped_before_its_first_step_has_nothing_to_lose(ready_file, runs, tmp_path):
     flags = training_scripts(ready_file, runs)["pretrain_rna"] | SLOW | {"ckpt_dir": tmp_path}
     processes = Processes("pretrain_rna", flags, 1, tmp_path / "output.txt").start()
-    assert processes.wait_until(lambda: is_there(workshop(model_folder(flags)) / "state"))
+    assert processes.wait_until(lambda: is_there(training_folder(model_folder(flags)) / "state"))
     processes.send(signal.SIGKILL)
     assert processes.join() == [-signal.SIGKILL]
-    assert saved_step(workshop(model_folder(flags)) / "state") == 0
+    assert saved_step(training_folder(model_folder(flags)) / "state") == 0
     finish("pretrain_rna", flags | {"epochs": 1, "grad_acc": 1}, 1, tmp_path / "output.txt")
 
 

@@ -24,7 +24,7 @@ from utils.cells.minibatches import MicroBatch, Plan, make_loader
 from utils.errors import UserError
 from utils.train import loop as engine
 from utils.train.folders import write_folder
-from utils.train.log import workshop
+from utils.train.log import training_folder
 from utils.train.loop import TrainConfig, decayed_groups, evaluate
 from utils.train.schedule import learning_rate
 
@@ -173,7 +173,7 @@ def test_without_a_look_a_save_that_is_due_comes_all_the_same(cells, tmp_path, m
 def test_a_state_from_before_a_setting_is_refused(cells, tmp_path):
     """Its moments may stand in another order."""
     train(make_stage("rna", take(cells, 16, 4)), tmp_path / "run", epochs=1)
-    path = workshop(tmp_path / "run") / "state"
+    path = training_folder(tmp_path / "run") / "state"
     told = json.loads((path / "state.json").read_text())
     del told["identity"]["adam_epsilon"]
 

@@ -17,7 +17,7 @@ from tests.helpers import (
     weights,
 )
 from utils.errors import UserError
-from utils.train.log import workshop
+from utils.train.log import training_folder
 
 
 @pytest.mark.parametrize("kind", ["rna", "pairs", "student", "celltype"])
@@ -65,7 +65,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(kind, cells, tmp_path):
     stage.objective.before_step = killed
     with pytest.raises(KeyboardInterrupt):
         train(stage, tmp_path / "cut", **settings)
-    assert json.loads((workshop(tmp_path / "cut") / "state" / "state.json").read_text())["progress"]["step"] == 7
+    assert json.loads((training_folder(tmp_path / "cut") / "state" / "state.json").read_text())["progress"]["step"] == 7
     train(fresh(), tmp_path / "cut", **settings, resume=True)
     assert_same_tensors(last_weights(tmp_path / "cut"), last_weights(tmp_path / "whole"))
     assert_same_tensors(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
@@ -134,7 +134,7 @@ def test_resuming_what_is_not_there_or_does_not_fit(cells, tmp_path):
     train(make_stage("rna", cells), tmp_path / "run", epochs=1)
     with pytest.raises(UserError, match="do not fit the model"):
         train(make_stage("atac", cells), tmp_path / "run", resume=True)
-    state = workshop(tmp_path / "run") / "state" / "state.safetensors"
+    state = training_folder(tmp_path / "run") / "state" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"state\.safetensors: is not the file that was saved"):
         train(make_stage("rna", cells), tmp_path / "run", resume=True)

@@ -8,7 +8,7 @@ from utils.errors import UserError
 
 
 @dataclass
-class IntakeConfig:
+class IngestConfig:
     """Overrides for what cannot be inferred from a file."""
 
     values: Literal["auto", "counts", "log1p", "cpm"] = flag("what X contains; overrides detection", "auto")

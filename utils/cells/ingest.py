@@ -1,7 +1,7 @@
 """The one way in: what a file holds becomes counts in the columns that are wanted, and all of it is reported.
 
 `preprocess.py`, its doctor and `predict_cell_type.py` all take their cells in here. A file is passed over twice: once
-to see what it holds (`take_in`), once to hand out its counts, a block of cells at a time (`Intake.blocks`).
+to see what it holds (`ingest`), once to hand out its counts, a block of cells at a time (`Ingested.blocks`).
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from utils.cells.config import IntakeConfig
+from utils.cells.config import IngestConfig
 from utils.errors import UserError
 from utils.features.count_detection import Values, to_counts
 from utils.features.match import Alignment, align_genes, align_peaks, check_coverage
@@ -27,7 +27,7 @@ are others than those that these cells express."""
 
 
 @dataclass
-class Intake:
+class Ingested:
     """One modality of a file, understood.
 
     Attributes
@@ -50,7 +50,7 @@ class Intake:
     all_totals: np.ndarray
     n_expressed: np.ndarray
     column_sums: np.ndarray
-    config: IntakeConfig
+    config: IngestConfig
 
     @property
     def modality(self) -> str:
@@ -99,7 +99,7 @@ class Intake:
         matrix, _ = self.source.matrices[self.place]
         for start, block in _passing(matrix, f"{self.modality}: writing", progress):
             counts, _ = to_counts(block, self.values)
-            aligned = (counts @ self.alignment.selector).tocsr()
+            aligned = (counts @ self.alignment.projection).tocsr()
             aligned.sort_indices()
             yield aligned if keep is None else aligned[keep[start : start + block.shape[0]]]
 
@@ -129,7 +129,7 @@ class Intake:
         return lines
 
 
-def _gene_report(intake: Intake) -> str:
+def _gene_report(intake: Ingested) -> str:
     genes = intake.alignment.genes
     species = f"{genes.species} species:" if genes.species in ("unknown", "other") else genes.species
     words = [f"{species} {genes.id_type}" + ("" if genes.column == "index" else f" in var['{genes.column}']")]
@@ -162,9 +162,9 @@ def not_carried(source: Source) -> list[str]:
     return [f"  stay in the input only:{listed(source.others, 6)}"] if source.others else []
 
 
-def take_in(
-    source: Source, config: IntakeConfig, reference: np.ndarray | None = None, progress: bool = False
-) -> Intake:
+def ingest(
+    source: Source, config: IngestConfig, reference: np.ndarray | None = None, progress: bool = False
+) -> Ingested:
     """Find a modality's counts, name its features, and pass over all its cells once.
 
     Parameters
@@ -202,11 +202,11 @@ def take_in(
 
 
 def _survey(
-    source: Source, place: str, values: Values, alignment: Alignment, config: IntakeConfig, progress: bool
-) -> Intake:
+    source: Source, place: str, values: Values, alignment: Alignment, config: IngestConfig, progress: bool
+) -> Ingested:
     """Pass over all cells, check every value, and sum."""
     matrix, _ = source.matrices[place]
-    weight = np.diff(alignment.selector.indptr).astype(np.float64)
+    weight = np.diff(alignment.projection.indptr).astype(np.float64)
     sums = np.zeros(matrix.shape[1])
     totals, all_totals, n_expressed, exact = [], [], [], True
     for start, block in _passing(matrix, f"{source.modality}: reading", progress):
@@ -225,7 +225,7 @@ def _survey(
         all_totals.append(np.asarray(counts.sum(1)).ravel())
         n_expressed.append(np.diff(counts.indptr))
         sums += np.asarray(counts.sum(0)).ravel()
-    return Intake(
+    return Ingested(
         source,
         place,
         values if exact else replace(values, exact=False),

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from models.rna_encoder import N_BINS
-from utils.cells.config import IntakeConfig
-from utils.cells.ingest import FEATURES, Intake, count, not_carried, take_in
+from utils.cells.config import IngestConfig
+from utils.cells.ingest import FEATURES, Ingested, count, ingest, not_carried
 from utils.cells.labels import check_labels, label_candidates
 from utils.cells.preprocessed import RawFile, open_cells
 from utils.cells.split import types_that_lack_cells
@@ -82,7 +82,7 @@ def _in_words(finding) -> str:
 
 def examine(
     inputs: tuple[str | None, str | None, str | None],
-    config: IntakeConfig,
+    config: IngestConfig,
     reference: dict[str, np.ndarray],
     split: Callable[[pd.DataFrame], np.ndarray],
     label_column: str,
@@ -107,13 +107,13 @@ def examine(
 
 
 def _examine(
-    file: RawFile, config: IntakeConfig, reference: dict, split, label_column: str, any_labels: bool, target_sum: str
+    file: RawFile, config: IngestConfig, reference: dict, split, label_column: str, any_labels: bool, target_sum: str
 ) -> Examination:
     paths = ", ".join(dict.fromkeys(str(source.path) for source in file.modalities.values()))
     found = Examination({"file": {"path": paths, "format": file.format}}, [], list(file.notes), [])
     for name, source in file.modalities.items():
         try:
-            intake = take_in(source, config, reference.get(name), progress=True)
+            intake = ingest(source, config, reference.get(name), progress=True)
             scale = prepare.choose_target_sum(target_sum, intake.totals) if name == "rna" else 0.0
         except UserError as error:
             found.sections[name] = {"cells": len(source.obs)}
@@ -140,7 +140,7 @@ def _examine(
     return found
 
 
-def _genes(intake: Intake) -> dict:
+def _genes(intake: Ingested) -> dict:
     genes = intake.alignment.genes
     findings = {
         "cells": len(intake.barcodes),
@@ -159,7 +159,7 @@ def _genes(intake: Intake) -> dict:
     )
 
 
-def _peaks(intake: Intake) -> dict:
+def _peaks(intake: Ingested) -> dict:
     return {
         "cells": len(intake.barcodes),
         "peaks": len(intake.alignment.ids),
@@ -167,7 +167,7 @@ def _peaks(intake: Intake) -> dict:
     }
 
 
-def _values(intake: Intake) -> dict:
+def _values(intake: Ingested) -> dict:
     alignment = intake.alignment
     quantiles = lambda values: {
         name: int(q) if float(q).is_integer() else round(float(q), 2)
@@ -188,7 +188,7 @@ def _values(intake: Intake) -> dict:
     return findings
 
 
-def _report(intake: Intake, found: Examination, target_sum: float) -> None:
+def _report(intake: Ingested, found: Examination, target_sum: float) -> None:
     """Add what will happen to a modality, and what a user should look at; `target_sum` is of RNA."""
     name, alignment, genes = intake.modality, intake.alignment, intake.alignment.genes
     what = FEATURES[name]
@@ -232,7 +232,7 @@ def _report(intake: Intake, found: Examination, target_sum: float) -> None:
         found.notes += coarse_bins(intake, target_sum)
 
 
-def coarse_bins(intake: Intake, target_sum: float) -> list[str]:
+def coarse_bins(intake: Ingested, target_sum: float) -> list[str]:
     """A line of advice where few bins of expression are left above a single count of the median cell, or none.
 
     Parameters

@@ -83,7 +83,7 @@ class Values:
         }[self.kind]
 
 
-def judge(sample: csr_matrix, values: str = "auto", is_open: bool = False) -> Values:
+def detect_values(sample: csr_matrix, values: str = "auto", is_open: bool = False) -> Values:
     """What some cells of a matrix hold.
 
     Parameters

@@ -29,7 +29,7 @@ class Alignment:
     Attributes
     ----------
     features : [n_out] names, in the output's order
-    selector : [n_in, n_out] float32 of 0 and 1
+    projection : [n_in, n_out] float32 of 0 and 1
     ids : [n_in] the file's names, for messages
     n_found : features of the output that the file has
     by_reference : whether the output's features were given
@@ -40,7 +40,7 @@ class Alignment:
     """
 
     features: np.ndarray
-    selector: csr_matrix
+    projection: csr_matrix
     ids: np.ndarray
     n_found: int
     by_reference: bool
@@ -57,7 +57,7 @@ class Alignment:
     @property
     def used(self) -> np.ndarray:
         """[n_in] bool, columns that go anywhere."""
-        return np.diff(self.selector.indptr) > 0
+        return np.diff(self.projection.indptr) > 0
 
     def most_expressed_unused(self, sums: np.ndarray, n: int = 10) -> list[str]:
         """The file's names of columns that go nowhere, largest of `sums` [n_in] first."""
@@ -92,9 +92,9 @@ def align_genes(var: pd.DataFrame, species: str, reference: Sequence[str] | None
         )
     features = np.unique(symbols) if reference is None else np.asarray(reference, dtype=str)
     position = pd.Index(features).get_indexer(pd.Index(symbols))
-    selector = _selector(np.flatnonzero(position >= 0), position[position >= 0], len(symbols), len(features))
+    projection = _selector(np.flatnonzero(position >= 0), position[position >= 0], len(symbols), len(features))
     found = len(np.unique(position[position >= 0]))
-    return Alignment(features, selector, np.asarray(var.index), found, reference is not None, genes)
+    return Alignment(features, projection, np.asarray(var.index), found, reference is not None, genes)
 
 
 def align_peaks(var: pd.DataFrame, genome: str | None, reference: Sequence[str] | None, path: str | Path) -> Alignment:
@@ -118,8 +118,8 @@ def align_peaks(var: pd.DataFrame, genome: str | None, reference: Sequence[str] 
         order = genome_order(intervals.iloc[first])
         place = np.empty(len(order), dtype=np.int64)
         place[order] = np.arange(len(order))
-        selector = _selector(kept, place[column], len(ids), len(features))
-        return Alignment(features[order], selector, ids, len(features), False, **found)
+        projection = _selector(kept, place[column], len(ids), len(features))
+        return Alignment(features[order], projection, ids, len(features), False, **found)
     features = np.asarray(reference, dtype=str)
     position = pd.Index(features).get_indexer(pd.Index(names))
     n_named = len(np.unique(position[position >= 0]))
@@ -128,8 +128,8 @@ def align_peaks(var: pd.DataFrame, genome: str | None, reference: Sequence[str] 
     else:
         rows, columns = _overlap(intervals, parse_peaks(features))
         how = "by overlap"
-    selector = _selector(kept[rows], columns, len(ids), len(features))
-    return Alignment(features, selector, ids, len(np.unique(columns)), True, how=how, **found)
+    projection = _selector(kept[rows], columns, len(ids), len(features))
+    return Alignment(features, projection, ids, len(np.unique(columns)), True, how=how, **found)
 
 
 def _overlap(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

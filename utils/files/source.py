@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from utils.errors import UserError
-from utils.features.count_detection import Values, judge
+from utils.features.count_detection import Values, detect_values
 from utils.features.gene_ids import share_known
 from utils.features.peaks import interval_columns, looks_like_peaks
 from utils.files.disk_matrix import Matrix
@@ -137,7 +137,7 @@ class Source:
         """
         places = {"X": self.matrices["X"]} if values != "auto" and "X" in self.matrices else self.matrices
         found = {
-            place: judge(matrix.sample(SAMPLE), values, is_open=self.modality == "atac")
+            place: detect_values(matrix.sample(SAMPLE), values, is_open=self.modality == "atac")
             for place, (matrix, _) in places.items()
         }
         # Of equals the one with more features (raw, when X was cut down to variable genes), then the usual one.

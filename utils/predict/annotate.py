@@ -16,8 +16,8 @@ from anndata.io import read_elem
 from scipy.sparse import vstack
 
 from utils import __version__
-from utils.cells.config import IntakeConfig
-from utils.cells.ingest import take_in
+from utils.cells.config import IngestConfig
+from utils.cells.ingest import ingest
 from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import STAMP, STAMPED, RawFile, common_barcodes
 from utils.errors import UserError
@@ -163,7 +163,7 @@ class Query:
         return entry | self.coverage
 
 
-def read_query(file: RawFile, saved: SavedModel, config: IntakeConfig, progress: bool = False) -> Query:
+def read_query(file: RawFile, saved: SavedModel, config: IngestConfig, progress: bool = False) -> Query:
     """Prepare cells as the model's training cells were, always starting from the counts.
 
     Parameters
@@ -192,7 +192,7 @@ def read_query(file: RawFile, saved: SavedModel, config: IntakeConfig, progress:
     values, report, warnings, coverage = {}, list(file.notes), [], {}
     empty = np.zeros(len(barcodes), dtype=bool)
     for name in inputs:
-        intake = take_in(file.modalities[name], config, saved.features[name], progress)
+        intake = ingest(file.modalities[name], config, saved.features[name], progress)
         report, warnings = report + intake.report(), warnings + intake.warnings
         coverage |= {f"{name}_coverage": intake.alignment.coverage, f"{name}_count_coverage": intake.count_coverage}
         prepared = [

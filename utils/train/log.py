@@ -61,14 +61,14 @@ class RunLog:
             loss_curve(self.records, self.folder / CURVE, title, loss_name, round(kept, 4), keep)
 
 
-def workshop(model_folder: Path) -> Path:
+def training_folder(model_folder: Path) -> Path:
     """The folder beside a model's where its training state and log are; it may be deleted once training is over."""
     return model_folder.with_name(model_folder.name + ".training")
 
 
 def copy_log(model_folder: Path) -> None:
     """Put what was logged into the saved model's folder."""
-    source = workshop(model_folder)
+    source = training_folder(model_folder)
     for name in (METRICS, CURVE):
         if (source / name).is_file():
             shutil.copy(source / name, model_folder / name)

@@ -27,7 +27,7 @@ from utils.train.folders import is_there, write_folder
 from utils.train.forecast import forecast
 from utils.train.guards import COLLAPSED, LEAST_SPREAD, STOPPED, FiniteGuard, Spread, Stopped, StopSignal
 from utils.train.lock import sole_writer
-from utils.train.log import RunLog, copy_log, workshop
+from utils.train.log import RunLog, copy_log, training_folder
 from utils.train.schedule import learning_rate
 from utils.train.state import Progress, load_state, saved_cut, saved_step, write_state
 from utils.train.sums import Sums, add_up, means, total
@@ -73,7 +73,7 @@ def fit(
 
 def _fit(objective, train, val, config, runtime, folder, write_model, identity) -> dict[str, float]:
     """`fit`, once the folder is ours to write."""
-    state_folder = workshop(folder) / "state"
+    state_folder = training_folder(folder) / "state"
     objective.to(runtime.device)
     optimizer = torch.optim.AdamW(
         decayed_groups(objective, config.weight_decay),
@@ -98,8 +98,8 @@ def _fit(objective, train, val, config, runtime, folder, write_model, identity) 
     with StopSignal() as stop:
         runtime.barrier()  # nobody writes before everybody has looked
         if runtime.is_main and not resume:
-            shutil.rmtree(workshop(folder), ignore_errors=True)
-        log = RunLog(workshop(folder), runtime.is_main, progress.step)
+            shutil.rmtree(training_folder(folder), ignore_errors=True)
+        log = RunLog(training_folder(folder), runtime.is_main, progress.step)
 
         share = {"rank": runtime.rank, "world_size": runtime.world_size}
         plan = Plan(train.lengths, config.batch_size, config.grad_acc, seed=config.seed, shuffle=True, **share)
@@ -192,7 +192,7 @@ def starts_anew(folder: Path, config: TrainConfig, runtime: Runtime) -> bool:
     UserError
         If it may not, as a model of that name exists, or the training state of a run that has taken a step.
     """
-    state_folder = workshop(folder) / "state"
+    state_folder = training_folder(folder) / "state"
     if config.resume or (runtime.restarted and is_there(state_folder)):
         return False
     if config.overwrite or runtime.restarted:
