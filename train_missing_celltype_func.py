@@ -6,8 +6,8 @@
 Input: labelled cells from preprocess.py and a folder of pretrain_missing_mod.py. Only the modality that the student
 reads is used. For comparison, --other_modality zeros leaves the student out, and --other_modality measured (with a
 folder of pretrain_multimodal.py) reads both modalities. If no cell was measured in both, start from a folder of
-pretrain_rna.py or pretrain_atac.py with --other_modality zeros. If few cells are labelled, train twice: the second time with
---pseudo_labels_from the first folder, so that the model learns from all training cells.
+pretrain_rna.py or pretrain_atac.py with --other_modality zeros. If few cells are labelled, train twice: the second time
+with --pseudo_labels_from the first folder, so that the model learns from all training cells.
 
 Output: <ckpt_dir>/<model_name>, for predict_cell_type.py. Each epoch prints the loss (cross-entropy) and the
 accuracy; at the end a temperature is fitted on the validation cells, so that the confidence is a probability.

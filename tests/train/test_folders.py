@@ -180,21 +180,23 @@ def test_a_folder_whose_head_does_not_standardise_loads(runs, tmp_path):
         load_model(tmp_path / "broken", "celltype").build()
 
 
-def test_a_folder_of_version_0_2_loads_as_it_was(runs, tmp_path):
+@pytest.mark.parametrize("kind", ["celltype", "student"])
+def test_a_folder_of_version_0_2_loads_as_it_was(kind, runs, tmp_path):
     """Then cell types were the only head, called classifier, and config.json had labels and temperature at its top."""
-    now = load_model(runs["celltype_atac"], "celltype")
+    now = load_model(runs[f"{kind}_atac"], kind)
 
     def write(folder: Path) -> None:
         now.write(folder)
         save_file({k.replace("head.", "classifier."): x for k, x in now.state.items()}, folder / "model.safetensors")
         config = json.loads((folder / "config.json").read_text())
-        config["model"]["classifier"] = config["model"].pop("head")
+        if "head" in config["model"]:
+            config["model"]["classifier"] = config["model"].pop("head")
         config["labels"] = config.pop("outputs")
         config |= config.pop("fitted")
         (folder / "config.json").write_text(json.dumps(config))
 
     write_folder(tmp_path / "older", write)
-    older = load_model(tmp_path / "older", "celltype")
+    older = load_model(tmp_path / "older", kind)
     assert (older.config, older.outputs, older.fitted) == (now.config, now.outputs, now.fitted)
     assert_same_tensors(older.build().state_dict(), now.build().state_dict())
 

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -225,10 +226,10 @@ def _load(place: Path, folder: Path, digest: str, kinds: tuple[str, ...]) -> Sav
     if saved["kind"] not in kinds:
         wanted = " or ".join(map(in_words, kinds))
         raise UserError(f"{folder}: holds {in_words(saved['kind'])}; expected {wanted}")
-    stored, now = stored_shapes(place / WEIGHTS), str
-    if "classifier" in saved["model"]:
-        saved, now = _from_version_0_2(saved), lambda name: name.replace("classifier.", "head.", 1)
-    stored = {now(name): shape for name, shape in stored.items()}
+    now = str
+    if "outputs" not in saved:
+        saved, now = _from_version_0_2(saved), lambda name: re.sub("^classifier[.]", "head.", name)
+    stored = {now(name): shape for name, shape in stored_shapes(place / WEIGHTS).items()}
     check_declared(saved["model"], saved["kind"], stored, folder / "config.json")
     shapes = CONFIGS | ({"head": TASKS[saved["kind"]].shape} if saved["kind"] in TASKS else {})
     model = SavedModel(
@@ -263,7 +264,7 @@ def _count_lines(path: Path) -> int:
 
 
 def _from_version_0_2(saved: dict) -> dict:
-    """The configuration of a cell type model of version 0.2, when there was no other head, as it is written now."""
+    """A configuration of version 0.2, which knew cell types as the only head, in its present form."""
     model = {"head" if name == "classifier" else name: shape for name, shape in saved["model"].items()}
     fitted = {name: saved[name] for name in ("temperature", "calibration") if saved.get(name) is not None}
     return saved | {"model": model, "outputs": saved["labels"], "fitted": fitted}
