@@ -58,7 +58,7 @@ def test_commands_have_the_flags_they_are_shown_with(page):
 
 def test_every_promise_names_a_test_that_is_there():
     tests = {path: path.read_text() for path in (ROOT / "tests").glob("**/*.py")}
-    table = (ROOT / "docs" / "RELIABILITY.md").read_text().split("## ")[0]
+    table = (ROOT / "docs" / "reliability.md").read_text().split("## ")[0]
     rows = [line for line in table.splitlines() if line.startswith("| ") and "promise" not in line]
     assert len(rows) > 20
     for row in rows:
