@@ -14,8 +14,7 @@ true pairs, pair_accuracy (0.5 is chance), and with --alone_weight the same from
 …); spread is the standard deviation of the embedding over validation cells, near 0 when it has collapsed.
 """
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 from models.shapes import FusionConfig, ScMomerConfig
 from utils.cli import check_numbers, flag, parse_flags, run_script
@@ -51,23 +50,24 @@ def main() -> None:
     from models.objectives import JointPairs
     from models.scmomer import ScMomer
     from utils.cells.minibatches import train_and_val
-    from utils.cells.preprocessed import read_cells
-    from utils.train.distributed import distributed_run
-    from utils.train.loop import fit
-    from utils.train.model_folder import SavedModel, check_fits, load_model, load_strictly, part
+    from utils.train.model_folder import part
+    from utils.train.stage import training_stage
+    from utils.train.weights import load_strictly
 
-    with distributed_run(config.device) as runtime:
-        cells = read_cells(flags.data_path, ("rna", "atac"), say=runtime.say)
-        parents = {"rna": load_model(flags.rna_model_path, "rna"), "atac": load_model(flags.atac_model_path, "atac")}
+    with training_stage("multimodal", flags, config) as stage:
+        cells = stage.read("rna", "atac")
+        parents = {
+            "rna": stage.start_from("rna", flags.rna_model_path, "rna"),
+            "atac": stage.start_from("atac", flags.atac_model_path, "atac"),
+        }
         for parent in parents.values():
-            check_fits(parent, cells.features, cells.stamp, flags.data_path)
+            stage.check_fits(parent, cells)
 
         torch.manual_seed(config.seed)
         parts = {name: parent.config[name] for name, parent in parents.items()} | {"fusion": shape}
         model = ScMomer(ScMomerConfig(**parts), len(cells.features["rna"]), len(cells.features["atac"]))
         for name, parent in parents.items():
             load_strictly(model.towers[name].encoder, part(parent.state, "encoder."), parent.path)
-
         model.start_decoders_at_mean(cells.train_mean("rna"), cells.train_mean("atac"))
 
         types = None if flags.pair_labels == "none" else cells.codes(flags.pair_labels, "--pair_labels")
@@ -78,19 +78,11 @@ def main() -> None:
                 f"{flags.data_path}: no training cell has a partner for a false pair; choose another --pairs_within "
                 "or --pair_labels"
             )
-        saved = SavedModel(
-            kind="multimodal",
-            config=parts,
-            features=cells.features,
-            stamp=cells.stamp,
-            training=asdict(flags) | asdict(config),
-            parents={name: parent.hash for name, parent in parents.items()},
-        )
+
         objective = JointPairs(
             model, flags.trainable_blocks, flags.feature_dropout, flags.alone_weight, flags.pair_weight
         )
-        folder = Path(flags.ckpt_dir) / flags.model_name
-        fit(objective, train, val, config, runtime, folder, saved.writer(model), saved.identity)
+        stage.fit(objective, train, val, parts, like=cells, saves=model)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,12 @@ Output: <ckpt_dir>/<model_name>, for predict_cell_type.py. Each epoch prints the
 accuracy; at the end a temperature is fitted on the validation cells, so that confidence means what it says.
 """
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
-from models.shapes import MODALITIES, ClassifierConfig, OtherModality, ScMomerConfig, other
+from models.shapes import MODALITIES, ClassifierConfig, OtherModality, ScMomerConfig
 from utils.cli import check_numbers, flag, parse_flags, run_script
-from utils.errors import UserError
-from utils.train.config import InferConfig, TrainConfig
+from utils.train.config import TrainConfig
 
 
 @dataclass
@@ -48,87 +46,49 @@ class Flags:
 
 
 def main() -> None:
-    stage = "train_missing_celltype_func"
-    flags, config, shape = parse_flags(__doc__, Flags, TrainConfig, ClassifierConfig, stage=stage)
+    name = "train_missing_celltype_func"
+    flags, config, shape = parse_flags(__doc__, Flags, TrainConfig, ClassifierConfig, stage=name)
     check_numbers(flags, "feature_dropout", below=1)
     check_numbers(flags, "labels_per_type", "pretrained_lr_scale")
 
     # Slow to import: --help and mistaken flags do not wait for them.
     import torch
 
-    from models.objectives import CellTypes
-    from models.scmomer import ScMomer
-    from utils.cells.labels import class_weights, encode_labels, limit_labels
+    from models.objectives import FineTuning
+    from utils.cells.labels import class_weights, limit_labels
     from utils.cells.minibatches import train_and_val
-    from utils.cells.preprocessed import read_cells
     from utils.predict.calibrate import calibrate
     from utils.predict.infer import embed_sample
     from utils.predict.pseudo_labels import pseudo_labels
-    from utils.train.distributed import distributed_run
-    from utils.train.loop import fit, starts_anew
-    from utils.train.model_folder import SavedModel, check_fits, load_model, load_parts
+    from utils.train.fine_tune import parts_for_head, with_head
+    from utils.train.stage import training_stage
+    from utils.train.tasks import CELL_TYPES
 
-    with distributed_run(config.device) as runtime:
-        parent = load_model(flags.pretrained_model_path, "student", "multimodal", *MODALITIES)
-        is_alone = parent.kind in MODALITIES
-        if (flags.other_modality == "student" and parent.kind != "student") or (
-            flags.other_modality != "zeros" and is_alone
-        ):
-            raise UserError(
-                f"{parent.path}: has no student; run pretrain_missing_mod.py first, "
-                f"or choose --other_modality {'zeros' if is_alone else 'zeros or measured'}"
-            )
-        parts = {name: part for name, part in parent.config.items() if name != "student"} | {"classifier": shape}
-        missing = other(parent.kind) if is_alone else flags.missing
-        options = {"missing": missing, "other_modality": flags.other_modality}
-        if flags.other_modality == "student":
-            parts["student"], options["missing"] = parent.config["student"], parent.options["missing"]
-        model_config = ScMomerConfig(**parts, **options)
-        cells = read_cells(flags.data_path, model_config.inputs, say=runtime.say)
-        check_fits(parent, cells.features, cells.stamp, flags.data_path)
-        codes, classes = encode_labels(cells, flags.label_column)
-        codes = limit_labels(codes, cells, flags.labels_per_type, config.seed)
-        infer_config = InferConfig(config.batch_size or InferConfig.batch_size, config.device, config.precision)
-        parents = {"pretrained": parent.hash}
+    with training_stage("celltype", flags, config) as stage:
+        parent = stage.start_from("pretrained", flags.pretrained_model_path, "student", "multimodal", *MODALITIES)
+        parts, options = parts_for_head(parent, flags.other_modality, flags.missing)
+        cells = stage.read(*ScMomerConfig(**parts, **options).inputs)
+        stage.check_fits(parent, cells)
+
+        targets, _, types = CELL_TYPES.targets(cells, flags.label_column)
+        codes = limit_labels(targets["cell_type"], cells, flags.labels_per_type, config.seed)
         if flags.pseudo_labels_from:
-            teacher = load_model(flags.pseudo_labels_from, "celltype")
-            parents["pseudo_labels"] = teacher.hash
-            codes = pseudo_labels(codes, classes, cells, teacher, infer_config, runtime)
+            teacher = stage.start_from("pseudo_labels", flags.pseudo_labels_from, "celltype")
+            codes = pseudo_labels(codes, types, cells, teacher, stage.infer_config, stage.runtime)
+        train, val = train_and_val(cells, config.seed, keep=codes >= 0, targets={"cell_type": codes})
 
         torch.manual_seed(config.seed)
-        n_features = [len(parent.features.get(name, ())) for name in MODALITIES]
-        model = ScMomer(model_config, *n_features, len(classes))
-        state, new = parent.state, ("classifier.",)
-        if is_alone:
-            tower = f"towers.{parent.kind}."
-            state, new = {tower + name: weights for name, weights in state.items()}, ("classifier.", "fusion.", tower)
-        load_parts(model, state, new, parent.path)
+        model = with_head(parent, parts, options, CELL_TYPES.make_head(shape, types))
+        if stage.starts_anew:
+            model.head.standardise(embed_sample(model, train, stage.infer_config, stage.runtime, config.seed))
+        model.head.class_weight = class_weights(train.targets["cell_type"], len(types), flags.class_balance)
 
-        train, val = train_and_val(cells, config.seed, keep=codes >= 0, labels=codes)
-        folder = Path(flags.ckpt_dir) / flags.model
-        if starts_anew(folder, config, runtime):
-            model.classifier.standardise(embed_sample(model, train, infer_config, runtime, config.seed))
-        weights = class_weights(train.labels, len(classes), flags.class_balance)
-        saved = SavedModel(
-            kind="celltype",
-            config=parts,
-            options=options,
-            features=parent.features,
-            stamp=parent.stamp,
-            labels=classes,
-            training=asdict(flags) | asdict(config),
-            parents=parents,
+        objective = FineTuning(
+            model, flags.trainable_blocks, flags.train_student, flags.feature_dropout, flags.pretrained_lr_scale
         )
-        objective = CellTypes(
-            model,
-            flags.trainable_blocks,
-            flags.train_student,
-            weights,
-            flags.feature_dropout,
-            flags.pretrained_lr_scale,
-        )
-        fit(objective, train, val, config, runtime, folder, saved.writer(model), saved.identity)
-        calibrate(folder, val, config, runtime)
+        parts["head"] = shape
+        stage.fit(objective, train, val, parts, like=parent, saves=model, options=options, outputs=types)
+        calibrate(stage.folder, "celltype", val, stage.infer_config, stage.runtime)
 
 
 if __name__ == "__main__":

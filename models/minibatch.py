@@ -72,7 +72,7 @@ class Minibatch:
     weight : [B] float32, 1 for a cell, 0 for a repeat that only fills up the last minibatch
     step_cells : number of cells in the whole optimiser step, over micro-batches and processes
     rna, atac : the measured values
-    label : [B] int64 class
+    target : name → [B, …], what a head is to predict
     true_pair : [B] bool, false where `atac` was taken from another cell
     latent : modality → [B, latent_dim] float32, the teacher's latents
     """
@@ -83,7 +83,7 @@ class Minibatch:
     step_cells: int
     rna: Ragged | None = None
     atac: Ragged | None = None
-    label: Tensor | None = None
+    target: dict[str, Tensor] | None = None
     true_pair: Tensor | None = None
     latent: dict[str, Tensor] | None = None
 

@@ -312,40 +312,36 @@ class Distillation(Objective):
         return loss, metrics
 
 
-class CellTypes(Objective):
-    """Fine-tuning: cross-entropy of cell types from the modalities that the model reads.
+class FineTuning(Objective):
+    """Fine-tuning: the loss of the model's head, from the modalities that the model reads.
 
     Parameters
     ----------
-    model : ScMomer with a classifier
-    trainable_blocks : how many of the encoders' last blocks are trained; negative for everything
-    train_student : whether the student is trained on, too
-    class_weight : [n_classes] float32 or None, factors on the loss of each class
+    model : ScMomer with a head
+    trainable_blocks : number of last encoder blocks to train; negative for the whole encoder
+    train_student : whether to train the student as well
     feature_dropout : share of a cell's expressed genes and open peaks that are left out at random while training
-    pretrained_lr_scale : learning rate of all but the classifier, as a multiple
+    pretrained_lr_scale : learning rate of all but the head, as a multiple
     """
-
-    loss_name = "cross-entropy of cell types (nats)"
 
     def __init__(
         self,
         model: ScMomer,
         trainable_blocks: int = 2,
         train_student: bool = False,
-        class_weight: Tensor | None = None,
         feature_dropout: float = 0.0,
         pretrained_lr_scale: float = 1.0,
     ):
         super().__init__()
         self.model, self.feature_dropout, self.pretrained_lr_scale = model, feature_dropout, pretrained_lr_scale
+        self.loss_name = model.head.loss_name
         for tower in model.towers.values():
             unfreeze_last_blocks(tower.encoder, trainable_blocks)
         if model.config.student:
             model.student.requires_grad_(train_student)
-        self.register_buffer("class_weight", class_weight, persistent=False)
 
     def parameter_groups(self) -> list[dict]:
-        new = {id(p) for p in self.model.classifier.parameters()}
+        new = {id(p) for p in self.model.head.parameters()}
         trained = [p for p in self.parameters() if p.requires_grad]
         return [
             {"params": [p for p in trained if id(p) in new], "scale": 1.0},
@@ -353,8 +349,7 @@ class CellTypes(Objective):
         ]
 
     def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
-        embedding, logits = self.model(self.leave_out(batch, self.feature_dropout))
-        self.embedding, logits = embedding.detach(), logits.float()
-        loss = F.cross_entropy(logits, batch.label, weight=self.class_weight, reduction="none")
-        hits = (logits.argmax(1) == batch.label).float()
-        return loss, {"accuracy": weighted(hits, batch.weight)}
+        embedding, outputs = self.model(self.leave_out(batch, self.feature_dropout))
+        self.embedding = embedding.detach()
+        loss, metrics = self.model.head.loss(outputs.float(), batch.target)
+        return loss, {name: weighted(values, batch.weight) for name, values in metrics.items()}

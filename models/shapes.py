@@ -74,18 +74,15 @@ class StudentConfig:
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """Shape of the classifier; the defaults are the published values."""
+    """Shape of the head for cell types; the defaults are the published values."""
 
     classifier_hidden: int = field(default=64, metadata={"help": "hidden width of the classifier"})
-    classifier_dropout: float = field(default=0.1, metadata={"help": "dropout before and behind its hidden layer"})
+    classifier_dropout: float = field(default=0.1, metadata={"help": "dropout before and after its hidden layer"})
 
 
 @dataclass(frozen=True)
 class ScMomerConfig:
-    """Shape of the whole model; what is None is not part of it.
-
-    With a classifier the model is cut down to the way from the cell to its type: the towers of the modalities it reads,
-    no decoders, no discriminator.
+    """Shape of the whole model, without its head; what is None is not part of it.
 
     Attributes
     ----------
@@ -97,7 +94,6 @@ class ScMomerConfig:
     atac: ATACEncoderConfig | None = None
     fusion: FusionConfig = FusionConfig()
     student: StudentConfig | None = None
-    classifier: ClassifierConfig | None = None
     missing: Literal["atac", "rna"] = "atac"
     other_modality: OtherModality = "measured"
 

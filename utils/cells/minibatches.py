@@ -146,7 +146,7 @@ class CellDataset:
     values : modality → [cells, features] rows of the same cells, in memory or in a file
     barcodes : [cells]
     seed : of the cells' keys
-    labels : [cells] int class, -1 where unknown, or None
+    targets : name → [cells, …], what a head is to predict, or None
     latents : modality → [cells, latent_dim], the teacher's latents, or None
     pairs : draws whose ATAC about half of the cells are shown with, or None for each cell's own
     resample : True gives a cell another key every epoch; False always the same, for validation
@@ -157,12 +157,12 @@ class CellDataset:
         values: dict[str, Rows],
         barcodes: pd.Index,
         seed: int = 0,
-        labels: np.ndarray | None = None,
+        targets: dict[str, np.ndarray] | None = None,
         latents: dict[str, np.ndarray] | None = None,
         pairs: FalsePairs | None = None,
         resample: bool = True,
     ):
-        self.values, self.labels, self.latents = values, labels, latents
+        self.values, self.targets, self.latents = values, targets, latents
         self.seed, self.pairs, self.resample = seed, pairs, resample
         self.barcodes = np.asarray(barcodes, dtype=object)
         self.barcode_hash = torch.from_numpy(pd.util.hash_array(self.barcodes).view(np.int64))
@@ -203,8 +203,8 @@ class CellDataset:
         )
         if "rna" in self.values:
             batch.rna = replace(ragged(self.values["rna"], rows), padded_length=plan.padded_length)
-        if self.labels is not None:
-            batch.label = torch.from_numpy(self.labels[rows])
+        if self.targets is not None:
+            batch.target = {name: torch.from_numpy(target[rows]) for name, target in self.targets.items()}
         if self.latents is not None:
             batch.latent = {name: torch.from_numpy(latent[rows]) for name, latent in self.latents.items()}
         atac_rows = rows
@@ -252,7 +252,7 @@ def train_and_val(
     cells,
     seed: int,
     keep: np.ndarray | None = None,
-    labels: np.ndarray | None = None,
+    targets: dict[str, np.ndarray] | None = None,
     latents: dict[str, np.ndarray] | None = None,
     pairs: tuple[np.ndarray | None, np.ndarray | None] | None = None,
 ) -> tuple[CellDataset, CellDataset]:
@@ -263,7 +263,7 @@ def train_and_val(
     cells : utils.cells.preprocessed.Cells
     seed : of masks and pairs; validation cells always keep the same mask
     keep : [cells] bool, cells to use, or None for all
-    labels : [cells] int class of each cell, -1 where unknown, or None
+    targets : name → [cells, …], what a head is to predict, or None
     latents : modality → [cells, latent_dim], or None
     pairs : the cells' (types, groups) for `FalsePairs`, each [cells] or None; None for true pairs alone
     """
@@ -277,7 +277,7 @@ def train_and_val(
                 {name: select(matrix, rows) for name, matrix in cells.values.items()},
                 cells.obs.index[rows],
                 seed,
-                labels=None if labels is None else labels[rows],
+                targets=None if targets is None else {name: target[rows] for name, target in targets.items()},
                 latents=None if latents is None else {name: latent[rows] for name, latent in latents.items()},
                 pairs=None
                 if pairs is None

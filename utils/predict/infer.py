@@ -120,20 +120,38 @@ def embed_sample(
 
 @dataclass
 class Prediction:
-    """types [cells] str; confidence [cells] calibrated probability of that type; probability [cells, classes];
-    embedding [cells, latent_dim]."""
+    """What a model with a head predicts.
 
-    types: np.ndarray
-    confidence: np.ndarray
-    probability: np.ndarray
+    Attributes
+    ----------
+    values : name → [cells, …], as its task names them (for cell types: predicted_cell_type, confidence, probability)
+    embedding : [cells, latent_dim]
+    """
+
+    values: dict[str, np.ndarray]
     embedding: np.ndarray
 
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.values[name]
 
-def predict_types(saved: SavedModel, dataset: CellDataset, config: InferConfig, runtime: Runtime) -> Prediction:
-    """Cell types of a dataset by a fine-tuned model folder."""
-    model: ScMomer = saved.build()
-    embedding, logits = infer(model, model, dataset, config, runtime, "predicting")
-    probability = torch.softmax(torch.from_numpy(logits) / saved.temperature, dim=1).numpy()
-    best = probability.argmax(1)
-    types = np.array(saved.labels, dtype=object)[best]
-    return Prediction(types, probability[np.arange(len(best)), best], probability, embedding)
+
+def decode(
+    saved: SavedModel, dataset: CellDataset, config: InferConfig, runtime: Runtime, title: str
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Embeddings [cells, latent_dim] of a dataset, and what the model's head decodes, name → [cells, …]."""
+    model, names = saved.build(), []
+
+    def embed_and_decode(batch: Minibatch) -> tuple[Tensor, ...]:
+        embedding, outputs = model(batch)
+        decoded = model.head.decode(outputs)
+        names[:] = decoded
+        return embedding, *decoded.values()
+
+    embedding, *decoded = infer(embed_and_decode, model, dataset, config, runtime, title)
+    return embedding, dict(zip(names, decoded, strict=True))
+
+
+def predict(saved: SavedModel, dataset: CellDataset, config: InferConfig, runtime: Runtime) -> Prediction:
+    """The predictions of a model folder with a head, for all cells of a dataset."""
+    embedding, decoded = decode(saved, dataset, config, runtime, "predicting")
+    return Prediction(saved.task.predict(decoded, saved.outputs, saved.fitted), embedding)

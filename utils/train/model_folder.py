@@ -1,7 +1,6 @@
 """Saved models: a folder that is enough by itself, written whole, loaded strictly, without pickle."""
 
 import json
-import math
 import platform
 import sys
 import warnings
@@ -20,7 +19,6 @@ from models.rna_encoder import RNAEncoder
 from models.scmomer import ScMomer
 from models.shapes import (
     ATACEncoderConfig,
-    ClassifierConfig,
     FusionConfig,
     RNAEncoderConfig,
     ScMomerConfig,
@@ -28,24 +26,29 @@ from models.shapes import (
 )
 from utils import __version__
 from utils.errors import UserError, reading
-from utils.evaluate.calibration import Calibration
 from utils.train.folders import read_folder
+from utils.train.tasks import TASKS, Task, check_positive
 from utils.train.weights import check_declared, check_finite, check_shapes, load_strictly, shapes_of, stored_shapes
 
-KINDS = {
+PRETRAINED = {
     "rna": "an RNA encoder (pretrain_rna.py)",
     "atac": "an ATAC encoder (pretrain_atac.py)",
     "multimodal": "a multimodal model (pretrain_multimodal.py)",
     "student": "a model with a student (pretrain_missing_mod.py)",
-    "celltype": "a cell type model (train_missing_celltype_func.py)",
 }
+"""The kinds of folders without a head, in words; those with one are the tasks'."""
 CONFIGS = {
     "rna": RNAEncoderConfig,
     "atac": ATACEncoderConfig,
     "fusion": FusionConfig,
     "student": StudentConfig,
-    "classifier": ClassifierConfig,
 }
+"""Part of a model → dataclass with its shape; the head's is its task's."""
+
+
+def in_words(kind: str) -> str:
+    """A kind of model folder, with the script that makes it."""
+    return TASKS[kind].title if kind in TASKS else PRETRAINED.get(kind, kind)
 
 
 @dataclass
@@ -54,14 +57,13 @@ class SavedModel:
 
     Attributes
     ----------
-    kind : one of KINDS
+    kind : one of PRETRAINED, or the name of a task
     config : the model's shape, part → dataclass
     state : weights by name
     features : modality → vocabulary, in the model's order
     stamp : constants of the preprocessing
-    labels : cell types in the order of the logits
-    temperature : divisor of the logits that calibrates probabilities
-    calibration : the validation cells that it was fitted on, or None before it was
+    outputs : names of the head's outputs, in their order (for cell types, the types)
+    fitted : what the task fitted on validation cells after training (for cell types, the temperature)
     options : settings of the composed model (missing, other_modality)
     training : the command line's settings
     parents : script's flag → hash of the folder given there
@@ -73,9 +75,8 @@ class SavedModel:
     features: dict[str, np.ndarray]
     stamp: dict
     state: dict[str, Tensor] = field(default_factory=dict)
-    labels: list[str] = field(default_factory=list)
-    temperature: float = 1.0
-    calibration: Calibration | None = None
+    outputs: list[str] = field(default_factory=list)
+    fitted: dict = field(default_factory=dict)
     options: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
@@ -102,9 +103,8 @@ class SavedModel:
                     "kind": self.kind,
                     "model": {name: asdict(config) for name, config in self.config.items()},
                     "options": self.options,
-                    "labels": self.labels,
-                    "temperature": self.temperature,
-                    "calibration": None if self.calibration is None else asdict(self.calibration),
+                    "outputs": self.outputs,
+                    "fitted": self.fitted,
                     "preprocessing": self.stamp,
                     "training": self.training,
                     "parents": self.parents,
@@ -123,17 +123,17 @@ class SavedModel:
         """The model card: what it is, made from what, for what."""
         sizes = ", ".join(f"{len(names):,} {FEATURE_FILES[name]}" for name, names in self.features.items())
         shape = "\n".join(f"- {name}: {asdict(config)}" for name, config in self.config.items())
-        labels = f"\nCell types: {', '.join(self.labels)}\n" if self.labels else ""
-        if self.calibration is not None:
-            labels += f"\nTemperature {self.temperature:.3f}; {self.calibration}.\n"
+        head = f"\nPredicts: {', '.join(self.outputs)}\n" if self.outputs else ""
+        if self.task is not None and (fitted := self.task.describe(self.fitted)):
+            head += f"\nFitted on validation cells: {fitted}.\n"
         parents = "".join(f"- {flag}: {digest}\n" for flag, digest in self.parents.items()) or "- none\n"
         return (
-            f"# scMomer: {KINDS[self.kind]}\n\n{sizes}; {sum(t.numel() for t in self.state.values()):,} numbers "
+            f"# scMomer: {in_words(self.kind)}\n\n{sizes}; {sum(t.numel() for t in self.state.values()):,} numbers "
             "(trained and frozen weights, constants).\n\n"
-            f"Made by `python {Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}`\n{labels}\n"
+            f"Made by `python {Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}`\n{head}\n"
             f"## Shape\n{shape}\n\n## Preprocessing\n{json.dumps(self.stamp)}\n\n## Made from\n{parents}\n"
-            "## Use\nResearch. The model knows the genes, peaks and cell types in this folder, of the cells it "
-            "was trained on, and no others.\n"
+            "## Use\nResearch. The model knows the genes, peaks and outputs in this folder, from the cells that "
+            "it was trained on, and no others.\n"
         )
 
     @property
@@ -142,10 +142,16 @@ class SavedModel:
         return bool(self.stamp.get("simulated"))
 
     @property
+    def task(self) -> Task | None:
+        """What the model predicts; None without a head."""
+        return TASKS.get(self.kind)
+
+    @property
     def model_config(self) -> ScMomerConfig:
         """Shape of the composed model of stages II and later."""
         with reading(self.path, *NO_MODEL):
-            return ScMomerConfig(**self.config, **self.options)
+            parts = {name: shape for name, shape in self.config.items() if name != "head"}
+            return ScMomerConfig(**parts, **self.options)
 
     def build(self) -> ScMomer:
         """The composed model of stages II and later, with its weights."""
@@ -161,7 +167,8 @@ class SavedModel:
             return MaskedRNA(RNAEncoder(self.config["rna"], n_features["rna"]), seed=0)
         if self.kind == "atac":
             return MaskedATAC(ATACEncoder(self.config["atac"], n_features["atac"]))
-        return ScMomer(self.model_config, n_features.get("rna", 0), n_features.get("atac", 0), len(self.labels))
+        make_head = self.task and self.task.make_head(self.config["head"], self.outputs)
+        return ScMomer(self.model_config, n_features.get("rna", 0), n_features.get("atac", 0), make_head)
 
     def check(self, n_features: dict[str, int], stored: dict[str, tuple[int, ...]]) -> None:
         """Compare the model that is declared with the weights' shapes; nothing of its size is built.
@@ -175,17 +182,17 @@ class SavedModel:
             warnings.simplefilter("ignore")  # on parts without a single feature
             expected = shapes_of(self._fresh(n_features).state_dict())
         check_shapes(expected, stored, self.path, NEUTRAL)
-        constants = {"temperature": self.temperature}
-        if "rna" in n_features:
-            constants["target_sum"] = self.stamp.get("target_sum")
-        for name, value in constants.items():
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (is_number and math.isfinite(value) and value > 0):
-                raise UserError(f"{self.path / 'config.json'}: {name} is {value}, not a positive number; {NO_MODEL[1]}")
+        try:
+            if "rna" in n_features:
+                check_positive("target_sum", self.stamp.get("target_sum"))
+            if self.task:
+                self.task.check(self.fitted)
+        except ValueError as error:
+            raise UserError(f"{self.path / 'config.json'}: {error}; {NO_MODEL[1]}") from error
 
 
 WEIGHTS = "model.safetensors"
-NEUTRAL = ("classifier.mean", "classifier.deviation")  # not in older folders; fresh ones change nothing
+NEUTRAL = ("head.mean", "head.deviation")  # not in older folders; fresh ones change nothing
 NO_MODEL = ("is not a valid model folder", "restore the folder, or train the model again")
 FEATURE_FILES = {"rna": "genes", "atac": "peaks"}
 
@@ -196,7 +203,7 @@ def load_model(path: str | Path, *kinds: str) -> SavedModel:
     Parameters
     ----------
     path : the folder
-    kinds : which of KINDS are accepted
+    kinds : which kinds are accepted
 
     Raises
     ------
@@ -216,18 +223,21 @@ def _load(place: Path, folder: Path, digest: str, kinds: tuple[str, ...]) -> Sav
     """Read what lies at `place`; messages name `folder`."""
     saved = json.loads((place / "config.json").read_text())
     if saved["kind"] not in kinds:
-        wanted = " or ".join(KINDS[kind] for kind in kinds)
-        raise UserError(f"{folder}: holds {KINDS.get(saved['kind'], saved['kind'])}; expected {wanted}")
-    stored = stored_shapes(place / WEIGHTS)
+        wanted = " or ".join(map(in_words, kinds))
+        raise UserError(f"{folder}: holds {in_words(saved['kind'])}; expected {wanted}")
+    stored, now = stored_shapes(place / WEIGHTS), str
+    if "classifier" in saved["model"]:
+        saved, now = _from_version_0_2(saved), lambda name: name.replace("classifier.", "head.", 1)
+    stored = {now(name): shape for name, shape in stored.items()}
     check_declared(saved["model"], saved["kind"], stored, folder / "config.json")
+    shapes = CONFIGS | ({"head": TASKS[saved["kind"]].shape} if saved["kind"] in TASKS else {})
     model = SavedModel(
         kind=saved["kind"],
-        config={name: CONFIGS[name](**shape) for name, shape in saved["model"].items()},
+        config={name: shapes[name](**shape) for name, shape in saved["model"].items()},
         features={},
         stamp=saved["preprocessing"],
-        labels=saved["labels"],
-        temperature=saved["temperature"],
-        calibration=_calibration(saved.get("calibration")),
+        outputs=saved["outputs"],
+        fitted=saved["fitted"],
         options=saved["options"],
         training=saved["training"],
         parents=saved["parents"],
@@ -241,7 +251,7 @@ def _load(place: Path, folder: Path, digest: str, kinds: tuple[str, ...]) -> Sav
         names = model.features[name] = np.array(path.read_text().splitlines())
         if len(set(names)) != n_features[name]:
             raise ValueError(f"{path.name} names one of them twice")
-    model.state = load_file(place / WEIGHTS)
+    model.state = {now(name): tensor for name, tensor in load_file(place / WEIGHTS).items()}
     check_finite(model.state, folder / WEIGHTS)
     return model
 
@@ -252,9 +262,11 @@ def _count_lines(path: Path) -> int:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
 
 
-def _calibration(kept: dict | None) -> Calibration | None:
-    """As `SavedModel.write` kept it; folders of earlier versions have none."""
-    return None if kept is None else Calibration(kept["n_cells"], kept["n_types"], tuple(kept["few"]))
+def _from_version_0_2(saved: dict) -> dict:
+    """The configuration of a cell type model of version 0.2, when there was no other head, as it is written now."""
+    model = {"head" if name == "classifier" else name: shape for name, shape in saved["model"].items()}
+    fitted = {name: saved[name] for name in ("temperature", "calibration") if saved.get(name) is not None}
+    return saved | {"model": model, "outputs": saved["labels"], "fitted": fitted}
 
 
 def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
