@@ -16,10 +16,9 @@ from tests.helpers import ROOT, call
 from utils import __version__
 
 TUTORIAL = Path("docs/tutorial.ipynb")
-PAGES = sorted(
-    page.relative_to(ROOT) for pattern in ("*.md", "docs/*.md", "benchmarks/*.md") for page in ROOT.glob(pattern)
-) + [TUTORIAL]
-NOT_OURS = ("max_restarts", "nproc_per_node", "no")  # flags of torchrun; of `git commit --no-verify` and the like
+PATTERNS = ("*.md", "docs/*.md", "docs/*.ipynb", "benchmarks/*.md")
+PAGES = sorted(page.relative_to(ROOT) for pattern in PATTERNS for page in ROOT.glob(pattern))
+NOT_OURS = {"max_restarts", "nproc_per_node"}  # flags of torchrun
 
 
 @cache
@@ -71,9 +70,8 @@ def flags_of(script: str) -> set[str]:
 def commands(page: Path) -> list[tuple[str, str]]:
     """Scripts (`train.py`) or modules (`benchmarks.plan`) that a page runs, each with the rest of its command."""
     text = read(page).replace("\\\n", " ")
-    found = re.findall(
-        r"(?m)(?:^|`|\$ )(?:python |torchrun (?:--\w+=\S+ )+)(-m [\w.]+|[\w/]+\.py)((?: [^\n`#]+)?)", text
-    )
+    start = r"(?m)(?:^|`|\$ )(?:python |torchrun (?:--\w+=\S+ )+)"
+    found = re.findall(start + r"(-m [\w.]+|[\w/]+\.py)((?: [^\n`#]+)?)", text)
     return [(script, words) for script, words in found if script not in ("-m venv", "-m pip", "-m pytest")]
 
 
@@ -96,7 +94,7 @@ def test_flags_named_in_the_text_exist(page):
     scripts = [path.stem for path in ROOT.glob("*.py")]
     benchmarks = ["benchmarks.snareseq2", "benchmarks.peers"]
     known = {flag.removeprefix("--") for script in (*scripts, *benchmarks) for flag in flags_of(script)}
-    assert flags <= known | set(NOT_OURS), page
+    assert flags <= known | NOT_OURS, page
 
 
 @pytest.mark.parametrize("page", [Path("README.md"), *sorted(Path("docs").glob("*.md"))], ids=str)
