@@ -15,7 +15,7 @@ BENCHMARKS := rna_encoder atac_encoder loading throughput busy_neighbour scaling
 .PHONY: help demo test lint docs bench study soak clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 17
 
 demo: $(STAMP) ## run every stage on simulated donors (writes demo_output/)
 	$(BIN)/python demo.py
