@@ -1,11 +1,11 @@
-"""Stage I, ATAC: mask stretches of genome and predict which of their peaks are open with a transformer.
+"""Stage I, ATAC: mask stretches of the genome and predict their open peaks with a transformer.
 
     python pretrain_atac.py --preset small --data_path cells.ready.h5mu --ckpt_dir runs --model_name atac
     torchrun --nproc_per_node=4 pretrain_atac.py --data_path … --ckpt_dir … --model_name …
 
 Input: a file from preprocess.py. Output: the model folder <ckpt_dir>/<model_name>. Each epoch prints the loss (binary
-cross-entropy of the masked peaks, open ones weighted) and expected_precision (share of the predicted open probability
-that falls on open peaks: 1 when perfect, the share of open peaks when blind).
+cross-entropy of the masked peaks, open ones weighted) and expected_precision (share of the predicted
+probability that falls on open peaks: 1 is perfect, the share of open peaks is chance).
 """
 
 from dataclasses import dataclass

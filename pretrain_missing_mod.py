@@ -1,10 +1,10 @@
-"""Stage III, second half: train a student that stands in for the missing modality.
+"""Stage III, second half: train a student that replaces the missing modality.
 
     python pretrain_missing_mod.py --preset small --data_path cells.ready.h5mu --model_path runs/multimodal \\
         --dir_train runs/latents --dir_val runs/latents --ckpt_dir runs --model_name student
 
-From the measured modality alone the student predicts the latent that the teacher gave the other one. Fusion and
-decoders are trained jointly, so that the cell embedding still reconstructs both modalities.
+From the measured modality alone, the student predicts the teacher's latent of the other modality. Fusion and decoders
+are trained with it, so that the cell embedding still reconstructs both modalities.
 
 Input: paired cells, the folder of stage II and the latents of get_latent_emb.py. Output: <ckpt_dir>/<model_name>.
 Each epoch prints the loss and its parts: latent_mse and latent_cosine (student against teacher), rna_mse (squared
@@ -29,11 +29,9 @@ class Flags:
     ckpt_dir: str = flag("folder for model folders")
     model_name: str = flag("name of the model folder to write", aliases=("--model",))
     missing: Literal["atac", "rna"] = flag("modality that will be missing, which the student replaces", "atac")
-    feature_dropout: float = flag(
-        "share of the measured genes or peaks that the student is not shown while training", 0.0
-    )
+    feature_dropout: float = flag("share of the measured genes or peaks hidden from the student while training", 0.0)
     alone_weight: float = flag("weight of reconstructing the cell from the student's latent alone", 0.0)
-    blank_decoders: bool = flag("start the decoders again from the training means, for a better translation", False)
+    blank_decoders: bool = flag("restart the decoders from the training means, for a better translation", False)
 
 
 def main() -> None:

@@ -3,15 +3,15 @@
     python pretrain_multimodal.py --preset small --data_path cells.ready.h5mu --rna_model_path runs/rna \\
         --atac_model_path runs/atac --ckpt_dir runs --model_name multimodal
 
-The cell embedding must reconstruct both modalities of true pairs, and separate true pairs from false ones, which join
-the RNA of one cell with the ATAC of another. No label is used unless --pair_labels names a column: then two cells known
-to be of the same type make no false pair. --pairs_within draws both cells from one batch or donor, so that the batch
-does not give a false pair away. The encoders' lower blocks stay as stage I left them.
+The cell embedding learns to reconstruct both modalities of true pairs, and to tell true pairs from false ones. A false
+pair joins the RNA of one cell with the ATAC of another. No label is used unless --pair_labels names a column: then two
+cells known to be of the same type never make a false pair. --pairs_within draws both cells from one batch or donor, so
+that a difference between batches does not reveal a false pair. The lower blocks of the encoders stay as in stage I.
 
 Input: paired cells from preprocess.py and the two folders of stage I. Output: <ckpt_dir>/<model_name>. Each epoch
 prints the loss and its parts: rna_mse (squared error of log-normalised RNA) and atac_bce (cross-entropy of peaks) of
 true pairs, pair_accuracy (0.5 is chance), and with --alone_weight the same from one modality alone (rna_mse_of_rna,
-…); spread is the standard deviation of the embedding over validation cells, near 0 when it has collapsed.
+…); spread is the standard deviation of the embedding over validation cells; near 0 it has collapsed.
 """
 
 from dataclasses import dataclass
@@ -33,10 +33,12 @@ class Flags:
     feature_dropout: float = flag(
         "share of a cell's expressed genes and open peaks hidden from the towers while training", 0.0
     )
-    pair_weight: float = flag("weight of separating true pairs from false ones", 1.0)
+    pair_weight: float = flag("weight of the loss that separates true pairs from false ones", 1.0)
     pair_labels: str = flag("column of obs with cell types that false pairs must not share, or none", "none")
     pairs_within: str | None = flag("column of obs (batch, donor) that both cells of a false pair share", None)
-    alone_weight: float = flag("weight of reconstructing the cell from each modality alone; 0 as published", 0.0)
+    alone_weight: float = flag(
+        "weight of reconstructing the cell from each modality alone; 0 is the published value", 0.0
+    )
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
     torchrun --nproc_per_node=4 pretrain_rna.py --data_path … --ckpt_dir … --model_name …
 
 Input: a file from preprocess.py. Output: the model folder <ckpt_dir>/<model_name>. Each epoch prints the loss
-(cross-entropy of the masked genes' bins) and the accuracy (share of these bins predicted right), means over cells.
+(cross-entropy of the masked genes' bins) and the accuracy (share of these bins predicted correctly), means over cells.
 """
 
 from dataclasses import dataclass, replace

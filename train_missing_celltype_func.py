@@ -1,16 +1,16 @@
-"""Fine-tuning: cell types from one modality, with the student in the other's place.
+"""Fine-tuning: cell types from one modality, with the student in place of the other.
 
     python train_missing_celltype_func.py --preset small --data_path cells.ready.h5mu \\
         --pretrained_model_path runs/student --train_student --ckpt_dir runs --model_name celltype
 
 Input: labelled cells from preprocess.py and a folder of pretrain_missing_mod.py. Only the modality that the student
 reads is used. For comparison, --other_modality zeros leaves the student out, and --other_modality measured (with a
-folder of pretrain_multimodal.py) reads both modalities. Where no cell was measured in both, start from a folder of
-pretrain_rna.py or pretrain_atac.py with --other_modality zeros. Where few cells are labelled, train twice: the second
-time with --pseudo_labels_from the first folder, so that all training cells are learned from.
+folder of pretrain_multimodal.py) reads both modalities. If no cell was measured in both, start from a folder of
+pretrain_rna.py or pretrain_atac.py with --other_modality zeros. If few cells are labelled, train twice: the second time with
+--pseudo_labels_from the first folder, so that the model learns from all training cells.
 
 Output: <ckpt_dir>/<model_name>, for predict_cell_type.py. Each epoch prints the loss (cross-entropy) and the
-accuracy; at the end a temperature is fitted on the validation cells, so that confidence means what it says.
+accuracy; at the end a temperature is fitted on the validation cells, so that the confidence is a probability.
 """
 
 from dataclasses import dataclass
@@ -29,19 +29,19 @@ class Flags:
     model: str = flag("name of the model folder to write", aliases=("--model_name",))
     label_column: str = flag("column of obs with cell types", "cell_type")
     other_modality: OtherModality = flag(
-        "what takes the place of the other modality: the student's latent, zeros, or the measured modality", "student"
+        "what replaces the other modality: the student's latent, zeros, or the measured modality itself", "student"
     )
     missing: Literal["atac", "rna"] = flag("modality to leave out with --other_modality zeros", "atac")
     trainable_blocks: int = flag("number of last encoder blocks to train; negative for the whole encoder", 2)
     train_student: bool = flag("also train the student", False)
     feature_dropout: float = flag("share of a cell's genes and peaks left out in each training step", 0.0)
     labels_per_type: int = flag(
-        "at most this many labelled training cells of each type are used, the others are hidden; 0 for all", 0
+        "labelled training cells of each type to use, at most; the other labels are hidden; 0 for all", 0
     )
     pseudo_labels_from: str | None = flag(
-        "fine-tuned model folder whose predictions become the labels of training cells without one", None
+        "cell type model folder whose predictions become the labels of training cells without one", None
     )
-    pretrained_lr_scale: float = flag("learning rate of all but the classifier, as a multiple of --learning_rate", 1.0)
+    pretrained_lr_scale: float = flag("learning rate of all but the new head, as a multiple of --learning_rate", 1.0)
     class_balance: float = flag("exponent b of class weights (1 / class size)^b: 0 none, 1 full balance", 0.0)
 
 

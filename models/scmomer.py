@@ -73,7 +73,7 @@ class ScMomer(nn.Module):
         self.decoders["atac"].bias.copy_((ATAC_JOINT_OPEN_WEIGHT * share / (1 - share)).log())
 
     def latents(self, batch: Minibatch) -> dict[str, Tensor]:
-        """modality → [B, latent_dim], with the stand-in where `other_modality` says so."""
+        """modality → [B, latent_dim]; that of the missing modality is what `other_modality` says."""
         latent = {modality: self.towers[modality](batch[modality]) for modality in self.config.inputs}
         if self.config.other_modality == "student":
             latent[self.config.missing] = self.student(batch[other(self.config.missing)], batch.key)

@@ -1,5 +1,5 @@
-"""The size of every part, at a glance. Each dataclass stands here and not beside its module, so that the scripts' flags
-are known before torch is imported; its field's help is the flag's help."""
+"""The sizes of all parts. The dataclasses stand here, not beside their modules, so that a script knows its flags
+without importing torch. A field's help is its flag's help."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -86,8 +86,8 @@ class ScMomerConfig:
 
     Attributes
     ----------
-    missing : the modality the student stands in for
-    other_modality : what stands in the place of `missing`: the student's latent, zeros, or the measured one
+    missing : the modality that the student replaces
+    other_modality : what is used for `missing`: the student's latent, zeros, or the measured modality
     """
 
     rna: RNAEncoderConfig | None = None

@@ -1,4 +1,4 @@
-"""New cells in the shape a trained model expects, and the file with what the model predicts for them."""
+"""New cells as a trained model takes them, and their file with the model's predictions."""
 
 import re
 import shlex
@@ -60,16 +60,16 @@ class Names:
         return [*(f"obs['{self.prefix}{column}']" for column in self.columns), f"obsm['{self.embedding}']"]
 
     def claim(self, file: RawFile) -> list[str]:
-        """Check that the names are free, or hold what an earlier prediction wrote, which may be replaced.
+        """Check that the names are free, or hold an earlier prediction, which may be replaced.
 
         Returns
         -------
-        Lines that report what will be replaced
+        Lines that report what is replaced
 
         Raises
         ------
         UserError
-            If the file has something of the user's own under one of the names.
+            If the file holds something else under one of the names.
         """
         held = {f"obs['{column}']" for column in file.obs}
         held |= {name for source in file.modalities.values() for name in source.others}
@@ -82,11 +82,11 @@ class Names:
                 earlier = {key: read_elem(entry[key]) for key in ("model", "written") if key in entry}
         clashes = [name for name in self.places if name in held]
         if earlier is not None and set(clashes) <= set(map(str, earlier["written"])):
-            return [f"replaces the earlier predictions of model {earlier.get('model', 'unknown')}"] if clashes else []
+            return [f"replacing the earlier predictions of model {earlier.get('model', 'unknown')}"] if clashes else []
         if clashes:
             raise UserError(
                 f"{file.path}: has its own {' and '.join(clashes)}, which predictions would replace; choose other "
-                "names by --prefix, for example --prefix new_"
+                "names with --prefix, for example --prefix new_"
             )
         return []
 
@@ -97,8 +97,8 @@ class Query:
 
     Attributes
     ----------
-    file : what was read
-    dataset : model-ready cells, in the file's order
+    file : the file they come from
+    dataset : model-ready values, in the file's order
     barcodes : [cells]
     empty : [cells] bool, whether a cell has no count in any of the model's genes (or peaks)
     report : what was found and done, one line each
@@ -156,14 +156,14 @@ class Query:
 
 
 def read_query(file: RawFile, saved: SavedModel, config: IngestConfig, progress: bool = False) -> Query:
-    """Prepare cells as the model's training cells were, always starting from the counts.
+    """Prepare cells in the same way as the model's training cells, always from their counts.
 
     Parameters
     ----------
     file : raw or preprocessed cells
-    saved : the model, which brings vocabulary, species, genome build and constants
+    saved : the model, with its vocabulary, species, genome build and constants
     config : overrides for what cannot be inferred from the file
-    progress : show bars
+    progress : show progress bars
 
     Raises
     ------

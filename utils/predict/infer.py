@@ -1,4 +1,4 @@
-"""Running a trained model over cells: results come back in the file's order, from any number of processes."""
+"""Running a trained model on cells: results come back in the file's order, from any number of processes."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -22,11 +22,12 @@ from utils.train.model_folder import SavedModel
 
 
 class CellByCell(TorchFunctionMode):
-    """Within the block, linear layers multiply each cell's matrix by itself, in one batched call.
+    """Within the block, linear layers compute one matrix product per cell, in one batched call.
 
-    Multiplied as one tall matrix, a cell's rows would be summed up in an order that depends on how many cells there are
-    and where it stands among them. With many tokens per cell the cost is the same; a layer on single vectors is slower,
-    and is computed in float32 (in bfloat16 the library would copy the weights for every cell).
+    In one product over all cells, libraries choose the order of summation by the number of rows, so a cell's result
+    would depend on the size of its minibatch in the last bits. A product per cell makes it independent. With many
+    tokens per cell the cost is the same. A layer on single vectors is slower, and is computed in float32 (in bfloat16
+    the library would copy the weights for every cell).
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -62,19 +63,19 @@ def infer(
     Parameters
     ----------
     function : minibatch of B cells → tensors [B, …]
-    model : what the function calls; put on the device and into eval mode
-    dataset, config, runtime : which cells, how, and by which processes
-    title : of the progress bar
+    model : the module that the function calls; it is moved to the device and put into eval mode
+    dataset, config, runtime : which cells, how, and on which processes
+    title : title of the progress bar
 
     Returns
     -------
-    One float32 array [cells, …] per tensor, rows in the dataset's order. On the CPU a cell's row is the same to the bit
-    whatever the minibatch size, the other cells, and the number of processes.
+    One float32 array [cells, …] per tensor, rows in the dataset's order. On a CPU a cell's row is the same to the bit
+    for any minibatch size, any other cells and any number of processes.
 
     Raises
     ------
     UserError
-        If any result is not finite; the cells are named.
+        If a result is not finite; the message names the cells.
     """
     model.to(runtime.device).eval()
     plan = LengthPlan(dataset.lengths, config.batch_size, runtime.rank, runtime.world_size)
@@ -90,7 +91,7 @@ def infer(
         bar.update(int(real.sum()) * runtime.world_size)
     bar.close()
     mine = (np.concatenate(rows), [np.concatenate(parts) for parts in zip(*results, strict=True)]) if rows else None
-    shares = [share for share in runtime.gather(mine) if share is not None]  # a process may have had none
+    shares = [share for share in runtime.gather(mine) if share is not None]  # a process may have got no cells
     order = np.argsort(np.concatenate([rows for rows, _ in shares]), kind="stable")
     found = tuple(np.concatenate(parts)[order] for parts in zip(*(arrays for _, arrays in shares), strict=True))
     bad = np.zeros(len(dataset), dtype=bool)

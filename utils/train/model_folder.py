@@ -1,4 +1,4 @@
-"""Saved models: a folder that is enough by itself, written whole, loaded strictly, without pickle."""
+"""Saved models: a self-contained folder, written as a whole, loaded strictly and without pickle."""
 
 import json
 import platform
@@ -53,21 +53,21 @@ def in_words(kind: str) -> str:
 
 @dataclass
 class SavedModel:
-    """A model as it lies in its folder.
+    """A model and everything else in its folder.
 
     Attributes
     ----------
     kind : one of PRETRAINED, or the name of a task
-    config : the model's shape, part → dataclass
+    config : the shape of each part, name → dataclass
     state : weights by name
     features : modality → vocabulary, in the model's order
     stamp : constants of the preprocessing
     outputs : names of the head's outputs, in their order (for cell types, the types)
     fitted : what the task fitted on validation cells after training (for cell types, the temperature)
     options : settings of the composed model (missing, other_modality)
-    training : the command line's settings
-    parents : script's flag → hash of the folder given there
-    path, hash : where it was loaded from, and the SHA-256 of its manifest
+    training : the settings of the command line
+    parents : role → hash of a model folder that training started from
+    path, hash : the folder it was loaded from, and the SHA-256 of its manifest
     """
 
     kind: str
@@ -84,12 +84,12 @@ class SavedModel:
     hash: str = ""
 
     def writer(self, module: nn.Module) -> Callable[[Path], None]:
-        """A function that writes this folder with the module's weights as they are when it is called."""
+        """A function that writes this folder with the weights that the module has when it is called."""
         return lambda folder: replace(self, state=module.state_dict()).write(folder)
 
     @property
     def identity(self) -> dict:
-        """What makes this training run another than others: its settings and the models it starts from."""
+        """What identifies this training run: its settings and the models it starts from."""
         return self.training | {"parents": self.parents}
 
     def write(self, folder: Path) -> None:
@@ -120,7 +120,7 @@ class SavedModel:
         (folder / "README.md").write_text(self.card())
 
     def card(self) -> str:
-        """The model card: what it is, made from what, for what."""
+        """The model card, in Markdown."""
         sizes = ", ".join(f"{len(names):,} {FEATURE_FILES[name]}" for name, names in self.features.items())
         shape = "\n".join(f"- {name}: {asdict(config)}" for name, config in self.config.items())
         head = f"\nPredicts: {', '.join(self.outputs)}\n" if self.outputs else ""
@@ -138,7 +138,7 @@ class SavedModel:
 
     @property
     def is_simulated(self) -> bool:
-        """Whether the model was trained on simulated cells, so that its labels say nothing about real ones."""
+        """Whether the model was trained on simulated cells, so that its predictions mean nothing for real ones."""
         return bool(self.stamp.get("simulated"))
 
     @property
@@ -148,13 +148,13 @@ class SavedModel:
 
     @property
     def model_config(self) -> ScMomerConfig:
-        """Shape of the composed model of stages II and later."""
+        """The shape of the composed model (stage II and later), without its head."""
         with reading(self.path, *NO_MODEL):
             parts = {name: shape for name, shape in self.config.items() if name != "head"}
             return ScMomerConfig(**parts, **self.options)
 
     def build(self) -> ScMomer:
-        """The composed model of stages II and later, with its weights."""
+        """The composed model (stage II and later) with its weights."""
         with reading(self.path, *NO_MODEL):
             model = self._fresh({name: len(features) for name, features in self.features.items()})
         older = {name: x for name, x in model.state_dict().items() if name in NEUTRAL and name not in self.state}
@@ -162,7 +162,7 @@ class SavedModel:
         return model.eval()
 
     def _fresh(self, n_features: dict[str, int]) -> nn.Module:
-        """The module whose weights are saved, without them."""
+        """The module whose weights the folder holds, with fresh weights."""
         if self.kind == "rna":
             return MaskedRNA(RNAEncoder(self.config["rna"], n_features["rna"]), seed=0)
         if self.kind == "atac":
@@ -171,15 +171,15 @@ class SavedModel:
         return ScMomer(self.model_config, n_features.get("rna", 0), n_features.get("atac", 0), make_head)
 
     def check(self, n_features: dict[str, int], stored: dict[str, tuple[int, ...]]) -> None:
-        """Compare the model that is declared with the weights' shapes; nothing of its size is built.
+        """Compare the declared model with the shapes of the weights, without building it.
 
         Raises
         ------
         UserError
-            If they do not fit, or a constant makes no sense.
+            If they differ, or a constant is impossible.
         """
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on parts without a single feature
+            warnings.simplefilter("ignore")  # torch warns of parts without any feature
             expected = shapes_of(self._fresh(n_features).state_dict())
         check_shapes(expected, stored, self.path, NEUTRAL)
         try:
@@ -192,7 +192,7 @@ class SavedModel:
 
 
 WEIGHTS = "model.safetensors"
-NEUTRAL = ("head.mean", "head.deviation")  # not in older folders; fresh ones change nothing
+NEUTRAL = ("head.mean", "head.deviation")  # absent from the first folders; fresh values change nothing
 NO_MODEL = ("is not a valid model folder", "restore the folder, or train the model again")
 FEATURE_FILES = {"rna": "genes", "atac": "peaks"}
 
@@ -208,8 +208,8 @@ def load_model(path: str | Path, *kinds: str) -> SavedModel:
     Raises
     ------
     UserError
-        If the folder is damaged or of another kind, its weights are not those of the model it declares, or one of
-        its numbers is not finite.
+        If the folder is damaged or of another kind, its weights do not belong to the declared model, or a number is
+        not finite.
     """
 
     def load(place: Path, digest: str) -> SavedModel:
@@ -220,7 +220,7 @@ def load_model(path: str | Path, *kinds: str) -> SavedModel:
 
 
 def _load(place: Path, folder: Path, digest: str, kinds: tuple[str, ...]) -> SavedModel:
-    """Read what lies at `place`; messages name `folder`."""
+    """Read the folder at `place`; messages name `folder`, which a reader may find moved."""
     saved = json.loads((place / "config.json").read_text())
     if saved["kind"] not in kinds:
         wanted = " or ".join(map(in_words, kinds))
@@ -250,14 +250,14 @@ def _load(place: Path, folder: Path, digest: str, kinds: tuple[str, ...]) -> Sav
     for name, path in lists.items():
         names = model.features[name] = np.array(path.read_text().splitlines())
         if len(set(names)) != n_features[name]:
-            raise ValueError(f"{path.name} names one of them twice")
+            raise ValueError(f"{path.name} has a repeated line")
     model.state = {now(name): tensor for name, tensor in load_file(place / WEIGHTS).items()}
     check_finite(model.state, folder / WEIGHTS)
     return model
 
 
 def _count_lines(path: Path) -> int:
-    """Lines of a text file, which may be far too long to be kept."""
+    """Number of lines of a text file that may be too large for memory."""
     with open(path, "rb") as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
 
@@ -270,18 +270,18 @@ def _from_version_0_2(saved: dict) -> dict:
 
 
 def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights below `prefix`, under their names there."""
+    """The weights whose names start with `prefix`, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def load_parts(module: nn.Module, state: dict[str, Tensor], new: str | tuple, path: str | Path | None) -> None:
-    """Load a parent's weights into a model that has some parts more, and perhaps others less.
+    """Load a parent's weights into a model with some new parts, and perhaps without some of the parent's.
 
     Parameters
     ----------
     module : the model
     state : the parent's weights
-    new : prefix or prefixes of what the parent may not have (it keeps its fresh weights)
+    new : prefix or prefixes of the new parts, which keep their fresh weights
     path : the parent's folder, for messages
     """
     names = module.state_dict()
@@ -290,18 +290,18 @@ def load_parts(module: nn.Module, state: dict[str, Tensor], new: str | tuple, pa
 
 
 def check_fits(model: SavedModel, features: dict[str, np.ndarray], stamp: dict, data_path: str | Path) -> None:
-    """Refuse data whose genes or peaks are not the model's, or that was normalised with other constants.
+    """Refuse data with other genes or peaks than the model's, or with another normalisation.
 
     Parameters
     ----------
-    model : the model that is to see the data
+    model : the model that will read the data
     features, stamp : vocabularies and preprocessing constants of the data
-    data_path : for the message
+    data_path : the data's file, for the message
 
     Raises
     ------
     UserError
-        If they differ; the message says in what, and what to do.
+        If they differ; the message names the difference and the remedy.
     """
     for name in model.features.keys() & features.keys():
         if not np.array_equal(model.features[name], features[name]):
