@@ -113,7 +113,7 @@ def test_baselines_learn_from_the_labels_that_the_model_learned_from(ready_file,
         return majority_class(x_train, y_train)
 
     monkeypatch.setattr(
-        "utils.evaluate.baselines.TYPE_BASELINES", {"nearest neighbours": nearest_neighbours, "spy": spy}
+        "utils.predict.score_types.TYPE_BASELINES", {"nearest neighbours": nearest_neighbours, "spy": spy}
     )
     table = evaluated(ready_file, tmp_path / "few", tmp_path)
     assert {"spy", "logistic regression, self-trained"} < table.keys()
@@ -164,10 +164,11 @@ def test_labels_of_another_vocabulary(ready_file, runs, tmp_path, capsys):
 def test_cells_that_were_split_otherwise_are_noted(raw_file, ready_file, runs, tmp_path, capsys):
     flags = {"model_path": runs["celltype_atac"], "out_path": tmp_path, "split": "val", "model_alone": True}
     run("evaluate", data_path=ready_file, **flags)
-    assert "was split otherwise" not in capsys.readouterr().out
+    assert "note:" not in capsys.readouterr().out
     run("preprocess", data_path=raw_file, out_path=tmp_path / "other.h5mu", val_fraction=0.2, seed=9)
     run("evaluate", data_path=tmp_path / "other.h5mu", **flags)
-    assert "other.h5mu was split otherwise than the cells" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "note:" in out and "other.h5mu" in out
 
 
 def test_no_cells_of_the_split(ready_file, runs, tmp_path, capsys):

@@ -18,9 +18,9 @@ from tests.helpers import CPU, RNA, error_of, make_stage, take, train
 from tests.train.kills import Processes, assert_same_run, finish, model_folder, training_scripts
 from utils.errors import UserError
 from utils.predict.calibrate import calibrate
+from utils.train.config import InferConfig
 from utils.train.folders import write_folder
 from utils.train.lock import _start_of, _this_process, lock_file, sole_writer
-from utils.train.loop import TrainConfig
 from utils.train.model_folder import load_model
 
 
@@ -127,9 +127,9 @@ def test_all_that_writes_a_model_takes_the_lock(cells, runs, tmp_path):
         with pytest.raises(UserError, match="another run writes here"):
             train(stage, folder, overwrite=True)
         with pytest.raises(UserError, match="another run writes here"):
-            calibrate(folder, stage.val, TrainConfig(device="cpu"), CPU)
+            calibrate(folder, "celltype", stage.val, InferConfig(device="cpu"), CPU)
     assert (folder / "manifest.json").read_bytes() == before
-    calibrate(folder, stage.val, TrainConfig(device="cpu"), CPU)
+    calibrate(folder, "celltype", stage.val, InferConfig(device="cpu"), CPU)
     assert (folder / "manifest.json").read_bytes() != before
 
 
