@@ -66,7 +66,7 @@ TABLE = {
     "missing file": (lambda path: None, "{path}: no such file"),
     "folder": (
         Path.mkdir,
-        "{path}: a folder with no matrix.mtx (or .gz); give a file (two by --rna_path and --atac_path), or the 10x "
+        "{path}: a folder with no matrix.mtx (or .gz); give a file (two with --rna_path and --atac_path), or the 10x "
         "folder of one sample, with matrix.mtx, "
         "barcodes.tsv and features.tsv",
     ),
@@ -78,7 +78,7 @@ TABLE = {
     "empty file": (Path.touch, "{path}: is empty; " + NEW),
     "HDF5 of something else": (
         lambda path: h5py.File(path, "w").create_dataset("pixels", data=[1]).file.close(),
-        "{path}: an HDF5 file that holds no cells; known formats are .h5ad, .h5mu, 10x .h5, a 10x matrix folder, "
+        "{path}: an HDF5 file without cells; known formats are .h5ad, .h5mu, 10x .h5, a 10x matrix folder, "
         ".loom, or delimited text (.csv, .tsv, .txt, also .gz)",
     ),
     "zero cells": (
@@ -186,7 +186,7 @@ TABLE = {
     ),
     "output of another kind": (
         lambda path: cells()(path) or {"out_path": "{out}.h5mu"},
-        "--out_path {out}.h5mu: must end in .h5ad, which is what these cells are written as",
+        "--out_path {out}.h5mu: must end in .h5ad, the format for these cells",
     ),
     "output in a file": (
         lambda path: cells()(path) or {"out_path": path / "out.h5ad"},

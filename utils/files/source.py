@@ -16,7 +16,7 @@ from utils.features.gene_ids import share_known
 from utils.features.peaks import interval_columns, looks_like_peaks
 from utils.files.disk_matrix import Matrix
 
-MORE_COUNTS = ("counts", "raw_counts", "count", "raw", "umi", "umis", "spliced")
+COUNT_LAYERS = ("counts", "raw_counts", "count", "raw", "umi", "umis", "spliced")
 """Layers that usually hold counts, best first; spliced ones (a part of all) only when nothing else will do."""
 SAMPLE = 2000
 FEATURE_TYPES = {
@@ -179,7 +179,7 @@ class Source:
 
 def _preference(place: str) -> int:
     """Position of a place in the order in which counts are looked for; spliced ones come last."""
-    order = [*(f"layers['{name}']" for name in MORE_COUNTS[:-1]), "x", "raw", f"layers['{MORE_COUNTS[-1]}']"]
+    order = [*(f"layers['{name}']" for name in COUNT_LAYERS[:-1]), "x", "raw", f"layers['{COUNT_LAYERS[-1]}']"]
     return order.index(place.lower())
 
 
