@@ -116,7 +116,7 @@ def test_pieces_that_a_span_crosses(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         plain = PlainArray(file.create_dataset("x", data=np.arange(25, dtype=np.int32), chunks=(10,)))
         file.flush()
-    assert [length for _, length in plain.places(5, 22)] == [20, 40, 8]
+    assert [length for _, length in plain.byte_ranges(5, 22)] == [20, 40, 8]
     with open(tmp_path / "x.h5", "rb") as file:
         np.testing.assert_array_equal(np.frombuffer(plain.read(file.fileno(), 5, 22), np.int32), np.arange(5, 22))
 

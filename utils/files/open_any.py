@@ -180,7 +180,7 @@ def hdf5_problem(path: Path) -> str | None:
         for number in (signal.SIGPROF, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)  # the default action ends the process even inside a loop in C
         with suppress(BaseException):
-            # A damaged item may claim any size, so the size is capped; compressed text is a little larger than the file.
+            # A damaged item may claim any size; compressed text takes up some more bytes in memory than in the file.
             largest = 10 * path.stat().st_size
             _read_names_and_text(path, lambda size: _limit(CHECK_SECONDS + min(size, largest) / BYTES_PER_SECOND))
         os._exit(0)  # skips all cleanup: the parent's buffers and files must not be flushed or closed twice
