@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from utils.features.count_detection import BASES, Values, detect_values, recovered, to_counts
+from utils.features.count_detection import BASES, Values, detect_values, recover_counts, to_counts
 
 
 def counts_of(n_cells: int = 40, n_genes: int = 60, deep: float = 3.0, seed: int = 0) -> csr_matrix:
@@ -76,7 +76,7 @@ def test_counts_come_back_from_counts_per_million():
 
 def test_a_cell_whose_smallest_count_is_two():
     x = np.array([2.0, 3.0, 8.0, 7.0, 1.0, 4.0, 2.0, 3.0]) * np.array([0.37] * 4 + [11.0] * 2 + [0.2] * 2)
-    counts, exact = recovered(x, np.array([0, 4, 4, 6, 8]))
+    counts, exact = recover_counts(x, np.array([0, 4, 4, 6, 8]))
     assert counts[:6].tolist() == [2, 3, 8, 7, 1, 4]
     assert exact.tolist() == [True, True, True, False]  # the last has too few values to be sure
     assert counts[6:].tolist() == x[6:].tolist()

@@ -15,7 +15,7 @@ from utils.features.gene_symbols import (
     is_clone_name,
     load_gene_table,
     read_gene_embedding,
-    share_of_any_species,
+    share_gene_like,
 )
 from utils.features.make_gene_table import make_gene_table
 
@@ -84,12 +84,12 @@ def test_species_of_small_panels():
     ],
 )
 def test_genes_of_any_species_look_like_genes(genes):
-    assert share_of_any_species(genes) >= 0.3
+    assert share_gene_like(genes) >= 0.3
 
 
 @pytest.mark.parametrize("form", ["peak_{}", "gene_{}", "f{}", "G{}", "V{}", "chr1.{0}00.{0}50"])
 def test_made_up_names_do_not(form):
-    assert share_of_any_species([form.format(i) for i in range(1, 2000)]) < 0.01
+    assert share_gene_like([form.format(i) for i in range(1, 2000)]) < 0.01
 
 
 def test_names_of_clones():
@@ -125,8 +125,8 @@ def test_gene_embedding_is_aligned_to_the_genes(tmp_path, header):
         (b"CD3D 1 2 3\n", "line 1 .CD3D. holds 3 numbers, not 4"),
         (b"SST 1 2 3 4\n", "holds none of the 1 genes"),
         (b"", "holds none of the 1 genes"),
-        (b"CD3D 1 2 x 4\n", "no text of one gene and 4 numbers"),
-        (b"\xff\xfe\x00\x01\n", "no text of one gene and 4 numbers"),
+        (b"CD3D 1 2 x 4\n", "not a text of one gene and 4 numbers"),
+        (b"\xff\xfe\x00\x01\n", "not a text of one gene and 4 numbers"),
     ],
 )
 def test_a_wrong_gene_embedding_is_named(tmp_path, text, message):
