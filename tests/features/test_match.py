@@ -57,7 +57,7 @@ def ensembl(symbols: list[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("names", "reference", "reason"),
     [
-        (["Cd3d", "Gad1", "Sst", "Pvalb"], HUMAN, "the file's genes are mouse, those asked for human"),
+        (["Cd3d", "Gad1", "Sst", "Pvalb"], HUMAN, "the file has mouse genes, but human genes are expected"),
         (["CD3D", "CD8A"], [*HUMAN, "VIP"], "the file is a panel: it has only 2 genes"),
         (["a", "b", "c", "d"], HUMAN, "gene ids are not recognised; put gene symbols like CD3D, CD8A, GAD1"),
         (

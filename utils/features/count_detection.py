@@ -150,9 +150,10 @@ def to_counts(block: csr_matrix, values: Values) -> tuple[csr_matrix, np.ndarray
     if values.kind == "log1p":
         with np.errstate(over="ignore"):
             x = _unlog(x, values.base)
-    counts, exact = (
-        recover_counts(x, block.indptr) if values.kind != "counts" else (x, _all_in_row(x == np.floor(x), block))
-    )
+    if values.kind == "counts":
+        counts, exact = x, _all_in_row(x == np.floor(x), block)
+    else:
+        counts, exact = recover_counts(x, block.indptr)
     out = csr_matrix((counts if values.exact else x, block.indices, block.indptr), shape=block.shape, copy=False)
     return out.astype(np.float32), exact
 

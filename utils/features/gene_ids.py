@@ -106,10 +106,11 @@ def name_genes(var: pd.DataFrame, species: str = "auto", reference: Sequence[str
         if reference is not None:
             return len(set(reference) & set(names.symbols)) / max(len(reference), 1)
         # Ensembl ids of species other than human are not translated, so a column of symbols is better.
-        kept = names.id_type == "Ensembl ids" and names.species != "human"
-        return float(names.known.mean()) - (0.5 if kept else 0.0)
+        not_translated = names.id_type == "Ensembl ids" and names.species != "human"
+        return float(names.known.mean()) - (0.5 if not_translated else 0.0)
 
     best = max(found.values(), key=score)
+    # The index is preferred unless a column is clearly better.
     return found["index"] if score(found["index"]) >= score(best) - 0.05 else best
 
 
@@ -183,10 +184,8 @@ def _translate_human(ids: list[str], kinds: list[str], id_type: str) -> GeneName
             names.ambiguous[ids[row]] = candidates
     names.symbols = np.array(symbols, dtype=str)
     names.known = np.array([symbol in approved for symbol in symbols], dtype=bool)
-    not_found = (
-        gene for gene, known in zip(ids, names.known, strict=True) if not known and gene not in names.ambiguous
-    )
-    names.unknown = list(dict.fromkeys(not_found))
+    unknown = (gene for gene, known in zip(ids, names.known, strict=True) if not known and gene not in names.ambiguous)
+    names.unknown = list(dict.fromkeys(unknown))
     return names
 
 

@@ -59,9 +59,9 @@ def _symbol_lookup() -> tuple[frozenset[str], dict[str, list[str]], dict[str, li
 def detect_species(ids: Iterable[str]) -> str:
     """Infer from the spelling of gene ids whether they are human or mouse genes.
 
-    An id counts as human if it is an approved or previous symbol of HGNC, or a human Ensembl id; as mouse if it is spelt
-    like a mouse symbol (``Gad1``, ``1700017B05Rik``), or is a mouse Ensembl id; and otherwise as human if it is an alias
-    of HGNC.
+    An id counts as human if it is an approved or previous symbol of HGNC, or a human Ensembl id. Otherwise it counts as
+    mouse if it is spelt like a mouse symbol (``Gad1``, ``1700017B05Rik``), or is a mouse Ensembl id. Otherwise it
+    counts as human if it is an alias in HGNC.
 
     Parameters
     ----------

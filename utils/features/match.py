@@ -98,9 +98,8 @@ def align_genes(var: pd.DataFrame, species: str, reference: Sequence[str] | None
             f"{path}: every one of its {len(symbols):,} genes shares its symbol with another ({', '.join(symbols[:3])} "
             "…), as if tables had been joined side by side; keep one of them"
         )
-    if (species, genes.species, reference) == ("auto", "unknown", None) and share_gene_like(
-        genes.ids
-    ) < LEAST_GENE_LIKE:
+    is_unchecked = (species, genes.species, reference) == ("auto", "unknown", None)
+    if is_unchecked and share_gene_like(genes.ids) < LEAST_GENE_LIKE:
         raise UserError(
             f"{path}: 0% of its {len(symbols):,} ids are genes of a known species ({', '.join(genes.ids[:3])} …); put "
             "gene symbols or Ensembl ids into var_names, or give --species other if they are genes of another species"
@@ -202,7 +201,7 @@ def _reason(alignment: Alignment) -> str:
         return f"peaks like {wanted} are expected: another build or species? Lift the peaks over, or call them again"
     genes, theirs = alignment.genes, translate(alignment.features)
     if genes.species != theirs.species and "unknown" not in (genes.species, theirs.species):
-        return f"the file's genes are {genes.species}, those asked for {theirs.species}; use a model of that species"
+        return f"the file has {genes.species} genes, but {theirs.species} genes are expected; use another model"
     if genes.id_type == "Ensembl ids" and theirs.id_type == "symbols":
         return f"the file has Ensembl ids, but symbols like {wanted} are expected; put symbols into var_names"
     if genes.known.mean() > 0.8:

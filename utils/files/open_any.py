@@ -146,7 +146,7 @@ def _source_on_disk(
         matrices["X"] = Matrix(group["X"], path), var
     if "raw" in group and "X" in group["raw"]:
         matrices["raw"] = Matrix(group["raw/X"], path), _with_columns(read_elem(group["raw/var"]), var)
-    return Source.of(path, read_elem(group["obs"]), var, matrices, modality, load, _other_entries(group))
+    return Source.checked(path, read_elem(group["obs"]), var, matrices, modality, load, _other_entries(group))
 
 
 # Damaged HDF5 --------------------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def _source_in_memory(adata: ad.AnnData, path: Path, modality: str | None, left:
     if adata.raw is not None:
         matrices["raw"] = Matrix(adata.raw.X, path), _with_columns(adata.raw.var, adata.var)
     others = _other_entries(adata) + left
-    return Source.of(path, adata.obs.copy(), adata.var, matrices, modality, lambda: adata, others)
+    return Source.checked(path, adata.obs.copy(), adata.var, matrices, modality, lambda: adata, others)
 
 
 def _with_columns(raw_var: pd.DataFrame, var: pd.DataFrame) -> pd.DataFrame:

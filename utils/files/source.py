@@ -63,7 +63,7 @@ class Source:
     rows: np.ndarray | None = field(default=None, repr=False)
 
     @classmethod
-    def of(
+    def checked(
         cls,
         path: Path,
         obs: pd.DataFrame,
@@ -73,7 +73,7 @@ class Source:
         load: Callable[[], ad.AnnData],
         others: list[str],
     ) -> "Source":
-        """Check the parts of a source and put its matrices into order.
+        """Return a source whose parts are checked, with its matrices in order of preference.
 
         The parameters are the attributes of the class. If `modality` is None, the modality is inferred from the
         feature types, or else from the feature names.
