@@ -66,7 +66,7 @@ TABLE = {
     "missing file": (lambda path: None, "{path}: no such file"),
     "folder": (
         Path.mkdir,
-        "{path}: a folder with no matrix.mtx (or .gz); give a file (two with --rna_path and --atac_path), or the 10x "
+        "{path}: a folder with no matrix.mtx (or .gz); give a file (two by --rna_path and --atac_path), or the 10x "
         "folder of one sample, with matrix.mtx, "
         "barcodes.tsv and features.tsv",
     ),
@@ -78,16 +78,16 @@ TABLE = {
     "empty file": (Path.touch, "{path}: is empty; " + NEW),
     "HDF5 of something else": (
         lambda path: h5py.File(path, "w").create_dataset("pixels", data=[1]).file.close(),
-        "{path}: an HDF5 file without cells; known formats are .h5ad, .h5mu, 10x .h5, a 10x matrix folder, "
+        "{path}: an HDF5 file that holds no cells; known formats are .h5ad, .h5mu, 10x .h5, a 10x matrix folder, "
         ".loom, or delimited text (.csv, .tsv, .txt, also .gz)",
     ),
     "zero cells": (
         cells(lambda adata: adata[:0].copy()),
-        "{path}: has no cells in rna; give the file from before filtering",
+        "{path}: has no cells in rna; give the file from before they were filtered",
     ),
     "zero genes": (
         cells(lambda adata: adata[:, :0].copy()),
-        "{path}: has no features in rna; give the file from before filtering",
+        "{path}: has no features in rna; give the file from before they were filtered",
     ),
     "all cells zero": (
         values(lambda dense: dense.fill(0)),
@@ -103,8 +103,7 @@ TABLE = {
         put(0.5),
         "{path}: rna has fractional values that are neither scaled counts nor their logarithms in X; "
         + SAVE
-        + ", use the values as shares of a cell with --values cpm, or take them as estimated counts with --values "
-        "counts",
+        + ", use the values as shares of a cell by --values cpm, or take them as estimated counts by --values counts",
     ),
     "no gene matched": (
         lambda path: (
@@ -114,12 +113,12 @@ TABLE = {
                 and {"gene_reference": path.with_name("genes.txt")}
             )
         ),
-        "{path}: has 0 of the 2 genes asked for (0.0%; --min_gene_coverage is 0.3); its gene ids are not recognised; "
-        "put gene symbols like CD3D, GAD1 into var_names; most expressed unmatched: *",
+        "{path}: has 0 of the 2 genes asked for (0.0%; --min_gene_coverage is 0.3); its gene ids are not recognised, "
+        "expected are symbols like CD3D, GAD1; put gene symbols into var_names; most expressed unmatched: *",
     ),
     "numbers for genes": (
         cells(lambda adata: setattr(adata, "var_names", [str(i) for i in range(40)])),
-        "{path}: names its genes by numbers (0, 1, 2 …) that are not Entrez ids; put symbols or Ensembl "
+        "{path}: names its genes by numbers (0, 1, 2 …) that are no Entrez ids; put symbols or Ensembl "
         "ids into var_names",
     ),
     "every symbol twice": (
@@ -129,8 +128,8 @@ TABLE = {
     ),
     "barcodes twice": (
         cells(lambda adata: setattr(adata, "obs_names", [BARCODE, *adata.obs_names[1:]])),
-        f"{{path}}: barcodes of rna are not unique (1 occur more than once, like {BARCODE}); make them unique "
-        "first, for example with anndata.concat(..., index_unique='-')",
+        f"{{path}}: barcodes of rna are not unique (1 occur more than once, like {BARCODE}); tell the samples apart "
+        "first, for example by anndata.concat(..., index_unique='-')",
     ),
     "no such label column": (
         lambda path: labelled(path, ["T"] * 12) or {"label_column": "kind"},
@@ -170,7 +169,7 @@ TABLE = {
     ),
     "peaks of another build": (
         lambda path: cells(file=make_peaks(make_cells().obs_names))(path) or {"genome": "mm10"},
-        "{path}: 1 of 30 peaks lie outside mm10 (chr20:19000-19500); they fit hg19, hg38: set --genome to it, or "
+        "{path}: 1 of 30 peaks lie outside mm10 (chr20:19000-19500); they fit hg19, hg38: state it by --genome, or "
         "lift the peaks over",
     ),
     "no such genome": (
@@ -187,7 +186,7 @@ TABLE = {
     ),
     "output of another kind": (
         lambda path: cells()(path) or {"out_path": "{out}.h5mu"},
-        "--out_path {out}.h5mu: must end in .h5ad, the format for these cells",
+        "--out_path {out}.h5mu: must end in .h5ad, which is what these cells are written as",
     ),
     "output in a file": (
         lambda path: cells()(path) or {"out_path": path / "out.h5ad"},
