@@ -153,13 +153,13 @@ def align_peaks(var: pd.DataFrame, genome: str | None, reference: Sequence[str] 
     return Alignment(features, projection, ids, len(np.unique(columns)), True, how=how, **found)
 
 
-def _overlap(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def _overlap(peaks: pd.DataFrame, reference: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Return the row numbers of all pairs of half-open intervals that share a base, found by bioframe."""
     import bioframe  # here, because it takes a second to import, and only peaks need it
 
-    if not set(ours["chrom"]) & set(theirs["chrom"]):
+    if not set(peaks["chrom"]) & set(reference["chrom"]):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    pairs = bioframe.overlap(ours, theirs, how="inner", return_input=False, return_index=True)
+    pairs = bioframe.overlap(peaks, reference, how="inner", return_input=False, return_index=True)
     return pairs["index"].to_numpy(np.int64), pairs["index_"].to_numpy(np.int64)
 
 
@@ -199,10 +199,13 @@ def _reason(alignment: Alignment) -> str:
     wanted = ", ".join(alignment.features[:3])
     if alignment.genes is None:
         return f"peaks like {wanted} are expected: another build or species? Lift the peaks over, or call them again"
-    genes, theirs = alignment.genes, translate(alignment.features)
-    if genes.species != theirs.species and "unknown" not in (genes.species, theirs.species):
-        return f"the file has {genes.species} genes, but {theirs.species} genes are expected; use another model"
-    if genes.id_type == "Ensembl ids" and theirs.id_type == "symbols":
+    genes, expected = alignment.genes, translate(alignment.features)
+    if genes.species != expected.species and "unknown" not in (genes.species, expected.species):
+        return (
+            f"the file has {genes.species} genes, but {expected.species} genes are expected; use a model of "
+            f"{genes.species} genes"
+        )
+    if genes.id_type == "Ensembl ids" and expected.id_type == "symbols":
         return f"the file has Ensembl ids, but symbols like {wanted} are expected; put symbols into var_names"
     if genes.known.mean() > 0.8:
         return (

@@ -164,7 +164,7 @@ SLOW = (
 def hdf5_problem(path: Path) -> str | None:
     """Check that HDF5 can read the names, attributes and text of a file.
 
-    On some damaged files the HDF5 library crashes or loops forever in C, where Python cannot stop it: no exception is
+    On some damaged files the HDF5 library crashes or never returns, and Python cannot stop C code: no exception is
     raised, and signal handlers do not run. So a child process reads the file first, under a limit that the operating
     system enforces. The limit counts computing time only; waiting for a slow disk or a busy machine is free.
 

@@ -81,6 +81,7 @@ def read_text(path: Path, rows_at_once: int = 1000) -> ad.AnnData:
         compression="gzip" if is_zipped else None,
         encoding="utf-8-sig",
     )
+    # Some genes have such names (PCTP); they stay among the values.
     annotates = np.array([bool(ANNOTATION.fullmatch(name)) and not symbol_candidates(name) for name in column_names])
     blocks, annotation, row_names = [], [], []
     for chunk in table:
