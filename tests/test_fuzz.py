@@ -10,7 +10,7 @@ import pytest
 from tests.fuzz import fuzz
 from utils.cells.preprocessed import read_raw
 from utils.errors import UserError
-from utils.files import probe
+from utils.files import open_any
 
 FOUND = (4536, 9844, 10109, 10779, 11101, 11337, 11657, 11732, 11748, 12124)
 """Numbers of files that were findings once: options no model has, names no terminal can show, entries outside a matrix,
@@ -35,9 +35,9 @@ def hdf5(tmp_path):
 
 
 def test_a_file_that_crashes_the_library_is_damaged(hdf5, monkeypatch):
-    assert probe.problem(hdf5) is None
-    monkeypatch.setattr(probe, "_look_through", lambda path, allow: os.kill(os.getpid(), signal.SIGKILL))
-    assert "is damaged" in probe.problem(hdf5)
+    assert open_any.hdf5_problem(hdf5) is None
+    monkeypatch.setattr(open_any, "_read_names_and_text", lambda path, allow: os.kill(os.getpid(), signal.SIGKILL))
+    assert "is damaged" in open_any.hdf5_problem(hdf5)
 
 
 def test_a_file_on_which_the_library_never_ends_is_not_called_damaged(hdf5, monkeypatch):
@@ -46,10 +46,10 @@ def test_a_file_on_which_the_library_never_ends_is_not_called_damaged(hdf5, monk
         while True:
             pass
 
-    monkeypatch.setattr(probe, "_look_through", forever)
-    monkeypatch.setattr(probe, "SECONDS", 0.2)
+    monkeypatch.setattr(open_any, "_read_names_and_text", forever)
+    monkeypatch.setattr(open_any, "CHECK_SECONDS", 0.2)
     start = time.monotonic()
-    assert "takes too long" in probe.problem(hdf5)
+    assert "takes too long" in open_any.hdf5_problem(hdf5)
     assert time.monotonic() - start < 8
     with pytest.raises(UserError) as error:
         read_raw(hdf5)
@@ -59,10 +59,12 @@ def test_a_file_on_which_the_library_never_ends_is_not_called_damaged(hdf5, monk
 
 def test_a_slow_file_is_waited_for(hdf5, monkeypatch):
     """A busy disk, a busy neighbour: waiting is not computing. And a file with much in it gets on, item by item."""
-    monkeypatch.setattr(probe, "SECONDS", 0.3)
-    look = probe._look_through
-    monkeypatch.setattr(probe, "_look_through", lambda path, allow: (allow(0), time.sleep(0.6), look(path, allow)))
-    assert probe.problem(hdf5) is None
+    monkeypatch.setattr(open_any, "CHECK_SECONDS", 0.3)
+    look = open_any._read_names_and_text
+    monkeypatch.setattr(
+        open_any, "_read_names_and_text", lambda path, allow: (allow(0), time.sleep(0.6), look(path, allow))
+    )
+    assert open_any.hdf5_problem(hdf5) is None
 
     def many(path, allow):
         for _ in range(5):
@@ -71,10 +73,10 @@ def test_a_slow_file_is_waited_for(hdf5, monkeypatch):
             while time.process_time() < end:
                 pass
 
-    monkeypatch.setattr(probe, "_look_through", many)
-    assert probe.problem(hdf5) is None
+    monkeypatch.setattr(open_any, "_read_names_and_text", many)
+    assert open_any.hdf5_problem(hdf5) is None
 
 
 def test_a_file_with_an_error_is_left_to_the_reader(tmp_path):
     (tmp_path / "text.h5ad").write_text("no cells")
-    assert probe.problem(tmp_path / "text.h5ad") is None
+    assert open_any.hdf5_problem(tmp_path / "text.h5ad") is None

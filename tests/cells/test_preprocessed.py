@@ -70,9 +70,9 @@ def twice() -> ad.AnnData:
 BAD = {
     "absent.h5ad": (None, "no such file"),
     "folder.h5ad": ("folder", "a folder with no matrix.mtx"),
-    "words.csv": ("cell,CD4\nc1,many\n", "column 'CD4' holds 'many', which is no number"),
-    "line.tsv": ("cell\tCD4\n", "a text of 1 line(s)"),
-    "binary.txt": ("\x00\x01\x02\n\x00\n", "no table"),
+    "words.csv": ("cell,CD4\nc1,many\n", "column 'CD4' holds 'many'"),
+    "line.tsv": ("cell\tCD4\n", "has 1 line(s)"),
+    "binary.txt": ("\x00\x01\x02\n\x00\n", "not a table"),
     "text.h5ad": ("not a matrix\n", "not a readable .h5ad file"),
     "text.h5mu": ("not a matrix\n", "not a readable .h5mu file"),
     "empty.h5ad": ("", "is empty"),

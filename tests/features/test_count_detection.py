@@ -1,14 +1,14 @@
-"""What the numbers of a matrix are: counts, logarithms to three bases, shares, or nothing of use."""
+"""Detecting what a matrix holds (counts, logarithms to three bases, shares, or neither), and recovering its counts."""
 
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from utils.features.count_detection import BASES, Values, detect_values, recovered, to_counts
+from utils.features.count_detection import BASES, Values, detect_values, recover_counts, to_counts
 
 
 def counts_of(n_cells: int = 40, n_genes: int = 60, deep: float = 3.0, seed: int = 0) -> csr_matrix:
-    """Cells that hold a count of 1 each, as nearly all real ones do."""
+    """Make cells with at least one count of 1 each, as nearly all real cells have."""
     rng = np.random.default_rng(seed)
     counts = rng.negative_binomial(1, 1 / (1 + deep), (n_cells, n_genes)) * (rng.random((n_cells, n_genes)) < 0.4)
     counts[:, 0], counts[:, 1] = 1, 7
@@ -27,7 +27,7 @@ def log1p(values: np.ndarray, base: str) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("target", [1e4, 1e6, 137.0])
 @pytest.mark.parametrize("base", BASES)
-def test_counts_come_back_from_logarithms(base, target, dtype):
+def test_counts_are_recovered_from_logarithms(base, target, dtype):
     counts = counts_of()
     matrix = csr_matrix(log1p(scaled(counts, target), base).astype(dtype))
     values = detect_values(matrix)
@@ -38,8 +38,8 @@ def test_counts_come_back_from_logarithms(base, target, dtype):
     np.testing.assert_array_equal(found.toarray(), counts.toarray())
 
 
-def test_of_several_bases_that_fit_the_one_of_even_sums_is_taken():
-    """To base e these are about 1 and 2, and 1, 2 and 1; but only to base 10 both cells were scaled to one total."""
+def test_among_several_bases_the_one_with_equal_sums_is_chosen():
+    """Bases e and 10 both give whole numbers here, but only with base 10 do both cells have the same sum."""
     counts = csr_matrix(np.array([[1.0, 5, 0], [1, 4, 1]]))
     matrix = csr_matrix(log1p(scaled(counts, 1e4), "10"))
     for base in ("e", "10"):
@@ -49,7 +49,7 @@ def test_of_several_bases_that_fit_the_one_of_even_sums_is_taken():
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_counts_come_back_from_unscaled_logarithms(base):
+def test_counts_are_recovered_from_unscaled_logarithms(base):
     counts = counts_of()
     found, _ = to_counts(csr_matrix(log1p(counts.toarray(), base)), Values("log1p", base))
     np.testing.assert_array_equal(found.toarray(), counts.toarray())
@@ -57,8 +57,8 @@ def test_counts_come_back_from_unscaled_logarithms(base):
 
 
 @pytest.mark.parametrize("decimals", [3, 4, 5])
-def test_counts_come_back_from_rounded_logarithms(decimals):
-    """Text files round; the cell's small counts together still tell its factor."""
+def test_counts_are_recovered_from_rounded_logarithms(decimals):
+    """Text files round values; all small counts of a cell together still give its factor."""
     counts = counts_of(200, 300)
     matrix = csr_matrix(np.round(log1p(scaled(counts, 1e3), "e"), decimals))
     values = detect_values(matrix)
@@ -66,7 +66,7 @@ def test_counts_come_back_from_rounded_logarithms(decimals):
     np.testing.assert_array_equal(to_counts(matrix, values)[0].toarray(), counts.toarray())
 
 
-def test_counts_come_back_from_counts_per_million():
+def test_counts_are_recovered_from_counts_per_million():
     counts = counts_of()
     matrix = csr_matrix(scaled(counts, 1e6).astype(np.float32))
     values = detect_values(matrix)
@@ -74,16 +74,16 @@ def test_counts_come_back_from_counts_per_million():
     np.testing.assert_array_equal(to_counts(matrix, values)[0].toarray(), counts.toarray())
 
 
-def test_a_cell_whose_smallest_count_is_two():
+def test_counts_are_recovered_where_the_smallest_is_two():
     x = np.array([2.0, 3.0, 8.0, 7.0, 1.0, 4.0, 2.0, 3.0]) * np.array([0.37] * 4 + [11.0] * 2 + [0.2] * 2)
-    counts, exact = recovered(x, np.array([0, 4, 4, 6, 8]))
+    counts, exact = recover_counts(x, np.array([0, 4, 4, 6, 8]))
     assert counts[:6].tolist() == [2, 3, 8, 7, 1, 4]
-    assert exact.tolist() == [True, True, True, False]  # the last has too few values to be sure
+    assert exact.tolist() == [True, True, True, False]  # the last cell has too few values to be sure
     assert counts[6:].tolist() == x[6:].tolist()
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_logarithms_of_no_counts_are_shares_and_the_base_is_told_by_the_sums(base):
+def test_other_logarithms_are_shares_and_equal_sums_give_the_base(base):
     rng = np.random.default_rng(1)
     weights = np.exp(rng.normal(size=(30, 50)))
     shares = 1e4 * weights / weights.sum(1, keepdims=True)
@@ -93,7 +93,7 @@ def test_logarithms_of_no_counts_are_shares_and_the_base_is_told_by_the_sums(bas
     found, whole = to_counts(matrix, values)
     assert not whole.all()
     np.testing.assert_allclose(found.toarray(), shares, rtol=1e-5)
-    part = detect_values(csr_matrix(log1p(shares, base)[:, :20]))  # some of the genes: the sums tell nothing
+    part = detect_values(csr_matrix(log1p(shares, base)[:, :20]))  # with some of the genes only, the sums differ
     assert part == Values("log1p", "e", exact=False, guessed=True)
     assert "(assumed)" in str(part)
 
@@ -119,24 +119,24 @@ def changed(value: float) -> csr_matrix:
         (csr_matrix(np.random.default_rng(0).gamma(1, 300, (9, 9))), "fractional"),
     ],
 )
-def test_kinds(matrix, kind):
+def test_kinds_of_values(matrix, kind):
     values = detect_values(matrix)
     assert values.kind == kind
     assert values.usable == (kind in ("counts", "cpm"))
 
 
-def test_the_users_word_goes_before_the_judgement():
+def test_the_user_overrides_the_detected_kind():
     fractional = csr_matrix(np.random.default_rng(0).gamma(1, 300, (9, 9)))
     assert detect_values(fractional, "cpm") == Values("cpm", exact=False)
     assert detect_values(fractional, "counts") == Values("counts", exact=False)
-    assert detect_values(fractional, "log1p").kind == "fractional"  # no logarithm is that large
+    assert detect_values(fractional, "log1p").kind == "fractional"  # logarithms are never that large
     whole = counts_of()
     assert detect_values(whole, "log1p").kind == "log1p"
     assert detect_values(changed(-1.0), "counts").kind == "negative"
 
 
 def wide(seed: int = 0) -> np.ndarray:
-    """[200, 2000] counts of 3,000 per cell on average, as uneven as real ones: a few genes make up most of a cell."""
+    """Make [200, 2000] counts, 3,000 per cell on average, as uneven as real ones: few genes make up most of a cell."""
     rng = np.random.default_rng(seed)
     rate = np.exp(rng.normal(0, 2, 2000))
     depth = 3000 * np.exp(rng.normal(0, 0.4, (200, 1)))
@@ -144,7 +144,7 @@ def wide(seed: int = 0) -> np.ndarray:
 
 
 def rsem() -> np.ndarray:
-    """Pairs of similar genes share reads, which are divided between them."""
+    """Make counts as RSEM does: pairs of similar genes share reads, which are divided between them."""
     counts, rng = wide(), np.random.default_rng(1)
     for one in range(0, 600, 2):
         share = rng.uniform(0, 1, 200) * np.minimum(counts[:, one], 5)
@@ -154,21 +154,21 @@ def rsem() -> np.ndarray:
 
 
 def alevin() -> np.ndarray:
-    """A few molecules of a cell belong to several genes; tiny fractions of them remain everywhere."""
+    """Make counts as alevin does: some molecules belong to several genes, which each get a fraction."""
     counts, rng = wide(), np.random.default_rng(2)
     shared = rng.random(counts.shape) < 0.06
     return np.maximum(counts + shared * rng.uniform(-0.5, 0.5, counts.shape), 0)
 
 
 def soupx() -> np.ndarray:
-    """A tenth of each cell is background, which is subtracted gene by gene."""
+    """Make counts as SoupX does: a tenth of each cell is background, which is subtracted gene by gene."""
     counts = wide()
     soup = counts.sum(0) / counts.sum()
     return np.maximum(counts - 0.1 * counts.sum(1, keepdims=True) * soup, 0)
 
 
 @pytest.mark.parametrize("estimate", [rsem, alevin, soupx])
-def test_estimated_counts_are_taken_as_they_are(estimate):
+def test_estimated_counts_are_used_as_is(estimate):
     matrix = csr_matrix(estimate().astype(np.float32))
     values = detect_values(matrix)
     assert values == Values("counts", exact=False)
@@ -176,12 +176,12 @@ def test_estimated_counts_are_taken_as_they_are(estimate):
 
 
 def few(target: float) -> np.ndarray:
-    """Shallow cells of some of the genes, scaled by the total of all: only some distinct values, and uneven sums."""
+    """Make shallow cells, scaled by the total of all genes but with only some of them: few values, unequal sums."""
     counts = np.minimum(wide(), 4)
     return (counts * target / (counts.sum(1, keepdims=True) + 500))[:, :400]
 
 
-NO_COUNTS = {
+NOT_COUNTS = {
     "logarithms": lambda: np.round(np.log1p(few(1e4)), 1),
     "logarithms to base 2": lambda: np.log2(1 + few(1e6) * np.random.default_rng(0).uniform(0.9, 1.1, (200, 400))),
     "scaled": lambda: few(1e4),
@@ -190,25 +190,25 @@ NO_COUNTS = {
     "divided by size factors": lambda: wide() / np.random.default_rng(0).lognormal(0, 0.3, (200, 1)),
     "rounded to one decimal": lambda: np.round(few(700), 1),
     "means of neighbours": lambda: (np.cumsum(wide(), axis=0)[30:] - np.cumsum(wide(), axis=0)[:-30]) / 30,
-    "of no molecules": lambda: np.random.default_rng(0).gamma(0.4, 30, (200, 60)),
+    "not of molecules": lambda: np.random.default_rng(0).gamma(0.4, 30, (200, 60)),
     "from 0 to 1": lambda: wide() / np.maximum(wide().max(0), 1),
 }
 
 
-@pytest.mark.parametrize("name", NO_COUNTS)
-def test_other_values_are_no_estimated_counts(name):
-    assert detect_values(csr_matrix(NO_COUNTS[name]())).kind != "counts"
+@pytest.mark.parametrize("name", NOT_COUNTS)
+def test_other_values_are_not_detected_as_counts(name):
+    assert detect_values(csr_matrix(NOT_COUNTS[name]())).kind != "counts"
     centred = wide() - wide().mean(0)
     assert detect_values(csr_matrix(centred)).kind == "negative"
 
 
-def test_one_fraction_among_whole_counts_is_a_mistake():
+def test_a_single_fraction_among_whole_counts_is_refused():
     matrix = wide()
     matrix[3, 4] = 0.5
     assert detect_values(csr_matrix(matrix)).kind == "fractional"
 
 
-def test_anything_above_zero_is_an_open_peak():
+def test_peaks_above_zero_are_open():
     values = detect_values(csr_matrix(np.array([[0.3, 0.0], [0.0, 2.7]])), is_open=True)
     assert values.usable
     assert to_counts(csr_matrix(np.array([[0.3, 0.0], [0.0, 2.7]])), values)[0].toarray().tolist() == [[1, 0], [0, 1]]

@@ -1,4 +1,4 @@
-"""Gene ids of any kind, and the symbols they stand for."""
+"""Gene ids of any type are translated to approved symbols."""
 
 import anndata
 import numpy as np
@@ -32,7 +32,7 @@ def test_outdated_symbols_are_updated(old, new):
     assert not update.unknown
 
 
-def test_every_kind_of_id_in_one_list():
+def test_ids_of_several_kinds_in_one_list():
     ids = ["CD3D", "AMY1", "no gene", "A20", "MARCH1", "Gad1", "no gene", "PD1"]
     update = translate(ids, "human")
     assert update.symbols.tolist() == ["CD3D", "AMY1", "no gene", "A20", "MARCHF1", "Gad1", "no gene", "PD1"]
@@ -66,7 +66,7 @@ def test_updating_twice_changes_nothing(shared_data):
 
 @pytest.fixture(scope="module")
 def genes() -> pd.DataFrame:
-    """Genes that have both ids."""
+    """Return genes that have both an Ensembl and an Entrez id."""
     table = load_gene_table()
     return table[(table["ensembl"] != "") & (table["entrez"] != "")].iloc[::40]
 
@@ -85,7 +85,7 @@ TYPES = ["symbols", "Ensembl ids", "Ensembl ids", "Entrez ids", *["symbols with 
 
 
 @pytest.mark.parametrize(("kind", "id_type"), list(zip(IDS, TYPES, strict=True)))
-def test_every_type_of_id_leads_to_the_same_symbols(genes, kind, id_type):
+def test_every_type_of_id_gives_the_same_symbols(genes, kind, id_type):
     ids = [IDS[kind](gene) for gene in genes.itertuples()]
     names = translate(ids)
     assert (names.species, names.id_type) == ("human", id_type)
@@ -115,13 +115,13 @@ def test_spreadsheet_dates_are_repaired(date, symbol):
 
 
 @pytest.mark.parametrize(("beside", "symbol"), [("MARC1", "MARCHF1"), ("MTARC1", "MARCHF1"), ("MARCH1", "MTARC1")])
-def test_a_date_of_two_genes_is_the_one_that_is_not_there_yet(beside, symbol):
+def test_a_date_of_two_genes_becomes_the_one_without_a_column(beside, symbol):
     names = translate(["CD3D", "1-Mar", beside], "human")
     assert names.symbols[1] == symbol
     assert names.repaired == {"1-Mar": symbol}
 
 
-def test_a_date_that_may_be_either_is_listed_and_not_guessed():
+def test_a_date_that_may_be_either_gene_is_reported_as_ambiguous():
     names = translate(["CD3D", "1-Mar"], "human")
     assert names.symbols.tolist() == ["CD3D", "1-Mar"]
     assert names.ambiguous == {"1-Mar": ["MARCHF1", "MTARC1"]}
@@ -129,31 +129,32 @@ def test_a_date_that_may_be_either_is_listed_and_not_guessed():
 
 
 @pytest.mark.parametrize("second", ["CD3D-1", "CD3D.1"])
-def test_columns_that_were_made_unique_are_the_same_gene(second):
+def test_duplicate_columns_that_were_made_unique_are_one_gene(second):
     assert translate(["CD3D", second, "GAD1"], "human").symbols.tolist() == ["CD3D", "CD3D", "GAD1"]
-    assert translate([second, "GAD1"], "human").symbols.tolist() == [second, "GAD1"]  # nothing it could be a copy of
+    alone = translate([second, "GAD1"], "human")  # without the gene that it could be a duplicate of
+    assert alone.symbols.tolist() == [second, "GAD1"]
 
 
-def test_hyphens_that_r_made_dots():
+def test_dots_that_r_made_of_hyphens_are_hyphens_again():
     assert translate(["HLA.A", "NKX2.1", "CD3D"], "human").symbols.tolist() == ["HLA-A", "NKX2-1", "CD3D"]
-    former = translate(["CAPN10.AS1", "CTD.2171N6.1"], "human")  # CAPN10-AS1 and CTD-2171N6.1 are no approved symbols
+    former = translate(["CAPN10.AS1", "CTD.2171N6.1"], "human")  # CAPN10-AS1 and CTD-2171N6.1 are not approved symbols
     assert former.symbols.tolist() == ["CAPN10-DT", *translate(["CTD-2171N6.1"], "human").symbols]
     assert former.known.all()
 
 
-def test_a_second_column_of_a_gene_is_no_hyphen():
-    """TBP-1 is an alias of another gene, but TBP.1 beside TBP is what R makes of a name that occurs twice."""
+def test_a_duplicate_column_is_not_taken_for_a_hyphen():
+    """TBP-1 is an alias of another gene, but R makes TBP.1 of a second column TBP."""
     assert translate(["TBP", "TBP.1", "CD3D"], "human").symbols.tolist() == ["TBP", "TBP", "CD3D"]
     assert translate(["TBP.1", "CD3D"], "human").symbols[0] not in ("TBP", "TBP.1")
 
 
-def test_mouse_genes_stay():
+def test_mouse_genes_keep_their_names():
     names = translate(["Gad1", "1-Mar", "mt-Nd1", "Cd8a_ENSMUSG00000053977.3", "ENSMUSG00000070880.12"])
     assert names.species == "mouse"
     assert names.symbols.tolist() == ["Gad1", "1-Mar", "mt-Nd1", "Cd8a", "ENSMUSG00000070880"]
 
 
-def test_row_numbers_are_no_entrez_ids():
+def test_row_numbers_are_not_taken_for_entrez_ids():
     numbers = [str(i) for i in range(1, 500)]
     assert translate(numbers).id_type == "row numbers"
     assert share_known(numbers) == 0.0
@@ -163,7 +164,7 @@ COLUMNS = ["gene_symbols", "feature_name", "gene_ids"]
 
 
 @pytest.mark.parametrize("column", COLUMNS)
-def test_ids_hidden_in_a_column_are_found(genes, column):
+def test_ids_in_a_column_are_found(genes, column):
     ids = genes["ensembl"] if column == "gene_ids" else genes["symbol"].astype("category")
     var = pd.DataFrame(
         {"mean": 1.0, "kind": "gene", column: ids.to_numpy()}, index=[f"f{i}" for i in range(len(genes))]
@@ -172,7 +173,7 @@ def test_ids_hidden_in_a_column_are_found(genes, column):
     assert (names.column, names.symbols.tolist()) == (column, genes["symbol"].tolist())
 
 
-def test_the_index_is_taken_when_it_is_as_good(genes):
+def test_the_index_is_preferred_to_an_equally_good_column(genes):
     var = pd.DataFrame({"gene_ids": genes["ensembl"].to_numpy()}, index=genes["symbol"].to_numpy())
     assert name_genes(var).column == "index"
 
@@ -182,7 +183,7 @@ def test_mouse_symbols_are_preferred_to_mouse_ensembl_ids():
     assert name_genes(var).symbols.tolist() == ["Gad1", "Sst", "Vip"]
 
 
-def test_a_reference_decides_between_columns(genes):
+def test_a_reference_decides_between_index_and_column(genes):
     var = pd.DataFrame({"other": [f"x{i}" for i in range(len(genes))]}, index=genes["symbol"].to_numpy())
     wanted = [f"x{i}" for i in range(10)]
     var["other"] = var["other"].mask(np.arange(len(var)) >= len(var) - 3, genes["symbol"].to_numpy())

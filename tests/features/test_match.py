@@ -1,4 +1,4 @@
-"""Alignment: which columns become which, how much is covered, and what stops a file that lacks too much."""
+"""Matching the features of a file to those of a model: what is summed, what is found, and what is refused."""
 
 import anndata as ad
 import bioframe
@@ -22,12 +22,12 @@ def var(*names: str) -> pd.DataFrame:
 
 
 def columns(alignment) -> dict[str, list[str]]:
-    """Output's feature → the file's columns that are summed into it."""
+    """Return feature of the output → the file's columns that are summed into it."""
     dense = alignment.projection.toarray()
     return {f: list(alignment.ids[dense[:, i] > 0]) for i, f in enumerate(alignment.features) if dense[:, i].any()}
 
 
-def test_old_and_new_symbol_are_one_gene_and_genes_stand_in_alphabetical_order():
+def test_old_and_new_symbols_are_one_gene_in_alphabetical_order():
     alignment = align_genes(var("MS4A1", "MARCH1", "CD8A", "MARCHF1", "no-gene"), "human", None, "f")
     assert columns(alignment) == {
         "CD8A": ["CD8A"],
@@ -55,23 +55,23 @@ def ensembl(symbols: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("names", "reference", "reason"),
+    ("names", "reference", "words"),
     [
-        (["Cd3d", "Gad1", "Sst", "Pvalb"], HUMAN, "the file's genes are mouse, those asked for human"),
-        (["CD3D", "CD8A"], [*HUMAN, "VIP"], "the file is a panel: it has only 2 genes"),
-        (["a", "b", "c", "d"], HUMAN, "gene ids are not recognised, expected are symbols like CD3D, CD8A, GAD1"),
+        (["Cd3d", "Gad1", "Sst", "Pvalb"], HUMAN, ["mouse", "human"]),
+        (["CD3D", "CD8A"], [*HUMAN, "VIP"], ["panel", "2 genes", "--min_gene_coverage"]),
+        (["a", "b", "c", "d"], HUMAN, ["not recognised", "CD3D, CD8A, GAD1", "var_names"]),
         (
             [f"ENSMUSG0000007088{i}" for i in range(5)],
             ["Gad1", "Sst", "Pvalb", "Vip"],
-            "the file has Ensembl ids, but symbols like Gad1, Sst, Pvalb are expected",
+            ["Ensembl ids", "Gad1, Sst, Pvalb", "var_names"],
         ),
     ],
 )
-def test_too_few_genes_stop_with_a_reason(names, reference, reason):
+def test_too_few_genes_are_refused_with_a_reason(names, reference, words):
     with pytest.raises(UserError) as error:
         covered(align_genes(var(*names), "auto", reference, "cells.h5ad"))
-    assert reason in str(error.value)
-    assert str(error.value).startswith("cells.h5ad: has ")
+    for word in ("cells.h5ad: ", *words):
+        assert word in str(error.value)
 
 
 def test_the_most_expressed_unmatched_genes_are_named():
@@ -80,34 +80,35 @@ def test_the_most_expressed_unmatched_genes_are_named():
     with pytest.raises(UserError) as error:
         covered(align_genes(var(*names), "human", HUMAN, "f"), sums=sums)
     top = [names[i] for i in np.argsort(-sums) if i][:10]
-    assert str(error.value).endswith("most expressed unmatched: " + ", ".join(top))
+    assert str(error.value).endswith(": " + ", ".join(top))
 
 
-def test_enough_is_enough_and_nothing_is_never():
+def test_the_least_coverage_is_enough_but_no_gene_never_is():
     covered(align_genes(var(*HUMAN[:4], "x"), "human", HUMAN, "f"), least=0.5)
-    with pytest.raises(UserError, match=r"has 4 of the 8 genes asked for \(50.0%; --min_gene_coverage is 0.51\)"):
+    with pytest.raises(UserError, match=r"cells\.h5ad: .* 4 of the 8 genes .*50\.0%.*--min_gene_coverage .*0\.51"):
         covered(align_genes(var(*HUMAN[:4], "x"), "human", HUMAN, "f"), least=0.51)
-    with pytest.raises(UserError, match="has 0 of the 8 genes"):
+    with pytest.raises(UserError, match=r"cells\.h5ad: .* 0 of the 8 genes"):
         covered(align_genes(var("x", "y"), "human", HUMAN, "f"), least=0.0)
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
+    ("names", "words"),
     [
-        (["0", "1", "2", "3"], "names its genes by numbers (0, 1, 2 …) that are no Entrez ids"),
-        (["CD3D", "GAD1", "CD3D", "GAD1"], "every one of its 4 genes shares its symbol with another"),
+        (["0", "1", "2", "3"], "0, 1, 2 …"),
+        (["CD3D", "GAD1", "CD3D", "GAD1"], "every one of its 4 genes"),
     ],
 )
-def test_names_that_name_nothing(names, message):
+def test_names_that_do_not_identify_genes_are_refused(names, words):
     with pytest.raises(UserError) as error:
         align_genes(var(*names), "auto", None, "cells.h5ad")
-    assert f"cells.h5ad: {message}" in str(error.value)
+    assert str(error.value).startswith("cells.h5ad: ")
+    assert words in str(error.value)
 
 
 # References ----------------------------------------------------------------------------------------------------------
 
 
-def test_references_of_every_kind(tmp_path):
+def test_every_kind_of_reference_is_read(tmp_path):
     (tmp_path / "genes.tsv").write_text('"MARCH1"\tx\nCD20,y\n\nSST\n')
     ad.AnnData(csr_matrix((1, 3)), var=var("MARCH1", "CD20", "SST")).write(tmp_path / "genes.h5ad")
     for name in ("genes.tsv", "genes.h5ad"):
@@ -117,7 +118,7 @@ def test_references_of_every_kind(tmp_path):
     assert list(read_reference(ids)["rna"]) == HUMAN
     model = tmp_path / "model"
     model.mkdir()
-    (model / "genes.txt").write_text("MARCH1\nCD3D\n")  # a model's own names stay to the letter
+    (model / "genes.txt").write_text("MARCH1\nCD3D\n")  # a model's own names are not translated
     (model / "peaks.txt").write_text("chr1:1-5\n")
     assert {name: list(names) for name, names in read_reference(model).items()} == {
         "rna": ["MARCH1", "CD3D"],
@@ -126,25 +127,25 @@ def test_references_of_every_kind(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "", b"\xff\xfe\x00"])
-def test_what_is_no_reference(content, tmp_path):
+def test_an_unusable_reference_is_refused(content, tmp_path):
     path = tmp_path / "genes.txt"
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=rf"--gene_reference {path}: (no such file|cannot be read|holds no gene)"):
+    with pytest.raises(UserError, match=rf"--gene_reference {path}: .*(no such file|cannot be read|no gene)"):
         read_reference(path)
 
 
 # Peaks ---------------------------------------------------------------------------------------------------------------
 
 
-def test_peaks_stand_in_genome_order_and_repeated_ones_are_summed():
+def test_peaks_are_in_genome_order_and_duplicates_are_summed():
     alignment = align_peaks(var("chr10:5-9", "chr2:50-60", "chr2_7_9", "2:50-60", "chrX-1-2"), None, None, "f")
     assert list(alignment.features) == ["chr2:7-9", "chr2:50-60", "chr10:5-9", "chrX:1-2"]
     assert columns(alignment)["chr2:50-60"] == ["chr2:50-60", "2:50-60"]
 
 
-def test_a_part_of_the_same_set_is_aligned_by_name():
-    """Although the model's peaks overlap each other."""
+def test_a_subset_of_the_same_peaks_is_matched_by_name():
+    """Overlap would match more, because the model's peaks overlap each other."""
     model = ["chr1:10-30", "chr1:20-40", "chr2:5-9"]
     for names in (["chr1:20-40", "chr2:5-9"], [*reversed(model)], [*model, "chr3:1-9"]):
         alignment = align_peaks(var(*names), None, model, "f")
@@ -152,7 +153,7 @@ def test_a_part_of_the_same_set_is_aligned_by_name():
         assert alignment.how == "by name"
 
 
-def test_another_set_is_projected_by_overlap():
+def test_another_set_of_peaks_is_matched_by_overlap():
     model = ["chr1:10-30", "chr1:30-40", "chr2:5-9", "chr3:1-2"]
     alignment = align_peaks(var("chr1:29-31", "chr1:1-10", "chr2:8-20", "chr2:1-6", "chr9:1-5"), None, model, "f")
     assert columns(alignment) == {
@@ -168,7 +169,7 @@ intervals = st.lists(st.tuples(st.sampled_from(["chr1", "chr2"]), st.integers(0,
 
 @settings(max_examples=60, deadline=None)
 @given(intervals, intervals)
-def test_overlap_is_what_it_says(ours, theirs):
+def test_overlapping_peaks_share_a_base(ours, theirs):
     names = [f"{c}:{s}-{s + n}" for c, s, n in dict.fromkeys(ours)]
     model = [f"{c}:{s}-{s + n}" for c, s, n in dict.fromkeys(theirs)]
     alignment = align_peaks(var(*names), None, model, "f")
@@ -180,63 +181,64 @@ def test_overlap_is_what_it_says(ours, theirs):
             assert alignment.projection[i, j] == (chrom == other and start < last and first < end)
 
 
-def test_a_peak_is_open_if_any_that_overlaps_is():
+def test_a_peak_is_open_if_any_overlapping_peak_is():
     alignment = align_peaks(var("chr1:1-5", "chr1:6-9", "chr1:20-25"), None, ["chr1:1-10", "chr1:21-22"], "f")
     cells = csr_matrix(np.array([[0, 2, 0], [1, 1, 0], [0, 0, 3], [0, 0, 0]], dtype=np.float32))
     assert ((cells @ alignment.projection).toarray() > 0).tolist() == [[1, 0], [1, 0], [0, 1], [0, 0]]
 
 
 @pytest.mark.parametrize("genome", ["hg19", "hg38", "mm10", "mm39"])
-def test_the_genome_is_told_by_where_peaks_end(genome):
-    """Sizes are those that bioframe knows, too; the last base of each chromosome is in, the next is out."""
+def test_the_genome_is_detected_from_the_ends_of_chromosomes(genome):
+    """The last base of each chromosome is inside, the next outside; bioframe has the same sizes."""
     sizes = bioframe.assembly_info(genome).chromsizes
     inside = [f"{chrom}:{size - 10}-{size}" for chrom, size in sizes.items()]
     alignment = align_peaks(var(*inside), genome, None, "f")
     assert genome in alignment.genomes
     with pytest.raises(UserError) as error:
         align_peaks(var(*inside, f"chr1:5-{sizes['chr1'] + 1}"), genome, None, "cells.h5ad")
-    assert f"cells.h5ad: 1 of {len(inside) + 1} peaks lie outside {genome} (chr1:5-{sizes['chr1'] + 1})" in str(
-        error.value
-    )
+    for word in ("cells.h5ad: ", f"1 of {len(inside) + 1} peaks", genome, f"chr1:5-{sizes['chr1'] + 1}"):
+        assert word in str(error.value)
 
 
 def many_peaks(genome: str, *more: str) -> pd.DataFrame:
-    """2,000 peaks that fit this build alone, and some more."""
+    """Return 2,000 peaks that fit this build alone, and some more."""
     sizes = bioframe.assembly_info(genome).chromsizes
     ends = [f"{chrom}:{size - 10}-{size}" for chrom, size in sizes.items()]
     return var(*ends, *(f"chr{1 + i % 19}:{1000 * i}-{1000 * i + 500}" for i in range(1, 2001 - len(ends))), *more)
 
 
 @pytest.mark.parametrize("genome", [None, "hg19"])
-def test_a_peak_that_passes_a_chromosomes_end_is_cut_there(genome):
-    """One of 2,001; hg38 has more, since many chromosomes are shorter there."""
+def test_a_peak_is_cut_at_the_end_of_its_chromosome(genome):
+    """One of 2,001 peaks passes the end in hg19. In hg38 more do, because many of its chromosomes are shorter."""
     alignment = align_peaks(many_peaks("hg19", "chr17:81194897-81195261"), genome, None, "f")
     assert alignment.genomes == ["hg19"]
     assert columns(alignment)["chr17:81194897-81195210"] == ["chr17:81194897-81195261"]
     (note,) = alignment.notes
-    assert "1 of 2,001 peaks lie outside hg19 (chr17:81194897-81195261): 1 are cut" in note
+    for word in ("1 of 2,001 peaks", "hg19", "chr17:81194897-81195261", "1 are cut"):
+        assert word in note
     model = list(alignment.features)
     again = align_peaks(many_peaks("hg19", "chr17:81194897-81195261"), genome, model, "f")
     assert (again.coverage, again.how) == (1.0, "by name")
 
 
-def test_a_peak_wholly_outside_is_left_out():
+def test_a_peak_completely_outside_is_left_out():
     alignment = align_peaks(many_peaks("hg19", "chr21:48129999-48130499"), None, None, "f")
     assert (len(alignment.features), alignment.used.tolist().index(False)) == (2000, 2000)
-    assert "0 are cut at the chromosome's end, 1 left out" in alignment.notes[0]
+    assert "0 are cut" in alignment.notes[0]
+    assert "1 left out" in alignment.notes[0]
     projected = align_peaks(
         many_peaks("hg19", "chr21:48129999-48130499"), "hg19", ["chr1:18900-19600", "chr2:1-5"], "f"
     )
     assert projected.projection.nnz == 1
 
 
-def test_a_larger_share_outside_is_refused_and_one_that_another_build_explains():
+def test_many_peaks_outside_or_peaks_of_another_build_are_refused():
     beyond = [f"chr17:{81195000 + i}-{81195300 + i}" for i in range(3)]
-    with pytest.raises(UserError, match=r"f: 3 of 2,003 peaks lie outside hg19 .* they fit no known build"):
+    with pytest.raises(UserError, match=r"f: 3 of 2,003 peaks .* hg19 .* no known build"):
         align_peaks(many_peaks("hg19", *beyond), "hg19", None, "f")
     assert align_peaks(many_peaks("hg19", *beyond), None, None, "f").genomes == []
     low = var(*(f"chr1:{1000 * i}-{1000 * i + 500}" for i in range(1, 2000)), "chr17:83000000-83000500")
-    with pytest.raises(UserError, match=r"1 of 2,000 peaks lie outside hg19 .* they fit hg38, .* state it by --genome"):
+    with pytest.raises(UserError, match=r"1 of 2,000 peaks .* hg19 .* hg38, .* --genome"):
         align_peaks(low, "hg19", None, "f")
 
 
@@ -245,16 +247,18 @@ def test_unplaced_contigs_are_counted():
         many_peaks("hg19", "hs37d5:5-9", "GL000220.1:1-5", "hs37d5:20-29", "MT:1-9"), None, None, "f"
     )
     assert alignment.genomes == ["hg19"]
-    assert alignment.notes == ["3 peaks lie on 2 unplaced contigs (chrhs37d5, chrGL000220.1)"]
+    (note,) = alignment.notes
+    for word in ("3 peaks", "2 unplaced contigs", "chrhs37d5, chrGL000220.1"):
+        assert word in note
     assert alignment.used.all()
 
 
-def test_another_build_is_named():
+def test_the_error_names_the_build_that_fits():
     human = var("chr1:248000000-248000500", "chr22:5-10")
-    with pytest.raises(UserError, match=r"2 of 2 peaks lie outside mm10 .*; they fit hg19, hg38: state it by --genome"):
+    with pytest.raises(UserError, match=r"2 of 2 peaks .* mm10 .* hg19, hg38.* --genome"):
         align_peaks(human, "mm10", None, "f")
     assert align_peaks(human, None, None, "f").genomes == ["hg19", "hg38"]
-    with pytest.raises(UserError, match="no chromosome sizes for genome 'hg37'; known: hg19, hg38, mm10, mm39"):
+    with pytest.raises(UserError, match=r"'hg37'.* hg19, hg38, mm10, mm39"):
         align_peaks(human, "hg37", None, "f")
-    with pytest.raises(UserError, match=r"f: 1 of 1 peaks cannot be read \('peak_1'\)"):
+    with pytest.raises(UserError, match=r"f: 1 of 1 peaks .*'peak_1'"):
         align_peaks(var("peak_1"), None, None, "f")

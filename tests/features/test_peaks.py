@@ -1,4 +1,4 @@
-"""Peaks: reading names in all their spellings, and genome order."""
+"""Reading peaks from names in every spelling, and putting them in genome order."""
 
 import time
 
@@ -42,33 +42,33 @@ def test_every_spelling_is_read(name, expected):
     "columns",
     [("chrom", "start", "end"), ("chr", "Start", "End"), ("seqnames", "start", "end"), ("Chromosome", "Start", "Stop")],
 )
-def test_var_columns_go_before_names(columns):
+def test_var_columns_override_names(columns):
     var = pd.DataFrame([["2", 5, 9], ["chrX", 1, 3]], columns=columns, index=["a", "b"])
     assert parse_peaks(var.index, var).to_numpy().tolist() == [["chr2", 5, 9], ["chrX", 1, 3]]
     as_text = var.astype({columns[1]: str}).astype({columns[0]: "category"})
     assert parse_peaks(var.index, as_text).to_numpy().tolist() == [["chr2", 5, 9], ["chrX", 1, 3]]
 
 
-def test_names_are_read_where_var_lacks_a_column():
+def test_names_are_used_if_var_lacks_a_column():
     var = pd.DataFrame({"chrom": ["chr9"], "n_cells": [3]})
     assert tuple(parse_peaks(["chr1:10-20"], var).iloc[0]) == ("chr1", 10, 20)
 
 
 @pytest.mark.parametrize("bad", ["CD3D", "chr1:10", "chr1:20-10", "chr1:10-10", "chr1:a-b", "chr1:-5-10x", "", "10-20"])
-def test_bad_names_are_named(bad):
-    with pytest.raises(UserError, match="1 of 2 peaks cannot be read") as error:
+def test_unreadable_names_are_reported(bad):
+    with pytest.raises(UserError, match="1 of 2 peaks") as error:
         parse_peaks(["chr1:10-20", bad])
     assert repr(bad) in str(error.value)
     assert "chr1_10_20" in str(error.value)
 
 
-def test_only_the_first_three_bad_names_are_told():
-    with pytest.raises(UserError, match=r"4 of 5 peaks cannot be read \('a', 'b', 'c'\)"):
+def test_only_the_first_three_unreadable_names_are_reported():
+    with pytest.raises(UserError, match=r"4 of 5 peaks .*\('a', 'b', 'c'\)"):
         parse_peaks(["a", "b", "chr1:1-2", "c", "d"])
 
 
 @pytest.mark.parametrize("row", [["chr1", None, 5], [None, 1, 5], ["chr1", 1.5, 5], ["chr1", -1, 5], ["chr1", 5, 5]])
-def test_bad_var_rows_are_named(row):
+def test_unreadable_rows_of_var_are_reported(row):
     var = pd.DataFrame([["chr1", 1, 5], row], columns=["chrom", "start", "end"], index=["good", "bad"])
     with pytest.raises(UserError, match="'bad'"):
         parse_peaks(var.index, var)
@@ -95,7 +95,7 @@ def test_genome_order_is_natural_and_stable():
     assert genome_order(again).tolist() == list(range(len(again)))
 
 
-def test_names_survive_the_round_trip():
+def test_formatted_names_are_read_back():
     names = ["chr1:10-20", "chrUn_KI270742v1:1-200", "chrX:5-6"]
     assert format_peaks(parse_peaks(names)).tolist() == names
     assert parse_peaks([]).shape == (0, 3)
@@ -112,12 +112,12 @@ def test_a_hundred_thousand_names_are_read_quickly():
     np.testing.assert_array_equal(intervals["start"], start)
 
 
-def test_hg38_sizes():
+def test_sizes_of_hg38():
     sizes = chrom_sizes("hg38")
     assert list(sizes)[:2] == ["chr1", "chr2"]
     assert list(sizes)[-3:] == ["chrX", "chrY", "chrM"]
     assert (sizes["chr1"], sizes["chrM"], sum(sizes.values())) == (248_956_422, 16_569, 3_088_286_401)
-    sizes["chr1"] = 0  # a copy: the table itself cannot be spoilt
+    sizes["chr1"] = 0  # a copy: the table itself does not change
     assert CHROM_SIZES["hg38"]["chr1"] == 248_956_422
-    with pytest.raises(UserError, match="no chromosome sizes for genome 'mm9'; known: hg19, hg38, mm10, mm39"):
+    with pytest.raises(UserError, match=r"'mm9'.* hg19, hg38, mm10, mm39"):
         chrom_sizes("mm9")

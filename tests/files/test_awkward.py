@@ -1,4 +1,4 @@
-"""Files that are awkward in ways that have been seen: each goes in right, or is told why not."""
+"""Awkward files of kinds that exist: each is read correctly, or refused with a reason."""
 
 import gzip
 
@@ -26,8 +26,8 @@ def counts(path) -> pd.DataFrame:
     return pd.DataFrame(out.layers["counts"].toarray(), out.obs_names, out.var_names)
 
 
-def test_a_loom_of_velocyto_is_read_by_its_main_matrix(adata, tmp_path):
-    """Its layers hold parts of the counts."""
+def test_the_main_matrix_of_a_velocyto_loom_is_read(adata, tmp_path):
+    """Its layers only hold parts of the counts."""
     adata.layers["spliced"] = csr_matrix(np.minimum(dense(adata), 1))
     adata.obs_names.name, adata.var_names.name = "CellID", "Gene"
     adata.write_loom(tmp_path / "cells.loom")
@@ -39,7 +39,7 @@ def test_a_loom_of_velocyto_is_read_by_its_main_matrix(adata, tmp_path):
 @pytest.mark.parametrize(
     "columns", [["seqnames", "start", "end"], ["Chromosome", "Start", "End"], ["chr", "chromStart", "chromEnd"]]
 )
-def test_peaks_are_told_by_columns_of_any_usual_name(columns, adata, tmp_path):
+def test_peaks_are_recognised_by_interval_columns(columns, adata, tmp_path):
     peaks = make_peaks(adata.obs_names)
     expected = tokens(FORMATS["h5ad csr"](peaks, tmp_path), tmp_path / "a.h5ad", "atac")
     intervals = peaks.var_names.str.extract(r"(\w+):(\d+)-(\d+)").to_numpy()
@@ -48,8 +48,8 @@ def test_peaks_are_told_by_columns_of_any_usual_name(columns, adata, tmp_path):
     pd.testing.assert_frame_equal(found, expected)
 
 
-def test_genes_with_places_in_the_genome_are_no_peaks(adata, tmp_path, capsys):
-    """Not even those of a species that nobody here knows, which goes in when the user says that they are genes."""
+def test_genes_with_interval_columns_stay_genes(adata, tmp_path, capsys):
+    """Even those of an unknown species, which needs --species other."""
     adata.var = pd.DataFrame({"chrom": "chr1", "start": 5, "end": 9}, index=adata.var_names)
     assert tokens(FORMATS["h5ad csr"](adata, tmp_path), tmp_path / "a.h5ad").shape == (12, 40)
     rng = np.random.default_rng(0)
@@ -62,8 +62,8 @@ def test_genes_with_places_in_the_genome_are_no_peaks(adata, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["ATAC", "Peaks", "peak"])
-def test_feature_types_go_before_names(kind, adata, tmp_path):
-    """Peaks whose names say nothing are peaks, and genes named like peaks are genes, which no species has."""
+def test_feature_types_override_names(kind, adata, tmp_path):
+    """Features with names of genes are peaks if their type is."""
     peaks = make_peaks(adata.obs_names)
     expected = tokens(FORMATS["h5ad csr"](peaks, tmp_path), tmp_path / "a.h5ad", "atac")
     intervals = peaks.var_names.str.extract(r"(\w+):(\d+)-(\d+)").to_numpy()
@@ -73,20 +73,20 @@ def test_feature_types_go_before_names(kind, adata, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["GEX", "Gene Expression", "gene"])
-def test_genes_by_feature_type_are_not_read_as_peaks(kind, adata, tmp_path, capsys):
+def test_the_feature_type_gene_overrides_names_of_peaks(kind, adata, tmp_path, capsys):
     adata.var["feature_types"] = kind
     adata.write(tmp_path / "rna.h5ad")
     assert list(open_cells(str(tmp_path / "rna.h5ad"), None, None).modalities) == ["rna"]
     peaks = make_peaks(adata.obs_names)
     peaks.var["feature_types"] = kind
     path = FORMATS["h5ad csr"](peaks, tmp_path)
-    assert f"{path}: 0% of its 30 ids are genes" in error_of(
-        capsys, "preprocess", data_path=path, out_path=tmp_path / "o.h5ad"
-    )
+    line = error_of(capsys, "preprocess", data_path=path, out_path=tmp_path / "o.h5ad")
+    assert f"{path}: " in line
+    assert "30 ids" in line
 
 
 @pytest.mark.parametrize("form", ["chr{}.{}.{}", "X{}.{}.{}"])
-def test_peaks_as_r_names_them(form, adata, tmp_path):
+def test_peak_names_written_by_r_are_read(form, adata, tmp_path):
     peaks = make_peaks(adata.obs_names)
     expected = tokens(FORMATS["h5ad csr"](peaks, tmp_path), tmp_path / "a.h5ad", "atac")
     peaks.var_names = [form.format(*name[3:].replace(":", "-").split("-")) for name in peaks.var_names]
@@ -109,7 +109,7 @@ def obs_columns(n: int) -> dict:
     }
 
 
-def test_annotation_keeps_its_types(adata, tmp_path):
+def test_annotation_keeps_its_dtypes(adata, tmp_path):
     adata.obs = adata.obs.assign(**obs_columns(12))
     tokens(FORMATS["h5ad csr"](adata, tmp_path), tmp_path / "ready.h5ad")
     found = ad.read_h5ad(tmp_path / "ready.h5ad").obs
@@ -119,8 +119,8 @@ def test_annotation_keeps_its_types(adata, tmp_path):
     assert (found["ordered"].cat.ordered, list(found["ordered"].cat.categories)) == (True, ["lo", "hi"])
 
 
-def test_annotation_of_some_cells_only(adata, tmp_path):
-    """Two modalities that share some cells; a donor named by a number stays that number."""
+def test_annotation_of_two_modalities_is_merged(adata, tmp_path):
+    """They share some of their cells. Numbers as names of donors stay numbers."""
     rna, peaks = adata[:8].copy(), make_peaks(adata.obs_names)[4:].copy()
     rna.obs = rna.obs.assign(**obs_columns(8), donor=[1, 2] * 4, batch=[0, 1] * 4)
     peaks.obs["batch"] = ["b"] * 8
@@ -133,7 +133,7 @@ def test_annotation_of_some_cells_only(adata, tmp_path):
     assert obs["batch"].astype(str).tolist() == ["0", "1"] * 4 + ["b"] * 4
 
 
-def test_an_index_named_like_a_column_of_the_other_file(adata, tmp_path):
+def test_an_index_may_have_the_name_of_a_column_in_the_other_file(adata, tmp_path):
     peaks = make_peaks(pd.Index(list(adata.obs_names)))
     adata.obs.index.name = "barcode"
     peaks.obs["barcode"] = "x"
@@ -144,17 +144,17 @@ def test_an_index_named_like_a_column_of_the_other_file(adata, tmp_path):
     assert (read_cells(tmp_path / "ready.h5mu", ("rna", "atac")).obs["barcode"] == "x").all()
 
 
-def test_a_split_of_the_users_own_is_kept(adata, tmp_path, capsys):
+def test_an_existing_split_column_is_renamed(adata, tmp_path, capsys):
     adata.obs["split"] = ["mine"] * 12
     tokens(FORMATS["h5ad csr"](adata, tmp_path), tmp_path / "ready.h5ad")
-    assert "obs['split'] was there already: it is kept as obs['split_before']" in capsys.readouterr().out
+    assert "obs['split_before']" in capsys.readouterr().out
     assert (ad.read_h5ad(tmp_path / "ready.h5ad").obs["split_before"] == "mine").all()
 
 
 # Text ----------------------------------------------------------------------------------------------------------------
 
 
-def test_columns_that_annotate_cells_are_no_genes(adata, tmp_path):
+def test_annotation_columns_in_text_go_to_obs(adata, tmp_path):
     expected = tokens(FORMATS["h5ad csr"](adata, tmp_path), tmp_path / "a.h5ad")
     table = pd.DataFrame(dense(adata).astype(int), adata.obs_names, adata.var_names)
     table.insert(0, "nCount_RNA", table.sum(axis=1))
@@ -167,36 +167,38 @@ def test_columns_that_annotate_cells_are_no_genes(adata, tmp_path):
     assert (obs["cell_type"] == "T").all()
 
 
-def test_names_that_occur_twice_in_a_text(adata, tmp_path, capsys):
-    """A gene is summed, mouse genes too; a barcode is refused."""
+def test_duplicate_genes_are_summed_and_duplicate_barcodes_refused(adata, tmp_path, capsys):
+    """Mouse genes are summed, too, although their symbols are not looked up."""
     adata.var_names = [f"Abc{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(39)] + ["Abcaa"]
     text("cells.csv", ",")(adata, tmp_path)
     found = tokens(tmp_path / "cells.csv", tmp_path / "ready.h5ad")
     assert found.shape == (12, 39)
-    assert "1 duplicate summed (Abcaa from Abcaa and Abcaa)" in capsys.readouterr().out
+    assert "Abcaa from Abcaa and Abcaa" in capsys.readouterr().out
     adata.obs_names = ["cell A", "cell A", *adata.obs_names[2:]]
     path = text("cells.csv", ",", turned=True)(adata, tmp_path)
-    assert "barcodes of rna are not unique" in error_of(
-        capsys, "preprocess", data_path=path, out_path=tmp_path / "o.h5ad"
-    )
+    line = error_of(capsys, "preprocess", data_path=path, out_path=tmp_path / "o.h5ad")
+    assert f"{path}: " in line
+    assert "not unique" in line
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "words"),
     [
-        (gzip.compress(b"\x89HDF\r\n\x1a\n"), "is a zipped HDF5 file; unpack it with gunzip first"),
-        ("a,b\nc,1\n".encode("utf-16"), "is neither HDF5 nor text in UTF-8"),
-        (b"a,b,c\nd,1\n", "no table: 3 names in its first line, but 2 values in the next"),
+        (gzip.compress(b"\x89HDF\r\n\x1a\n"), ["zipped HDF5", "gunzip"]),
+        ("a,b\nc,1\n".encode("utf-16"), ["UTF-8"]),
+        (b"a,b,c\nd,1\n", ["not a table", "3 names", "2 values"]),
     ],
 )
-def test_what_is_no_text_of_counts(content, message, tmp_path, capsys):
+def test_text_that_is_not_a_table_of_counts_is_refused(content, words, tmp_path, capsys):
     path = tmp_path / "cells.csv.gz"
     path.write_bytes(content)
-    assert f"{path}: {message}" in error_of(capsys, "preprocess", data_path=path, out_path=tmp_path / "o.h5ad")
+    line = error_of(capsys, "preprocess", data_path=path, out_path=tmp_path / "o.h5ad")
+    for word in (f"{path}: ", *words):
+        assert word in line
 
 
 @pytest.mark.parametrize("blank", [0, 1, 2])
-def test_blank_lines_in_a_text(blank, adata, tmp_path):
+def test_blank_lines_in_text_are_skipped(blank, adata, tmp_path):
     path = text("cells.csv", ",")(adata, tmp_path)
     expected = tokens(path, tmp_path / "a.h5ad")
     lines = path.read_text().splitlines()
@@ -204,7 +206,7 @@ def test_blank_lines_in_a_text(blank, adata, tmp_path):
     pd.testing.assert_frame_equal(tokens(path, tmp_path / "b.h5ad"), expected)
 
 
-def test_a_text_zipped_under_another_name(adata, tmp_path):
+def test_gzipped_text_is_read_whatever_its_suffix(adata, tmp_path):
     path = text("cells.csv", ",")(adata, tmp_path)
     expected = tokens(path, tmp_path / "a.h5ad")
     path.write_bytes(gzip.compress(path.read_bytes()))
@@ -214,7 +216,7 @@ def test_a_text_zipped_under_another_name(adata, tmp_path):
 # 10x -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_of_peaks(adata, tmp_path):
+def test_a_10x_folder_with_peaks_bed_is_read(adata, tmp_path):
     peaks = make_peaks(adata.obs_names)
     expected = tokens(FORMATS["h5ad csr"](peaks, tmp_path), tmp_path / "a.h5ad", "atac")
     folder = tmp_path / "peaks"
@@ -225,25 +227,27 @@ def test_a_folder_of_peaks(adata, tmp_path):
     pd.testing.assert_frame_equal(tokens(folder, tmp_path / "b.h5ad", "atac"), expected)
 
 
-def test_a_folder_whose_parts_do_not_fit(adata, tmp_path, capsys):
+def test_a_10x_folder_with_files_of_different_sizes_is_refused(adata, tmp_path, capsys):
     folder = FORMATS["10x folder v2"](adata, tmp_path)
     (folder / "barcodes.tsv").write_text("\n".join(["barcode", *adata.obs_names]))
     line = error_of(capsys, "preprocess", data_path=folder, out_path=tmp_path / "o.h5ad")
-    assert f"{folder}: matrix.mtx holds 40 features × 12 cells, but genes.tsv names 40 and barcodes.tsv 13" in line
+    for word in (f"{folder}: ", "matrix.mtx", "genes.tsv", "barcodes.tsv", "12", "13", "40"):
+        assert word in line
 
 
-def test_antibodies_alone_are_no_genes(adata, tmp_path, capsys):
+def test_a_file_of_antibodies_alone_is_refused(adata, tmp_path, capsys):
     adata.var["feature_types"] = "Antibody Capture"
     adata.write(tmp_path / "cells.h5ad")
     line = error_of(capsys, "preprocess", data_path=tmp_path / "cells.h5ad", out_path=tmp_path / "o.h5ad")
-    assert "holds Antibody Capture, but neither genes nor peaks" in line
+    assert f"{tmp_path / 'cells.h5ad'}: " in line
+    assert "Antibody Capture" in line
 
 
-# Where symbols are ---------------------------------------------------------------------------------------------------
+# Symbols and flags --------------------------------------------------------------------------------------------------
 
 
-def test_symbols_of_raw_may_stand_in_var(adata, tmp_path):
-    """CELLxGENE: Ensembl ids in both indices, symbols in var alone; mouse, which no table here translates."""
+def test_raw_uses_symbols_that_only_var_has(adata, tmp_path):
+    """CELLxGENE has Ensembl ids in both indices and symbols in var alone; here of mouse, which are not translated."""
     symbols = [f"Gene{i}a" for i in range(40)]
     adata.var = pd.DataFrame({"feature_name": symbols}, index=[f"ENSMUSG{i:011d}" for i in range(40)])
     adata.raw = ad.AnnData(adata.X.copy(), adata.obs, pd.DataFrame(index=adata.var_names))
@@ -252,7 +256,7 @@ def test_symbols_of_raw_may_stand_in_var(adata, tmp_path):
     assert list(tokens(tmp_path / "cells.h5ad", tmp_path / "ready.h5ad").columns) == sorted(symbols)
 
 
-def test_the_path_of_both_files_is_in_the_stamp(adata, tmp_path):
+def test_the_stamp_holds_the_hashes_of_both_files(adata, tmp_path):
     for name, content in (("a", adata), ("b", make_peaks(adata.obs_names))):
         (tmp_path / name).mkdir()
         content.write(tmp_path / name / "x.h5ad")
@@ -263,15 +267,15 @@ def test_the_path_of_both_files_is_in_the_stamp(adata, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "word"),
     [
-        ({"min_gene_coverage": 30}, "--min_gene_coverage 30.0 is a share: give a number from 0 to 1"),
+        ({"min_gene_coverage": 30}, "--min_gene_coverage 30"),
         ({"target_sum": "mean"}, "--target_sum 'mean'"),
-        ({"split_by": "donor", "test_groups": "D1"}, "--split_by donor: no such column"),
-        ({"values": "log1p"}, "rna has values in X that are too large for logarithms; leave out --values log1p"),
+        ({"split_by": "donor", "test_groups": "D1"}, "--split_by donor"),
+        ({"values": "log1p"}, "--values log1p"),
     ],
 )
-def test_mistaken_flags(flags, message, adata, tmp_path, capsys):
-    adata.X = csr_matrix(dense(adata) * 100)
+def test_mistaken_flags_are_named(flags, word, adata, tmp_path, capsys):
+    adata.X = csr_matrix(dense(adata) * 100)  # too large for logarithms
     path = FORMATS["h5ad csr"](adata, tmp_path)
-    assert message in error_of(capsys, "preprocess", data_path=path, out_path=tmp_path / "o.h5ad", **flags)
+    assert word in error_of(capsys, "preprocess", data_path=path, out_path=tmp_path / "o.h5ad", **flags)

@@ -1,9 +1,10 @@
-"""What the numbers of a matrix are (counts, logarithms, shares), and the way back to counts.
+"""Detect what the values of a matrix are (counts, logarithms or shares of a cell), and turn them back into counts.
 
-A model reads log-normalised counts, so it matters whether a file holds counts already, or log(1 + scaled counts) to
-some base, or counts per million. In the two last, all values of a cell are its counts times one factor (after the
-logarithm is undone). If that factor can be read off the cell's smallest value, all its values turn into whole
-numbers, which hardly ever happens by chance: the counts are back, and the base of the logarithm is known.
+A model reads log-normalised counts, so it matters whether a file holds counts already, log(1 + scaled counts) to some
+base, or scaled counts such as counts per million. In the last two, all values of a cell are its counts times one
+factor, once the logarithm is undone. The factor can be read off the cell's smallest value, which is usually a count of
+1. If it turns all values of the cell into whole numbers, which hardly ever happens by chance, these are the counts, and
+the base of the logarithm is known.
 """
 
 from dataclasses import dataclass
@@ -13,26 +14,31 @@ from scipy.sparse import csr_matrix
 
 BASES = {"e": np.e, "2": 2.0, "10": 10.0}
 MAX_LOG = 50.0
-"""No logarithm of an expression value is larger, to any base above 2."""
+"""Largest logarithm that an expression value can have, to base 2 or any larger base."""
 TOLERANCE = 0.05
-"""Furthest that a recovered count may lie from a whole number, and up to six times as far for large ones …"""
+"""Largest distance of a recovered count from a whole number; `ROUNDING` allows up to six times as much for large
+counts."""
 ROUNDING = 0.02
-"""… by this share per count: values rounded to three decimals are off by 1e-3 of the count (float32 by 3e-7)."""
-SMALL = 30
+"""Additional relative distance per count: values rounded to three decimals are off by 1e-3 of the count (float32 by
+3e-7)."""
+SMALL_COUNT = 30
 """Counts below this are used to estimate the scale factor."""
-MAX_SMALLEST = 10
-"""Largest count that a cell's smallest value is tried as …"""
-ENOUGH = 3
-"""… if so many values of the cell are larger: of few, some multiple is nearly whole by chance."""
-BELOW, MOSTLY, SOME = 0.2, 0.5, 0.01
-"""Estimated counts are off whole numbers by a molecule that genes share (RSEM, alevin) or by the background that was
-taken away (SoupX). So of the values above a half, most are whole or this little below a whole number (a fifth of other
-values are, and less than a third of counts divided by size factors); and more than one in a hundred is not whole, where
-a single one is a mistake in the file."""
-LARGEST_LOG = 20.0
-"""Logarithms of 1 + counts per million, to base 2, are no larger; of counts at least some are."""
-EVEN_SUMS = 1e-3
-"""Coefficient of variation of the cells' sums below which they were scaled to one sum (text files round values)."""
+MAX_SMALLEST_COUNT = 10
+"""A cell's smallest value is tried as each count from 1 to this."""
+MIN_LARGER_VALUES = 3
+"""A smallest count above 1 is only accepted in cells with at least this many larger values: for few values, some
+multiple is nearly whole by chance."""
+FRACTION_BELOW, SHARE_NEARLY_WHOLE, SHARE_FRACTIONAL = 0.2, 0.5, 0.01
+"""How estimated counts are recognised. They differ from whole numbers because a read is divided among genes (RSEM,
+alevin) or because background was subtracted (SoupX). So of the values from 0.5 on, at least `SHARE_NEARLY_WHOLE` are
+whole or at most `FRACTION_BELOW` below a whole number (of arbitrary values a fifth are, and of counts divided by size
+factors less than a third). And at least `SHARE_FRACTIONAL` of all values are not whole: a single one is a mistake in
+the file."""
+LARGEST_LOG_CPM = 20.0
+"""Logarithms to base 2 of 1 + counts per million do not exceed this; among counts, some do."""
+EQUAL_SUMS = 1e-3
+"""Coefficient of variation of the sums of cells, below which the cells count as scaled to one sum. It is not 0 because
+text files round values."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +47,11 @@ class Values:
 
     Attributes
     ----------
-    kind : counts (whole, or estimated ones with fractions), log1p, cpm (scaled, not logarithms), open (of peaks), or a
-        reason to refuse it: missing, infinite, negative, fractional, empty
-    base : of the logarithm, a key of BASES, or "" where there is none
-    exact : whole counts, or values from which they are recovered
-    guessed : the base does not follow from the values and is taken to be e
+    kind : counts (whole, or estimated with fractions), log1p, cpm (scaled without logarithm), open (peaks), or a reason
+        to refuse the matrix: missing, infinite, negative, fractional, empty
+    base : base of the logarithm as a key of BASES, or "" if there is no logarithm
+    exact : whether the values are whole counts, or whole counts can be recovered from them
+    guessed : whether the base does not follow from the values, and is assumed to be e
     """
 
     kind: str
@@ -55,12 +61,12 @@ class Values:
 
     @property
     def usable(self) -> bool:
-        """Whether counts or shares of counts can be had."""
+        """Whether the matrix holds counts or shares of a cell, or values from which they can be computed."""
         return self.kind in ("counts", "log1p", "cpm", "open")
 
     @property
     def rank(self) -> int:
-        """Order of preference between the matrices of a file; the least is best."""
+        """Position in the order of preference among the matrices of a file; the smallest is best."""
         return {"counts": 0, "log1p": 1, "cpm": 1, "open": 1}.get(self.kind, 9) + (0 if self.exact else 2)
 
     def __str__(self) -> str:
@@ -71,9 +77,7 @@ class Values:
             text = "scaled counts without logarithm (CPM, TPM …)"
             return text + (", counts recovered" if self.exact else ": used as shares of a cell")
         return {
-            "counts": "counts"
-            if self.exact
-            else "estimated counts with fractions (RSEM, alevin, SoupX): used as they are",
+            "counts": "counts" if self.exact else "estimated counts with fractions (RSEM, alevin, SoupX): used as is",
             "open": "values above zero, taken as open",
             "missing": "missing values (NaN)",
             "infinite": "infinite values",
@@ -84,13 +88,17 @@ class Values:
 
 
 def detect_values(sample: csr_matrix, values: str = "auto", is_open: bool = False) -> Values:
-    """What some cells of a matrix hold.
+    """Detect what a matrix holds from some of its cells.
 
     Parameters
     ----------
-    sample : [cells, features], zeros not stored
-    values : counts, log1p or cpm to overrule the judgement of the kind (not of base and exactness); or auto
-    is_open : of peaks, any value above zero says as much as a count: open
+    sample : [cells, features], without stored zeros
+    values : counts, log1p or cpm if the user states the kind (base and exactness are still detected); or auto
+    is_open : whether the features are peaks, which are open if their value is above zero, whatever the value is
+
+    Returns
+    -------
+    Values
     """
     x = np.asarray(sample.data, dtype=np.float64)
     if not x.size:
@@ -108,22 +116,23 @@ def detect_values(sample: csr_matrix, values: str = "auto", is_open: bool = Fals
     if is_open:
         return Values("open", exact=False)
     if values != "cpm" and x.max() <= MAX_LOG:
-        # Of few different values more than one base may make whole numbers; all cells were scaled to one total.
-        for base in sorted(BASES, key=lambda base: not _even_sums(_unlog(x, base), indptr)):
-            if recovered(_unlog(x, base), indptr)[1].all():
+        # If a sample has few different values, several bases may give whole numbers. Then the base that gives all cells
+        # the same sum is the right one, because cells were scaled to one sum; so bases that do are tried first.
+        for base in sorted(BASES, key=lambda base: not _equal_sums(_unlog(x, base), indptr)):
+            if recover_counts(_unlog(x, base), indptr)[1].all():
                 return Values("log1p", base)
-    if values == "cpm" or (values == "auto" and _even_sums(x, indptr)):
-        return Values("cpm", exact=bool(recovered(x, indptr)[1].all()))
+    if values == "cpm" or (values == "auto" and _equal_sums(x, indptr)):
+        return Values("cpm", exact=bool(recover_counts(x, indptr)[1].all()))
     if values == "auto" and _estimated_counts(x, indptr):
         return Values("counts", exact=False)
-    if x.max() > MAX_LOG or (values == "auto" and whole.mean() > 0.01):  # a logarithm is hardly ever whole
+    if x.max() > MAX_LOG or (values == "auto" and whole.mean() > 0.01):  # logarithms are hardly ever whole
         return Values("fractional")
-    even = [base for base in BASES if _even_sums(_unlog(x, base), indptr)]
-    return Values("log1p", even[0] if even else "e", exact=False, guessed=not even)
+    equal = [base for base in BASES if _equal_sums(_unlog(x, base), indptr)]
+    return Values("log1p", equal[0] if equal else "e", exact=False, guessed=not equal)
 
 
 def to_counts(block: csr_matrix, values: Values) -> tuple[csr_matrix, np.ndarray | None]:
-    """Counts of some cells, or values in proportion to them where `values.exact` is False.
+    """Return the counts of some cells, or values proportional to counts where `values.exact` is False.
 
     Parameters
     ----------
@@ -132,7 +141,8 @@ def to_counts(block: csr_matrix, values: Values) -> tuple[csr_matrix, np.ndarray
 
     Returns
     -------
-    [cells, features] float32; and [cells] bool, whether the cell's values are whole counts now (None for open peaks)
+    counts : [cells, features] float32
+    exact : [cells] bool, whether the cell's counts are whole; None for open peaks
     """
     x = np.asarray(block.data, dtype=np.float64)
     if values.kind == "open":
@@ -140,47 +150,53 @@ def to_counts(block: csr_matrix, values: Values) -> tuple[csr_matrix, np.ndarray
     if values.kind == "log1p":
         with np.errstate(over="ignore"):
             x = _unlog(x, values.base)
-    counts, exact = recovered(x, block.indptr) if values.kind != "counts" else (x, _all_in_row(x == np.floor(x), block))
+    if values.kind == "counts":
+        counts, exact = x, _all_in_row(x == np.floor(x), block)
+    else:
+        counts, exact = recover_counts(x, block.indptr)
     out = csr_matrix((counts if values.exact else x, block.indices, block.indptr), shape=block.shape, copy=False)
     return out.astype(np.float32), exact
 
 
-def recovered(x: np.ndarray, indptr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def recover_counts(x: np.ndarray, indptr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Divide each cell's values by the factor that makes them whole numbers, if there is one.
+
+    A common divisor of all counts of a cell cannot be detected, so the smallest numbers that fit are returned.
 
     Parameters
     ----------
-    x : [values] > 0, cell after cell
-    indptr : [cells + 1] where each cell's values begin
+    x : [values] above 0, cell after cell
+    indptr : [cells + 1] position of each cell's first value
 
     Returns
     -------
-    [values] the whole numbers (a cell that has no such factor: x as it was); and [cells] bool, whether it has one.
-    A common divisor of all counts of a cell cannot be seen, so the smallest fitting numbers are taken.
+    counts : [values] whole numbers; the values as is in a cell without such a factor
+    exact : [cells] bool, whether the cell has such a factor
     """
     lengths = np.diff(indptr)
-    filled = np.flatnonzero(lengths)
+    filled = np.flatnonzero(lengths)  # reduceat needs cells with at least one value
     exact = lengths == 0
     out = x.copy()
     if not filled.size:
         return out, exact
     starts, lengths = indptr[:-1][filled], lengths[filled]
-    per_value = lambda per_cell: np.repeat(per_cell, lengths)
+    per_value = lambda per_cell: np.repeat(per_cell, lengths)  # [filled cells] → [values]
     ratio = x / per_value(np.minimum.reduceat(x, starts))
-    n_above = np.add.reduceat((ratio > 1 + TOLERANCE).astype(np.int64), starts)
-    for count in range(1, MAX_SMALLEST + 1):
-        scaled = ratio * count
-        # All small counts together give the factor more exactly than the smallest alone, if values were rounded.
-        nearest = np.where(scaled < SMALL, np.round(scaled), 0)
-        weight = np.add.reduceat(np.where(nearest > 0, nearest * scaled, 0), starts)
-        scaled /= per_value(weight / np.add.reduceat(nearest**2, starts))
+    n_larger = np.add.reduceat((ratio > 1 + TOLERANCE).astype(np.int64), starts)
+    for smallest_count in range(1, MAX_SMALLEST_COUNT + 1):
+        scaled = ratio * smallest_count
+        # If values were rounded, all small counts together give the factor more exactly than the smallest alone: it is
+        # their least-squares fit to the nearest whole numbers.
+        nearest = np.where(scaled < SMALL_COUNT, np.round(scaled), 0)
+        product = np.add.reduceat(np.where(nearest > 0, nearest * scaled, 0), starts)
+        scaled /= per_value(product / np.add.reduceat(nearest**2, starts))
         nearest = np.round(scaled)
-        off = np.maximum.reduceat(np.abs(scaled - nearest) / (1 + np.minimum(nearest * ROUNDING, 5)), starts)
-        found = np.isfinite(off) & (off < TOLERANCE) & ~exact[filled]
-        if count > 1:
-            found &= n_above >= ENOUGH
-        mine = per_value(found)
-        out[mine] = nearest[mine]
+        distance = np.maximum.reduceat(np.abs(scaled - nearest) / (1 + np.minimum(nearest * ROUNDING, 5)), starts)
+        found = np.isfinite(distance) & (distance < TOLERANCE) & ~exact[filled]
+        if smallest_count > 1:
+            found &= n_larger >= MIN_LARGER_VALUES
+        is_found = per_value(found)
+        out[is_found] = nearest[is_found]
         exact[filled[found]] = True
         if exact.all():
             break
@@ -188,30 +204,31 @@ def recovered(x: np.ndarray, indptr: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _estimated_counts(x: np.ndarray, indptr: np.ndarray) -> bool:
-    """Whether values that are not all whole are counts nevertheless: from about 1 upwards, most (nearly) whole."""
-    half = x >= 0.5
-    below = np.ceil(x[half]) - x[half]
-    smallest = np.minimum.reduceat(np.where(half, x, np.inf), indptr[:-1][np.diff(indptr) > 0])
+    """Return whether fractional values are estimated counts: from about 1 upwards, and most of them nearly whole."""
+    from_half = x >= 0.5
+    below = np.ceil(x[from_half]) - x[from_half]
+    smallest = np.minimum.reduceat(np.where(from_half, x, np.inf), indptr[:-1][np.diff(indptr) > 0])
     return bool(
-        x.max() > LARGEST_LOG
-        and (below <= BELOW).mean() >= MOSTLY
-        and (x != np.floor(x)).mean() >= SOME
-        and np.median(smallest) <= 1 + BELOW  # counts that were scaled begin elsewhere
+        x.max() > LARGEST_LOG_CPM
+        and (below <= FRACTION_BELOW).mean() >= SHARE_NEARLY_WHOLE
+        and (x != np.floor(x)).mean() >= SHARE_FRACTIONAL
+        and np.median(smallest) <= 1 + FRACTION_BELOW  # the smallest values of scaled counts lie elsewhere
     )
 
 
 def _unlog(x: np.ndarray, base: str) -> np.ndarray:
+    """Undo log(1 + x) to a base."""
     return np.expm1(x * np.log(BASES[base]))
 
 
-def _even_sums(x: np.ndarray, indptr: np.ndarray) -> bool:
-    """Whether all cells (at least two) have the same sum."""
+def _equal_sums(x: np.ndarray, indptr: np.ndarray) -> bool:
+    """Return whether all cells that have values (at least two) have the same sum."""
     filled = np.flatnonzero(np.diff(indptr))
     sums = np.add.reduceat(x, indptr[:-1][filled])
-    return len(sums) > 1 and bool(np.isfinite(sums).all()) and sums.std() < EVEN_SUMS * sums.mean()
+    return len(sums) > 1 and bool(np.isfinite(sums).all()) and sums.std() < EQUAL_SUMS * sums.mean()
 
 
 def _all_in_row(flags: np.ndarray, block: csr_matrix) -> np.ndarray:
-    """[cells] whether all of a cell's values have the flag."""
+    """Return [cells] whether the flag is True for all values of a cell."""
     row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
     return np.bincount(row[~flags], minlength=block.shape[0]) == 0

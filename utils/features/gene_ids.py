@@ -1,8 +1,8 @@
-"""Which ids a file names its genes by, and the symbols they stand for.
+"""Detect which ids a file names its genes by, and translate them to gene symbols.
 
-Files name genes by symbols of any year, Ensembl or Entrez ids, or both in one; in the index, or in a column beside it.
-Spreadsheets have turned some symbols into dates. Human ids become current approved symbols; what could mean two
-genes is listed and left as it is. Genes of other species keep their names.
+Files name genes by symbols of any year, by Ensembl or Entrez ids, or by both in one name; in the index or in a column.
+Spreadsheets have turned some symbols into dates. Human ids become the symbols that are approved now; an id that may
+mean several genes is reported and not changed. Genes of other species keep their names.
 """
 
 import re
@@ -18,32 +18,32 @@ from utils.features.gene_symbols import detect_species, hyphen_candidates, load_
 
 _ENSEMBL = re.compile(r"(ENS(?:MUS)?G\d{11})(?:\.\d+)?")
 _GENOME_PREFIX = re.compile(r"^(GRCh38|GRCh37|hg38|hg19|GRCm38|GRCm39|mm10|mm39)_+")
-_FLOAT = re.compile(r"^(\d+)\.0$")  # an Entrez id that was a number for a while
+_FLOAT = re.compile(r"^(\d+)\.0$")  # an Entrez id that was stored as a float
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_MONTH_GENES = {"mar": ("MARCH", "MARC"), "sep": ("SEPT",)}  # the others: DEC1, OCT4 …
+_MONTH_GENES = {"mar": ("MARCH", "MARC"), "sep": ("SEPT",)}  # in other months the name itself: DEC1, OCT4 …
 _DATE = re.compile(
     r"(?P<day>\d{1,2})-(?P<month>[A-Za-z]{3})(?:-\d{2,4})?|(?P<month2>[A-Za-z]{3})-(?P<day2>\d{1,2})"
     r"|\d{4}-(?P<number>0[1-9]|1[0-2])-(?P<day3>\d{2})(?: 00:00:00)?"
 )
 _MADE_UNIQUE = re.compile(r"(.+)[-.]\d{1,2}")
-"""What anndata (-1) and R (.1) append to a name that occurs twice."""
+"""A name that occurred twice, with the number that anndata (-1) or R (.1) appended to make it unique."""
 
 
 @dataclass
 class GeneNames:
-    """Symbols of a file's genes, and how they came about.
+    """The symbols of a file's genes, and how each was found.
 
     Attributes
     ----------
-    symbols : [n_ids] in the file's order; ids that could not be placed stand as they are
-    id_type : what most ids are: symbols, Ensembl ids, Entrez ids, symbols with Ensembl ids
-    column : where the ids were found: index, or a column of var
+    symbols : [n_ids] in the file's order; an id that could not be translated stays as is
+    id_type : what most ids are: symbols, Ensembl ids, Entrez ids, symbols with Ensembl ids, or row numbers
+    column : where the ids are: index, or a column of var
     species : human, mouse, other or unknown
-    known : [n_ids] bool, whether the symbol is an approved human one, or spelt like a mouse gene
+    known : [n_ids] bool, whether the symbol is an approved human symbol; in a mouse file, whether it is not a number
     updated : id → symbol, for former symbols and aliases
     repaired : date → symbol
     ambiguous : id → the symbols it may mean
-    unknown : ids that mean no known gene
+    unknown : ids of no known gene
     ids : [n_ids] as the file has them
     """
 
@@ -60,31 +60,36 @@ class GeneNames:
 
     @property
     def merged(self) -> dict[str, list[str]]:
-        """Symbol → the ids that have become it, where there are several."""
-        of: dict[str, list[str]] = {}
+        """Symbol → the ids that became it, for symbols of several ids."""
+        ids_of: dict[str, list[str]] = {}
         for gene, symbol in zip(self.ids, self.symbols, strict=True):
-            of.setdefault(str(symbol), []).append(gene)
-        return {symbol: ids for symbol, ids in of.items() if len(ids) > 1}
+            ids_of.setdefault(str(symbol), []).append(gene)
+        return {symbol: ids for symbol, ids in ids_of.items() if len(ids) > 1}
 
     @property
     def n_duplicates(self) -> int:
-        """Genes whose symbol another gene of the file has too."""
+        """Number of genes beyond the first of each symbol."""
         return len(self.symbols) - len(set(self.symbols))
 
 
 def name_genes(var: pd.DataFrame, species: str = "auto", reference: Sequence[str] | None = None) -> GeneNames:
-    """Find the ids of a file's genes and translate them.
+    """Find the ids of a file's genes and translate them to symbols.
 
     Parameters
     ----------
-    var : annotation of the genes; its index, or else its column with the most known ids, is taken
-    species : human, mouse, other (names stay as they are), or auto
-    reference : symbols that are looked for; then the ids that lead to most of them are taken
+    var : annotation of the genes; the ids are its index, or the text column with clearly more known ids
+    species : human, mouse, other (names stay as is), or auto to infer it
+    reference : symbols to look for; with it, the ids that lead to most of these symbols are used
+
+    Returns
+    -------
+    GeneNames
     """
     candidates = {"index": list(map(str, var.index))}
     for column in var.columns:
         values = var[column]
         if values.dtype == object or isinstance(values.dtype, pd.CategoricalDtype | pd.StringDtype):
+            # A gene without a symbol in the column keeps its name from the index.
             filled = values.astype(object).where(values.notna() & (values.astype(str) != ""), var.index)
             ids = list(map(str, filled))
             if 2 * len(set(ids)) > len(ids) and (reference is not None or share_known(ids) > 0):
@@ -100,21 +105,27 @@ def name_genes(var: pd.DataFrame, species: str = "auto", reference: Sequence[str
     def score(names: GeneNames) -> float:
         if reference is not None:
             return len(set(reference) & set(names.symbols)) / max(len(reference), 1)
-        # Ensembl ids of other species than human stay as they are: symbols are better, if there are any.
-        kept = names.id_type == "Ensembl ids" and names.species != "human"
-        return float(names.known.mean()) - (0.5 if kept else 0.0)
+        # Ensembl ids of species other than human are not translated, so a column of symbols is better.
+        not_translated = names.id_type == "Ensembl ids" and names.species != "human"
+        return float(names.known.mean()) - (0.5 if not_translated else 0.0)
 
     best = max(found.values(), key=score)
+    # The index is preferred unless a column is clearly better.
     return found["index"] if score(found["index"]) >= score(best) - 0.05 else best
 
 
 def translate(ids: Sequence[str], species: str = "auto") -> GeneNames:
-    """Symbols for ids of any type.
+    """Translate gene ids of any type to symbols.
 
     Parameters
     ----------
-    ids : gene ids as a file has them
-    species : human, mouse (or other, unknown: ids stay, apart from Ensembl versions), or auto
+    ids : [n_ids] gene ids as a file has them
+    species : human, mouse, other, unknown, or auto to infer it; only human ids are looked up, all others just lose an
+        Ensembl id or version
+
+    Returns
+    -------
+    GeneNames
     """
     given = list(map(str, ids))
     ids = [_FLOAT.sub(r"\1", _GENOME_PREFIX.sub("", gene.strip())) for gene in given]
@@ -135,12 +146,13 @@ def translate(ids: Sequence[str], species: str = "auto") -> GeneNames:
 
 
 def _translate_human(ids: list[str], kinds: list[str], id_type: str) -> GeneNames:
+    """Look up human ids; `kinds` is the type of each id."""
     by_ensembl, by_entrez = _id_lookup()
     approved = frozenset(load_gene_table()["symbol"])
     names = GeneNames(np.array([]), id_type, "index", "human", np.array([]))
     present = set(ids)
     symbols = []
-    dates = []  # rows to look at when all others are named
+    dates = []  # rows that wait until all other genes have a symbol
     for row, (gene, kind) in enumerate(zip(ids, kinds, strict=True)):
         symbol = gene
         if kind in ("Ensembl ids", "symbols with Ensembl ids"):
@@ -150,9 +162,9 @@ def _translate_human(ids: list[str], kinds: list[str], id_type: str) -> GeneName
             symbol = by_entrez.get(gene, gene)
         if symbol not in approved:
             candidates = symbol_candidates(symbol)
-            unmade = _MADE_UNIQUE.fullmatch(symbol)
-            if not candidates and unmade and unmade[1] in present:
-                candidates = symbol_candidates(unmade[1]) or hyphen_candidates(unmade[1])  # a second column of one gene
+            numbered = _MADE_UNIQUE.fullmatch(symbol)
+            if not candidates and numbered and numbered[1] in present:  # a second column of the same gene
+                candidates = symbol_candidates(numbered[1]) or hyphen_candidates(numbered[1])
             candidates = candidates or hyphen_candidates(symbol)
             if not candidates and _DATE.fullmatch(symbol):
                 dates.append(row)
@@ -163,22 +175,32 @@ def _translate_human(ids: list[str], kinds: list[str], id_type: str) -> GeneName
         symbols.append(symbol)
     taken = set(symbols)
     for row in dates:
-        # MARCH1 and MARC1 both became 1-Mar; if the file has one of them elsewhere, the date is the other.
-        candidates = _undated(symbols[row])
-        left = [name for name in candidates if name not in taken]
-        if len(left) == 1:
-            symbols[row] = names.repaired[ids[row]] = left[0]
+        # MARCH1 and MARC1 both became 1-Mar; if one of them has its own column, the date is the other.
+        candidates = _genes_of_date(symbols[row])
+        missing = [name for name in candidates if name not in taken]
+        if len(missing) == 1:
+            symbols[row] = names.repaired[ids[row]] = missing[0]
         elif candidates:
             names.ambiguous[ids[row]] = candidates
     names.symbols = np.array(symbols, dtype=str)
     names.known = np.array([symbol in approved for symbol in symbols], dtype=bool)
-    unplaced = (gene for gene, known in zip(ids, names.known, strict=True) if not known and gene not in names.ambiguous)
-    names.unknown = list(dict.fromkeys(unplaced))
+    unknown = (gene for gene, known in zip(ids, names.known, strict=True) if not known and gene not in names.ambiguous)
+    names.unknown = list(dict.fromkeys(unknown))
     return names
 
 
 def share_known(ids: Iterable[str], n_sample: int = 2000) -> float:
-    """Share of ids (of an even sample) that a human or mouse gene may have."""
+    """Return the share of ids that may be those of human or mouse genes, judged on an evenly spaced sample.
+
+    Parameters
+    ----------
+    ids : names of genes, peaks or cells
+    n_sample : size of the sample
+
+    Returns
+    -------
+    From 0 to 1; 0 if there are no ids
+    """
     ids = list(ids)
     sample = [str(ids[i]) for i in np.unique(np.linspace(0, len(ids) - 1, min(len(ids), n_sample)).astype(int))]
     if not sample:
@@ -190,6 +212,7 @@ def share_known(ids: Iterable[str], n_sample: int = 2000) -> float:
 
 
 def _kind(gene: str) -> str:
+    """Return the type of one id: Ensembl ids, symbols with Ensembl ids, numbers, or symbols."""
     match = _ENSEMBL.search(gene)
     if match:
         return "Ensembl ids" if match[0] == gene else "symbols with Ensembl ids"
@@ -197,7 +220,7 @@ def _kind(gene: str) -> str:
 
 
 def _without_ensembl(gene: str) -> str:
-    """`TP53_ENSG00000141510.18` → `TP53`; a bare Ensembl id → the id without its version."""
+    """Remove an Ensembl id: `TP53_ENSG00000141510.18` → `TP53`; an id alone only loses its version."""
     match = _ENSEMBL.search(gene)
     if not match:
         return gene
@@ -206,19 +229,19 @@ def _without_ensembl(gene: str) -> str:
 
 
 def _are_entrez(ids: Sequence[str]) -> bool:
-    """Numbers that are human Entrez ids, and not merely the numbers of the rows."""
+    """Return whether at least half of the ids are human Entrez ids, and not just row numbers."""
     numbers = [gene for gene in ids if gene.isdecimal()]
     if 2 * len(numbers) < len(ids) or not numbers:
         return False
     values = np.array([int(gene) for gene in numbers])
-    if len(values) > 2 and len(np.unique(np.diff(values))) == 1:
+    if len(values) > 2 and len(np.unique(np.diff(values))) == 1:  # equal steps: row numbers
         return False
     by_entrez = _id_lookup()[1]
     return 2 * sum(gene in by_entrez for gene in numbers) >= len(numbers)
 
 
-def _undated(date: str) -> list[str]:
-    """The current genes that a spreadsheet may have turned into a date."""
+def _genes_of_date(date: str) -> list[str]:
+    """Return the current symbols of the genes that a spreadsheet may have turned into this date."""
     match = _DATE.fullmatch(date)
     month = (match["month"] or match["month2"] or _MONTHS[int(match["number"] or 1) - 1]).lower()
     day = int(match["day"] or match["day2"] or match["day3"])
@@ -228,7 +251,7 @@ def _undated(date: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _id_lookup() -> tuple[dict[str, str], dict[str, str]]:
-    """Ensembl id → symbol; Entrez id → symbol."""
+    """Return two tables: Ensembl id → symbol, and Entrez id → symbol."""
     table = load_gene_table()
     return tuple(
         dict(zip(table.loc[table[column] != "", column], table.loc[table[column] != "", "symbol"], strict=True))

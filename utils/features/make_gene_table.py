@@ -1,4 +1,4 @@
-"""Rebuild the gene table that ``utils.features.gene_symbols`` reads, from the complete set that HGNC publishes (CC0).
+"""Rebuild the table of gene symbols that ``utils.features.gene_symbols`` reads from HGNC's complete set (CC0).
 
     python -m utils.features.make_gene_table hgnc_complete_set.txt
 
@@ -14,7 +14,7 @@ import pandas as pd
 from utils.errors import UserError
 from utils.features.gene_symbols import GENE_TABLE
 
-# HGNC's column → ours. The lists stay ``|``-separated, as HGNC writes them.
+# HGNC's column → ours. Lists of symbols stay separated by ``|``, as HGNC writes them.
 COLUMNS = {
     "symbol": "symbol",
     "locus_group": "protein_coding",
@@ -26,14 +26,14 @@ COLUMNS = {
 
 
 def make_gene_table(source: str | Path, target: str | Path = GENE_TABLE) -> int:
-    """Write the compact table of approved genes; the same source always gives the same bytes.
+    """Write the compact table of approved genes. The same source always gives the same bytes.
 
     Parameters
     ----------
     source
         HGNC's complete set (tab-separated, ``.gz`` or plain).
     target
-        Where the gzipped table goes.
+        Path of the gzipped table.
 
     Returns
     -------
@@ -54,14 +54,14 @@ def make_gene_table(source: str | Path, target: str | Path = GENE_TABLE) -> int:
     table = table.loc[table["status"] == "Approved", list(COLUMNS)].rename(columns=COLUMNS)
     table["protein_coding"] = (table["protein_coding"] == "protein-coding gene").astype(int)
     table = table.sort_values("symbol")
-    # mtime=0 keeps the clock out of the file, so a rebuild changes nothing when HGNC changed nothing.
+    # mtime=0: gzip stores no time, so the file only changes when HGNC's table does.
     text = table.to_csv(sep="\t", index=False, lineterminator="\n")
     Path(target).write_bytes(gzip.compress(text.encode(), compresslevel=9, mtime=0))
     return len(table)
 
 
 def main() -> None:
-    """Rebuild the committed table."""
+    """Rebuild the table in this repository."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="HGNC's complete set (tab-separated, .gz or plain)")
     source = parser.parse_args().source

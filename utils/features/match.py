@@ -1,7 +1,7 @@
-"""From a file's columns to a model's: which of them belong together, how much is found, how much is lost.
+"""Match the columns of a file to the genes or peaks that a model reads, and measure how much of each is found.
 
-For genes, columns of one symbol are summed; for peaks, columns that overlap one of the model's peaks. Both are a sparse
-matrix of 0 and 1 that a block of counts is multiplied with, so a file of any size is aligned block by block.
+Columns with the same gene symbol are summed; so are the columns that overlap a peak of the model. Both are a product
+with a sparse matrix of 0 and 1, the projection, so a file of any size is matched one block of cells at a time.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from scipy.sparse import csr_matrix
 
 from utils.errors import UserError
 from utils.features.gene_ids import GeneNames, name_genes, translate
-from utils.features.gene_symbols import share_of_any_species
+from utils.features.gene_symbols import share_gene_like
 from utils.features.peaks import format_peaks, genome_order, parse_peaks, place_peaks
 
-NO_GENES = 0.01
-"""Share of ids that look like genes below which a file names no genes: of made-up names like f3 or G12 up to 0.9 % are
-aliases of some gene; of the genes of other vertebrates tens of percent share their symbols with human or mouse."""
+LEAST_GENE_LIKE = 0.01
+"""Least share of gene-like ids in a file that names genes. Of made-up names like f3 or G12, up to 0.9 % are aliases of
+some gene. Of the genes of other vertebrates, tens of percent share their symbols with human or mouse."""
 
 
 @dataclass
@@ -28,15 +28,15 @@ class Alignment:
 
     Attributes
     ----------
-    features : [n_out] names, in the output's order
-    projection : [n_in, n_out] float32 of 0 and 1
+    features : [n_out] names of the output's genes or peaks, in order
+    projection : [n_in, n_out] float32 of 0 and 1; counts [cells, n_in] @ projection are the output's counts
     ids : [n_in] the file's names, for messages
-    n_found : features of the output that the file has
-    by_reference : whether the output's features were given
+    n_found : number of the output's features that the file has
+    by_reference : whether the output's features were given (by a model or a list), not taken from the file
     genes : how the genes were named, or None for peaks
-    genomes : assemblies that the peaks fit
-    notes : peaks: those outside the genome or its chromosomes, a line each
-    how : peaks: by name, or by overlap
+    genomes : genome assemblies that the peaks fit
+    notes : for peaks, a line on each kind of peak that lies outside the genome or its chromosomes
+    how : for peaks, `by name` or `by overlap`
     """
 
     features: np.ndarray
@@ -56,28 +56,41 @@ class Alignment:
 
     @property
     def used(self) -> np.ndarray:
-        """[n_in] bool, columns that go anywhere."""
+        """[n_in] bool, columns that belong to any of the output's features."""
         return np.diff(self.projection.indptr) > 0
 
     def most_expressed_unused(self, sums: np.ndarray, n: int = 10) -> list[str]:
-        """The file's names of columns that go nowhere, largest of `sums` [n_in] first."""
+        """Return the file's names of the columns that are not used.
+
+        Parameters
+        ----------
+        sums : [n_in] total of each column; the largest come first
+        n : number of names
+        """
         lost = np.flatnonzero(~self.used)
         return list(self.ids[lost[np.argsort(-sums[lost], kind="stable")[:n]]])
 
 
 def align_genes(var: pd.DataFrame, species: str, reference: Sequence[str] | None, path: str | Path) -> Alignment:
-    """Genes by symbol; without a reference all the file's, in alphabetical order, whatever theirs was.
+    """Match genes by their current symbols.
+
+    Parameters
+    ----------
+    var : annotation of the file's genes
+    species : human, mouse, other, or auto to infer it
+    reference : symbols of the output, or None for all genes of the file in alphabetical order
+    path : the file, for messages
 
     Raises
     ------
     UserError
-        If the file does not name its genes, or names none of them once, or names what is no gene of any known species.
+        If the genes are only numbered, every symbol occurs twice or more, or the ids are not those of genes.
     """
     genes = name_genes(var, species, reference)
     symbols = genes.symbols
     if genes.id_type == "row numbers":
         raise UserError(
-            f"{path}: names its genes by numbers ({', '.join(symbols[:3])} …) that are no Entrez ids; put symbols or "
+            f"{path}: names its genes by numbers ({', '.join(symbols[:3])} …) that are not Entrez ids; put symbols or "
             "Ensembl ids into var_names"
         )
     if len(symbols) > 1 and pd.Series(symbols).duplicated(keep=False).all():
@@ -85,25 +98,33 @@ def align_genes(var: pd.DataFrame, species: str, reference: Sequence[str] | None
             f"{path}: every one of its {len(symbols):,} genes shares its symbol with another ({', '.join(symbols[:3])} "
             "…), as if tables had been joined side by side; keep one of them"
         )
-    if (species, genes.species, reference) == ("auto", "unknown", None) and share_of_any_species(genes.ids) < NO_GENES:
+    is_unchecked = (species, genes.species, reference) == ("auto", "unknown", None)
+    if is_unchecked and share_gene_like(genes.ids) < LEAST_GENE_LIKE:
         raise UserError(
             f"{path}: 0% of its {len(symbols):,} ids are genes of a known species ({', '.join(genes.ids[:3])} …); put "
             "gene symbols or Ensembl ids into var_names, or give --species other if they are genes of another species"
         )
     features = np.unique(symbols) if reference is None else np.asarray(reference, dtype=str)
     position = pd.Index(features).get_indexer(pd.Index(symbols))
-    projection = _selector(np.flatnonzero(position >= 0), position[position >= 0], len(symbols), len(features))
+    projection = _projection(np.flatnonzero(position >= 0), position[position >= 0], len(symbols), len(features))
     found = len(np.unique(position[position >= 0]))
     return Alignment(features, projection, np.asarray(var.index), found, reference is not None, genes)
 
 
 def align_peaks(var: pd.DataFrame, genome: str | None, reference: Sequence[str] | None, path: str | Path) -> Alignment:
-    """Peaks in genome order; with a reference, by name where one set is part of the other, else by overlap.
+    """Match peaks by name if one set is part of the other, or else by overlap.
+
+    Parameters
+    ----------
+    var : annotation of the file's peaks
+    genome : name of the assembly, or None to infer it
+    reference : names of the output's peaks, or None for all peaks of the file in genome order
+    path : the file, for messages
 
     Raises
     ------
     UserError
-        If names are no intervals, or too many intervals lie outside the genome.
+        If peaks cannot be read as intervals, or too many lie outside the genome.
     """
     try:
         intervals = parse_peaks(var.index, var)
@@ -116,48 +137,51 @@ def align_peaks(var: pd.DataFrame, genome: str | None, reference: Sequence[str] 
     if reference is None:
         features, first, column = np.unique(names, return_index=True, return_inverse=True)
         order = genome_order(intervals.iloc[first])
-        place = np.empty(len(order), dtype=np.int64)
-        place[order] = np.arange(len(order))
-        projection = _selector(kept, place[column], len(ids), len(features))
+        position = np.empty(len(order), dtype=np.int64)  # the inverse of `order`: name → its column in the output
+        position[order] = np.arange(len(order))
+        projection = _projection(kept, position[column], len(ids), len(features))
         return Alignment(features[order], projection, ids, len(features), False, **found)
     features = np.asarray(reference, dtype=str)
     position = pd.Index(features).get_indexer(pd.Index(names))
     n_named = len(np.unique(position[position >= 0]))
-    if n_named in (len(features), len(set(names))):
+    if n_named in (len(features), len(set(names))):  # the file has all peaks of the model, or no others
         rows, columns, how = np.flatnonzero(position >= 0), position[position >= 0], "by name"
     else:
         rows, columns = _overlap(intervals, parse_peaks(features))
         how = "by overlap"
-    projection = _selector(kept[rows], columns, len(ids), len(features))
+    projection = _projection(kept[rows], columns, len(ids), len(features))
     return Alignment(features, projection, ids, len(np.unique(columns)), True, how=how, **found)
 
 
-def _overlap(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of rows whose half-open intervals share a base, by bioframe."""
-    import bioframe  # takes a second, and only peaks need it
+def _overlap(peaks: pd.DataFrame, reference: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return the row numbers of all pairs of half-open intervals that share a base, found by bioframe."""
+    import bioframe  # here, because it takes a second to import, and only peaks need it
 
-    if not set(ours["chrom"]) & set(theirs["chrom"]):
+    if not set(peaks["chrom"]) & set(reference["chrom"]):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    pairs = bioframe.overlap(ours, theirs, how="inner", return_input=False, return_index=True)
+    pairs = bioframe.overlap(peaks, reference, how="inner", return_input=False, return_index=True)
     return pairs["index"].to_numpy(np.int64), pairs["index_"].to_numpy(np.int64)
 
 
-def _selector(rows: np.ndarray, columns: np.ndarray, n_in: int, n_out: int) -> csr_matrix:
+def _projection(rows: np.ndarray, columns: np.ndarray, n_in: int, n_out: int) -> csr_matrix:
+    """Return [n_in, n_out] with 1 at each pair of row and column."""
     return csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(n_in, n_out))
 
 
 def check_coverage(alignment: Alignment, sums: np.ndarray, least: float, path: str | Path) -> None:
-    """Stop a file that has too few of the features that are asked for, and guess at the reason.
+    """Check that a file has enough of the reference's features.
 
     Parameters
     ----------
+    alignment : of the file
     sums : [n_in] total of each of the file's columns
-    least : share of the reference's features, 0 … 1
+    least : least share of the reference's features, from 0 to 1
+    path : the file, for messages
 
     Raises
     ------
     UserError
-        If fewer are there.
+        If the file has fewer; the message gives a likely reason.
     """
     if not alignment.by_reference or (alignment.coverage >= least and alignment.n_found):
         return
@@ -171,17 +195,21 @@ def check_coverage(alignment: Alignment, sums: np.ndarray, least: float, path: s
 
 
 def _reason(alignment: Alignment) -> str:
+    """Return the most likely reason for a low coverage, and what the user can do."""
     wanted = ", ".join(alignment.features[:3])
     if alignment.genes is None:
-        return f"peaks like {wanted} are expected: another build or species? Lift the peaks over, or call them anew"
-    genes, theirs = alignment.genes, translate(alignment.features)
-    if genes.species != theirs.species and "unknown" not in (genes.species, theirs.species):
-        return f"the file's genes are {genes.species}, those asked for {theirs.species}; use a model of that species"
-    if genes.id_type == "Ensembl ids" and theirs.id_type == "symbols":
+        return f"peaks like {wanted} are expected: another build or species? Lift the peaks over, or call them again"
+    genes, expected = alignment.genes, translate(alignment.features)
+    if genes.species != expected.species and "unknown" not in (genes.species, expected.species):
+        return (
+            f"the file has {genes.species} genes, but {expected.species} genes are expected; use a model of "
+            f"{genes.species} genes"
+        )
+    if genes.id_type == "Ensembl ids" and expected.id_type == "symbols":
         return f"the file has Ensembl ids, but symbols like {wanted} are expected; put symbols into var_names"
     if genes.known.mean() > 0.8:
         return (
             f"the file is a panel: it has only {len(alignment.ids):,} genes, nearly all of them known; lower "
-            "--min_gene_coverage if so few genes will do, or train a model on such a panel"
+            "--min_gene_coverage if so few genes are enough, or train a model on such a panel"
         )
-    return f"its gene ids are not recognised, expected are symbols like {wanted}; put gene symbols into var_names"
+    return f"its gene ids are not recognised; put gene symbols like {wanted} into var_names"

@@ -1,4 +1,4 @@
-"""From raw counts to what the models read: the one normalisation, the one binarisation."""
+"""Turn counts into the values that models read: normalised expression for genes, open or closed for peaks."""
 
 import anndata as ad
 import numpy as np
@@ -7,15 +7,16 @@ from scipy.sparse import csr_matrix
 from utils.errors import UserError
 
 LOG_BASE = 2
+"""Base of the logarithm: an increase by 1 doubles the expression."""
 
 
 def log_normalise(counts: csr_matrix, target_sum: float) -> csr_matrix:
-    """Counts → log2(1 + counts · target_sum / cell total), by scanpy.
+    """Return log2(1 + counts · target_sum / cell total), computed by scanpy.
 
     Parameters
     ----------
     counts : [cells, genes]
-    target_sum : counts per cell after scaling
+    target_sum : total of each cell after scaling
 
     Returns
     -------
@@ -30,7 +31,18 @@ def log_normalise(counts: csr_matrix, target_sum: float) -> csr_matrix:
 
 
 def choose_target_sum(target_sum: str, totals: np.ndarray) -> float:
-    """Read `--target_sum`: a number, or `median` for the median total of the cells given (training cells only)."""
+    """Return the total that cells are scaled to.
+
+    Parameters
+    ----------
+    target_sum : value of --target_sum: a number, or `median` for the median total of the training cells
+    totals : [training cells] counts per cell
+
+    Raises
+    ------
+    UserError
+        If the flag is neither `median` nor a positive number, or no training cell has a count.
+    """
     if target_sum == "median":
         if not (totals > 0).any():
             raise UserError("--target_sum median: no training cell has a count; give a number such as --target_sum 1e4")
@@ -45,7 +57,7 @@ def choose_target_sum(target_sum: str, totals: np.ndarray) -> float:
 
 
 def binarise(counts: csr_matrix) -> csr_matrix:
-    """1 where a peak has any fragment; float32 CSR with sorted indices."""
+    """Return [cells, peaks] float32 CSR with sorted indices: 1 where a peak has any fragment."""
     is_open = counts.copy()
     is_open.eliminate_zeros()
     is_open.sort_indices()

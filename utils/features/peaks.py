@@ -1,7 +1,7 @@
-"""Peaks as genome intervals: reading their names, and putting them in genome order.
+"""Peaks as genome intervals: read their names, check them against a genome, and put them in genome order.
 
-The ATAC encoder cuts the peak vector into patches, so peaks must stand in genome order for a patch to be a stretch of
-genome. Intervals are tables with the columns ``chrom`` (``chr1``), ``start`` and ``end`` (base pairs).
+The ATAC encoder cuts the vector of peaks into patches. A patch is only a stretch of the genome if the peaks are in
+genome order. Intervals are tables with the columns ``chrom`` (``chr1``), ``start`` and ``end`` (base pairs).
 """
 
 import re
@@ -14,10 +14,10 @@ import pandas as pd
 
 from utils.errors import UserError
 
-# The name of a scaffold may itself hold any separator, so the two last numbers are the interval, the rest the name.
+# The name of a scaffold may hold any separator, so the last two numbers are the interval, and the rest is the name.
 _PEAK_NAME = re.compile(r"\s*(\S+)[:_-](\d{1,15})[_-](\d{1,15})\s*")
-# R's make.names writes every separator as a dot, and an X before a digit. Gene names hold dots too (AC020916.1), so
-# what stands before the two numbers must be a chromosome, or a scaffold of GenBank's or RefSeq's.
+# R's make.names turns every separator into a dot, and puts an X before a digit. Gene names have dots too (AC020916.1),
+# so the part before the two numbers must be a chromosome, or a scaffold as GenBank or RefSeq names it.
 _DOTTED_NAME = re.compile(
     r"\s*(?:X(?=\d))?(chr[\w.]+|\d{1,2}|[XY]|MT?|(?:GL|KI|JH|N[CTW]_)\d+\.\d+)\.(\d{1,15})\.(\d{1,15})\s*",
     re.IGNORECASE,
@@ -31,6 +31,7 @@ _ALIASES = {
 
 
 def _read_chrom_sizes() -> dict[str, dict[str, int]]:
+    """Read the tables in resources/, in genome order."""
     sizes = {}
     for path in sorted((Path(__file__).parent / "resources").glob("*.chrom.sizes")):
         rows = (line.split() for line in path.read_text().splitlines())
@@ -39,16 +40,16 @@ def _read_chrom_sizes() -> dict[str, dict[str, int]]:
 
 
 CHROM_SIZES: dict[str, dict[str, int]] = _read_chrom_sizes()
-"""Genome → primary chromosome → length in base pairs (UCSC's chrom.sizes)."""
+"""Genome assembly → primary chromosome → length in base pairs (from UCSC's chrom.sizes)."""
 _PRIMARY = frozenset(chrom for sizes in CHROM_SIZES.values() for chrom in sizes)
 _NUMBERED = r"chr(\d+|X|Y)"
-TOLERATED = 1e-3
-"""Share of peaks that may lie outside a build. Of 52,761 peaks of a cell line that were called on hg19, one passes the
-end of a chromosome of hg19, and 679 (1.3 %) those of hg38, the build that resembles it most."""
+MAX_SHARE_OUTSIDE = 1e-3
+"""Largest share of peaks that may lie outside their assembly. Of 52,761 peaks of a cell line that were called on hg19,
+one passes the end of a chromosome of hg19, but 679 (1.3 %) do so in hg38, the most similar assembly."""
 
 
 def chrom_sizes(genome: str = "hg38") -> dict[str, int]:
-    """Lengths of a genome's primary chromosomes.
+    """Return the lengths of a genome's primary chromosomes.
 
     Parameters
     ----------
@@ -75,11 +76,11 @@ class Placement:
 
     Attributes
     ----------
-    intervals : [n_peaks] table with ``chrom``, ``start`` and ``end``; ends beyond a chromosome's end are put there
-    kept : [n_peaks] bool, False for peaks that lie wholly outside the genome
-    genomes : assemblies that the peaks fit best (several, where the peaks cannot tell them apart; none, where too many
-        peaks lie outside each)
-    notes : what was found and changed, a line each
+    intervals : [n_peaks] table with ``chrom``, ``start`` and ``end``; peaks are cut at the end of their chromosome
+    kept : [n_peaks] bool, False for peaks that lie completely outside the genome
+    genomes : assemblies that the peaks fit best: several if they fit equally well, none if too many peaks lie outside
+        each of them
+    notes : lines that report what was found and changed
     """
 
     intervals: pd.DataFrame
@@ -89,24 +90,28 @@ class Placement:
 
 
 def place_peaks(intervals: pd.DataFrame, genome: str | None, path: str | Path) -> Placement:
-    """Find the assembly of peaks, and cut off what lies beyond the ends of its chromosomes.
+    """Find the assembly that peaks were called on, and cut peaks at the ends of its chromosomes.
 
-    Callers extend peaks by some bases, so a few of a large file may pass the end of a chromosome (at most `TOLERATED`
-    of all); more are a sign of another assembly.
+    Peak callers extend peaks by some bases, so a few peaks of a large file may pass the end of a chromosome, up to a
+    share of `MAX_SHARE_OUTSIDE`. More are a sign of another assembly.
 
     Parameters
     ----------
     intervals
         [n_peaks] table with ``chrom``, ``start`` and ``end``.
     genome
-        UCSC's name of the assembly, or None to go by the one that fits, if it is only one.
+        UCSC's name of the assembly, or None to use the one that fits, if there is only one.
     path
         The file, for messages.
+
+    Returns
+    -------
+    Placement
 
     Raises
     ------
     UserError
-        If the assembly that is stated is not known, or too many peaks lie outside it.
+        If the given assembly is not known, or too many peaks lie outside the assembly.
     """
     sizes = CHROM_SIZES if genome is None else CHROM_SIZES | {genome: chrom_sizes(genome)}
     outside = {name: _outside(intervals, lengths) for name, lengths in sizes.items()}
@@ -121,11 +126,12 @@ def place_peaks(intervals: pd.DataFrame, genome: str | None, path: str | Path) -
     better = [name for name in genomes if outside[name].sum() < beyond.sum()]
     first = ", ".join(format_peaks(intervals[beyond].iloc[:3]))
     count = f"{beyond.sum():,} of {len(intervals):,} peaks lie outside {build} ({first})"
-    # The caller may have extended a peak past the end; but a peak that has no base in this build is of another one.
-    if beyond.mean() > TOLERATED or (not kept.all() and any(not outside[name].any() for name in better)):
+    # The peak caller may have extended a peak past the end; but a peak without any base in this assembly shows that
+    # the peaks were called on another one, if they all fit that one.
+    if beyond.mean() > MAX_SHARE_OUTSIDE or (not kept.all() and any(not outside[name].any() for name in better)):
         raise UserError(
             f"{path}: {count}; "
-            + (f"they fit {', '.join(better)}: state it by --genome, or " if better else "they fit no known build: ")
+            + (f"they fit {', '.join(better)}: set --genome to it, or " if better else "they fit no known build: ")
             + "lift the peaks over"
         )
     notes.append(
@@ -137,15 +143,15 @@ def place_peaks(intervals: pd.DataFrame, genome: str | None, path: str | Path) -
 
 
 def _fitting(intervals: pd.DataFrame, outside: dict[str, np.ndarray]) -> list[str]:
-    """The assemblies that fewest peaks lie outside of, if these are few."""
+    """Return the assemblies with fewest peaks outside, if these are few."""
     if not intervals["chrom"].isin(_PRIMARY).any():
         return []
     fewest = min(beyond.sum() for beyond in outside.values())
-    return [name for name, beyond in outside.items() if beyond.sum() == fewest <= TOLERATED * len(intervals)]
+    return [name for name, beyond in outside.items() if beyond.sum() == fewest <= MAX_SHARE_OUTSIDE * len(intervals)]
 
 
 def _unplaced(intervals: pd.DataFrame) -> list[str]:
-    """A note on the peaks of a known genome that lie on none of its chromosomes."""
+    """Return a note on peaks on unplaced contigs; no note if no peak lies on a primary chromosome."""
     is_placed = intervals["chrom"].isin(_PRIMARY)
     chroms = intervals["chrom"][~is_placed & ~intervals["chrom"].str.fullmatch(_NUMBERED + "|chrMT")].value_counts()
     if chroms.empty or not is_placed.any():
@@ -155,26 +161,30 @@ def _unplaced(intervals: pd.DataFrame) -> list[str]:
 
 
 def _outside(intervals: pd.DataFrame, sizes: dict[str, int]) -> np.ndarray:
-    """[n_peaks] bool: beyond the end of a chromosome, or on a numbered one that is not there; scaffolds may pass."""
+    """Return [n_peaks] bool, whether a peak lies outside a genome.
+
+    It does if it passes the end of its chromosome, or if the genome has no chromosome of that number. Scaffolds, which
+    have no known length here, are accepted.
+    """
     length = intervals["chrom"].map(sizes)
     absent = length.isna() & intervals["chrom"].str.fullmatch(_NUMBERED)
     return (intervals["end"] > length).to_numpy() | absent.to_numpy()
 
 
 def parse_peaks(names: Iterable[str], var: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Read peaks from their names, or from the columns of ``var`` where it has them.
+    """Read peaks from the columns of ``var`` if it has intervals, or else from the names.
 
     Parameters
     ----------
     names
         [n_peaks] names such as ``chr1:10-20``, ``chr1-10-20``, ``chr1_10_20``, ``chr1.10.20``, ``1:10-20``.
     var
-        [n_peaks] table that may hold the chromosome, start and end under a common name (``chrom``, ``chr``,
-        ``seqnames``, …; ``start``, ``chromStart``; ``end``, ``chromEnd``; any case).
+        [n_peaks] table that may have columns for chromosome, start and end, under any usual name (``chrom``, ``chr``,
+        ``seqnames``, …; ``start``, ``chromStart``; ``end``, ``chromEnd``; in upper or lower case).
 
     Returns
     -------
-    [n_peaks] table in the order given: ``chrom`` (with ``chr`` in front), ``start`` and ``end`` (int64, base pairs).
+    [n_peaks] table in the given order: ``chrom`` (with the prefix ``chr``), ``start`` and ``end`` (int64, base pairs).
 
     Raises
     ------
@@ -197,7 +207,7 @@ def parse_peaks(names: Iterable[str], var: pd.DataFrame | None = None) -> pd.Dat
     if bad.any():
         first = ", ".join(repr(names[i]) for i in np.flatnonzero(bad)[:3])
         raise UserError(f"{bad.sum()} of {len(names)} peaks cannot be read ({first}); write them as {_ACCEPTED}")
-    chrom = fields[0].astype(str).astype("category")  # few distinct names, so the prefix is added to each once
+    chrom = fields[0].astype(str).astype("category")  # few different names: the prefix is added once to each
     with_prefix = ["chr" + (c[3:] if c[:3].lower() == "chr" else c) for c in map(str.strip, chrom.cat.categories)]
     return pd.DataFrame(
         {
@@ -209,14 +219,14 @@ def parse_peaks(names: Iterable[str], var: pd.DataFrame | None = None) -> pd.Dat
 
 
 def interval_columns(var: pd.DataFrame) -> list[str] | None:
-    """The names of var's chromosome, start and end columns, or None unless all three are there."""
+    """Return the names of var's columns for chromosome, start and end, or None if any of them is missing."""
     by_lower = {str(column).lower(): column for column in var.columns}
     found = [next((by_lower[a] for a in aliases if a in by_lower), None) for aliases in _ALIASES.values()]
     return None if None in found else found
 
 
 def looks_like_peaks(names: Sequence[str]) -> bool:
-    """Whether feature names are peaks rather than genes, judged on up to a thousand of them.
+    """Return whether feature names are those of peaks rather than genes.
 
     Parameters
     ----------
@@ -225,7 +235,8 @@ def looks_like_peaks(names: Sequence[str]) -> bool:
 
     Returns
     -------
-    True if more than four fifths of the sample can be read as intervals; False if there are no names.
+    True if more than four fifths can be read as intervals, in a sample of up to a thousand names; False if there are no
+    names.
     """
     sample = [names[i] for i in np.linspace(0, len(names) - 1, min(len(names), 1000)).astype(int)]
     n_peaks = sum(_match(str(name)) is not None for name in sample)
@@ -233,11 +244,12 @@ def looks_like_peaks(names: Sequence[str]) -> bool:
 
 
 def _match(name: str) -> re.Match | None:
+    """Match the chromosome, start and end in a peak's name."""
     return _PEAK_NAME.fullmatch(name) or _DOTTED_NAME.fullmatch(name)
 
 
 def _chrom_key(chrom: str) -> tuple[int, int, str]:
-    """Numbered chromosomes, then X, Y and M, then scaffolds by name."""
+    """Return a sort key: numbered chromosomes first, then X, Y and M, then scaffolds by name."""
     name = chrom.removeprefix("chr")
     if name.isdecimal():
         return 0, int(name), ""
@@ -247,7 +259,7 @@ def _chrom_key(chrom: str) -> tuple[int, int, str]:
 
 
 def genome_order(intervals: pd.DataFrame) -> np.ndarray:
-    """Where each peak goes in genome order.
+    """Return the row numbers that sort peaks into genome order.
 
     Parameters
     ----------
@@ -256,8 +268,8 @@ def genome_order(intervals: pd.DataFrame) -> np.ndarray:
 
     Returns
     -------
-    [n_peaks] int64 row numbers that sort the table: by chromosome (chr1, chr2, … chr22, chrX, chrY, chrM, then
-    scaffolds by name), then start, then end; equal intervals keep their order.
+    [n_peaks] int64 row numbers, by chromosome (chr1, chr2, … chr22, chrX, chrY, chrM, then scaffolds by name), then
+    start, then end; equal intervals keep their order.
     """
     codes, chroms = pd.factorize(intervals["chrom"])
     ordered = {key: rank for rank, key in enumerate(sorted({_chrom_key(c) for c in chroms}))}
@@ -266,7 +278,7 @@ def genome_order(intervals: pd.DataFrame) -> np.ndarray:
 
 
 def format_peaks(intervals: pd.DataFrame) -> np.ndarray:
-    """Names of intervals, in the form ``chr1:10-20``.
+    """Return the names of intervals in the form ``chr1:10-20``.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""Matrices that are read a block of cells at a time, wherever they lie and however they are laid out.
+"""Matrices that are read in blocks of cells, whatever their layout: dense, CSR or CSC, in memory or in HDF5.
 
-Whatever a file holds (dense, CSR or CSC; in memory or in HDF5), `Matrix.rows` hands out cells as CSR, and no more of
-the file is in memory than a block of about `BLOCK` values.
+Blocks are CSR. However large the file, memory holds about `BLOCK` values of it at a time (for CSC on disk, eight times
+as many).
 """
 
 from collections.abc import Iterator
@@ -11,28 +11,36 @@ import h5py
 import numpy as np
 from anndata.abc import CSCDataset, CSRDataset
 from anndata.io import sparse_dataset
-from scipy.sparse import csr_matrix, issparse
-from scipy.sparse import vstack as stack
+from scipy.sparse import csr_matrix, issparse, vstack
 
 from utils.errors import reading
 
 BLOCK = 2**21
 """Values per block: some tens of megabytes with their indices and a copy."""
+BLOCKS_PER_SCAN = 8
+"""Blocks of cells that one scan of a CSC file collects: fewer scans cost more memory."""
 
 
 class Matrix:
     """A [cells, features] matrix that is read by rows.
 
+    `disk_rows.FileRows` stays a class of its own: it reads single cells in any order, past HDF5, from one layout only.
+
     Parameters
     ----------
     content : numpy or scipy matrix, or the HDF5 dataset or group of one as anndata writes it
     path : its file, for messages
-    order : [cells] rows of the content that are the matrix's, or None for all
+    order : [cells] row of the content that each cell is, or None if the cells are all rows in order
+
+    Raises
+    ------
+    UserError
+        If the content is not a matrix.
     """
 
     def __init__(self, content, path: str | Path, order: np.ndarray | None = None):
         self.path, self.order = path, order
-        self._slab: tuple[int, int, csr_matrix] | None = None
+        self._slab: tuple[int, int, csr_matrix] | None = None  # first row, last row + 1, and the rows, of a CSC file
         with self._reading():
             if isinstance(content, h5py.Group):
                 content = sparse_dataset(content)
@@ -47,13 +55,13 @@ class Matrix:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Cells and features."""
+        """Number of cells and features."""
         n_rows, n_columns = (int(n) for n in self.content.shape)
         return (n_rows if self.order is None else len(self.order)), n_columns
 
     @property
     def block_rows(self) -> int:
-        """Cells per block."""
+        """Rows per block, so that a block holds about `BLOCK` stored values."""
         content, (n_rows, n_columns) = self.content, self.content.shape
         stored = n_rows * n_columns
         if isinstance(content, CSRDataset | CSCDataset):
@@ -63,7 +71,7 @@ class Matrix:
         return max(1, min(n_rows, int(BLOCK * n_rows / max(stored, 1))))
 
     def rows(self, start: int, stop: int) -> csr_matrix:
-        """Cells `start` … `stop`, in the dtype of the file; explicit zeros and repeated entries are gone.
+        """Read cells `start` to `stop` in the dtype of the file, without stored zeros and repeated entries.
 
         Raises
         ------
@@ -72,95 +80,102 @@ class Matrix:
         """
         with self._reading():
             if self.order is not None:
-                block = self._ordered(self.order[start:stop])
+                block = self._rows_in_order(self.order[start:stop])
             elif isinstance(self.content, CSCDataset):
-                block = self._rows_of_columns(start, stop)
+                block = self._rows_from_csc(start, stop)
             elif isinstance(self.content, CSRDataset):
-                block = self._rows_on_disk(start, stop)
+                block = self._rows_from_csr(start, stop)
             else:
-                block = csr_matrix(_wide(self.content[start:stop]))
+                block = csr_matrix(_without_half_precision(self.content[start:stop]))
             if block.dtype.kind not in "biuf":
-                raise ValueError(f"values of type {block.dtype} are no numbers")
+                raise ValueError(f"values of type {block.dtype} are not numbers")
             block.check_format(full_check=True)
+            # Truth values become numbers. The copy keeps the next two steps from changing the matrix of the caller.
             block = csr_matrix(block, dtype=np.float32) if block.dtype.kind == "b" else block.copy()
             block.sum_duplicates()
             block.eliminate_zeros()
         return block
 
     def take(self, order: np.ndarray) -> "Matrix":
-        """Some of the rows, in some order."""
+        """Return some of the cells, in the given order; nothing is read."""
         return Matrix(self.content, self.path, order if self.order is None else self.order[order])
 
-    def _ordered(self, rows: np.ndarray) -> csr_matrix:
-        """Any rows; the stretches of the file they lie in are read in turn, so rows nearly in order cost little."""
-        source = Matrix(self.content, self.path)
-        stretch = rows // source.block_rows
-        parts, places = [csr_matrix((0, self.shape[1]), dtype=np.float32)], []
-        for number in np.unique(stretch):
-            mine = np.flatnonzero(stretch == number)
-            first = number * source.block_rows
-            block = source.rows(first, min(first + source.block_rows, source.shape[0]))
-            parts.append(block[rows[mine] - first])
-            places.append(mine)
-        return csr_matrix(stack(parts))[np.argsort(np.concatenate([*places, np.empty(0, np.int64)]))]
-
     def blocks(self) -> Iterator[tuple[int, csr_matrix]]:
-        """All cells in order: the number of a block's first cell, and the block."""
+        """Read all cells in order; yield the number of each block's first cell, and the block."""
         for start in range(0, self.shape[0], self.block_rows):
             yield start, self.rows(start, min(start + self.block_rows, self.shape[0]))
 
     def sample(self, n_rows: int, n_parts: int = 8) -> csr_matrix:
-        """About `n_rows` cells from `n_parts` stretches spread evenly over the file; all of a small file."""
+        """Read about `n_rows` cells from `n_parts` stretches spread evenly over the file; a small file is read whole.
+
+        Returns
+        -------
+        [about n_rows, features]; the first `n_rows` cells of a CSC file, where every stretch would cost a scan
+        """
         if self.shape[0] <= n_rows:
             return self.rows(0, self.shape[0])
-        if isinstance(self.content, CSCDataset):  # every stretch would cost a scan of the file
+        if isinstance(self.content, CSCDataset):
             return self.rows(0, n_rows)
         size = max(1, n_rows // n_parts)
         starts = np.linspace(0, self.shape[0] - size, n_parts).astype(int)
-        parts = [self.rows(start, start + size) for start in starts]
-        return csr_matrix(
-            (
-                np.concatenate([p.data for p in parts]),
-                np.concatenate([p.indices for p in parts]),
-                np.concatenate([[0], np.cumsum(np.concatenate([np.diff(p.indptr) for p in parts]))]),
-            ),
-            shape=(size * n_parts, self.shape[1]),
-        )
+        return csr_matrix(vstack([self.rows(start, start + size) for start in starts], format="csr"))
 
-    def _rows_on_disk(self, start: int, stop: int) -> csr_matrix:
+    def _rows_in_order(self, rows: np.ndarray) -> csr_matrix:
+        """Read rows in any order: block by block, then back into the order asked for.
+
+        Each block of the file that holds any of the rows is read once, so rows nearly in file order cost little.
+        """
+        source = Matrix(self.content, self.path)
+        block_of = rows // source.block_rows
+        parts, positions = [csr_matrix((0, self.shape[1]), dtype=np.float32)], []
+        for number in np.unique(block_of):
+            wanted = np.flatnonzero(block_of == number)
+            first = number * source.block_rows
+            block = source.rows(first, min(first + source.block_rows, source.shape[0]))
+            parts.append(block[rows[wanted] - first])
+            positions.append(wanted)
+        return csr_matrix(vstack(parts))[np.argsort(np.concatenate([*positions, np.empty(0, np.int64)]))]
+
+    def _rows_from_csr(self, start: int, stop: int) -> csr_matrix:
         group = self.content.group
         indptr = group["indptr"][start : stop + 1].astype(np.int64)
         entries = slice(indptr[0], indptr[-1])
-        parts = (_wide(group["data"][entries]), group["indices"][entries], indptr - indptr[0])
+        parts = (_without_half_precision(group["data"][entries]), group["indices"][entries], indptr - indptr[0])
         return csr_matrix(parts, shape=(stop - start, self.shape[1]))
 
-    def _rows_of_columns(self, start: int, stop: int) -> csr_matrix:
-        """Cells of a matrix that is stored by features: the file is scanned once for every slab of cells."""
+    def _rows_from_csc(self, start: int, stop: int) -> csr_matrix:
+        """Read rows of a matrix that is stored by features.
+
+        The values of a cell are scattered over the whole file. So one scan collects several blocks of cells at once (a
+        slab), and the next blocks come from the slab.
+        """
         if self._slab is None or not (self._slab[0] <= start and stop <= self._slab[1]):
-            last = min(max(stop, start + 8 * self.block_rows), self.shape[0])
-            self._slab = None  # before the next one is made
+            last = min(max(stop, start + BLOCKS_PER_SCAN * self.block_rows), self.shape[0])
+            self._slab = None  # frees the old slab before the next one is read
             self._slab = start, last, self._scan(start, last)
         first, _, slab = self._slab
         return slab[start - first : stop - first]
 
     def _scan(self, start: int, stop: int) -> csr_matrix:
+        """Read all of a CSC file in pieces, and return rows `start` to `stop`."""
         group = self.content.group
         indptr, n_values = group["indptr"][:], group["data"].shape[0]
         if indptr[0] != 0 or indptr[-1] != n_values or (np.diff(indptr) < 0).any():
-            raise ValueError("the columns' beginnings are not in order")
+            raise ValueError("the column starts are not in order")
         rows, columns, values = [], [], []
         for first in range(0, n_values, BLOCK):
             index = group["indices"][first : first + BLOCK]
             if len(index) and (index.min() < 0 or index.max() >= self.content.shape[0]):
                 raise ValueError("an entry lies outside the matrix")
-            mine = np.flatnonzero((index >= start) & (index < stop))
-            rows.append(index[mine] - start)
-            columns.append((np.searchsorted(indptr, mine + first, side="right") - 1).astype(np.int32))
-            values.append(_wide(group["data"][first : first + BLOCK][mine]))
+            wanted = np.flatnonzero((index >= start) & (index < stop))
+            rows.append(index[wanted] - start)
+            # A value belongs to the last column that begins at or before it.
+            columns.append((np.searchsorted(indptr, wanted + first, side="right") - 1).astype(np.int32))
+            values.append(_without_half_precision(group["data"][first : first + BLOCK][wanted]))
         parts = [np.concatenate(part) if part else np.empty(0) for part in (values, rows, columns)]
         return csr_matrix((parts[0], (parts[1], parts[2])), shape=(stop - start, self.shape[1]))
 
 
-def _wide(values):
-    """Half-precision numbers in single precision, which scipy needs; any others as they are."""
+def _without_half_precision(values):
+    """Return half-precision values in single precision, because scipy cannot handle them; others stay as is."""
     return values.astype(np.float32) if values.dtype == np.float16 else values

@@ -1,11 +1,13 @@
-"""Cells that stay in their file until they are wanted: any rows, at the speed of the page cache.
+"""Cells that stay in their file until a minibatch needs them: any rows, in any order, at the speed of the page cache.
 
-HDF5 takes about 0.1 ms for the smallest read. But what is stored without compression lies in the file as plain numbers,
-in pieces whose places HDF5 reports; rows are then read by the system alone. Nothing is kept: whatever the size of the
-file, memory holds one minibatch.
+Why past HDF5: even its smallest read takes about 0.1 ms, far too long for one cell. But an uncompressed dataset lies in
+the file as plain numbers, in chunks whose offsets HDF5 reports. So HDF5 is asked for the offsets once, and rows are
+then read by the operating system (`os.pread`). Nothing is cached here: whatever the size of the file, memory holds one
+minibatch.
 """
 
 import os
+from copy import copy
 from io import FileIO
 from pathlib import Path
 
@@ -16,13 +18,22 @@ from scipy.sparse import csr_matrix
 from utils.errors import reading
 
 BLOCK_CELLS = 64
-"""Neighbours in the file that are wanted at about the same time (see `shuffled`)."""
+"""Neighbouring cells that `shuffled` keeps near each other, and that are read ahead together."""
+REMEMBERED_BLOCKS = 1024
+"""Blocks that are not announced to the operating system again; more than one window of `shuffled` holds."""
 
 
 def shuffled(n: int, rng: np.random.Generator, window: int = 2**13) -> np.ndarray:
-    """A random order in which neighbours stay near each other, so that a disk is read in stretches.
+    """Return a random order of cells that reads a file in stretches rather than all over.
 
-    Blocks of `BLOCK_CELLS` are shuffled, then the cells of each `window`; up to `window` cells it is any permutation.
+    Blocks of `BLOCK_CELLS` neighbouring cells are shuffled first, then the cells within each `window` of the result. Up
+    to `window` cells, every permutation is equally likely.
+
+    Parameters
+    ----------
+    n : number of cells
+    rng : source of randomness
+    window : cells that are mixed with each other
 
     Returns
     -------
@@ -31,7 +42,7 @@ def shuffled(n: int, rng: np.random.Generator, window: int = 2**13) -> np.ndarra
     if n <= window:
         return rng.permutation(n)
     blocks = rng.permutation(-(-n // BLOCK_CELLS))
-    order = (blocks[:, None] * BLOCK_CELLS + np.arange(BLOCK_CELLS)).ravel()
+    order = (blocks[:, None] * BLOCK_CELLS + np.arange(BLOCK_CELLS)).ravel()  # [blocks] → [blocks · BLOCK_CELLS]
     order = order[order < n]
     for start in range(0, n, window):
         rng.shuffle(order[start : start + window])
@@ -39,54 +50,70 @@ def shuffled(n: int, rng: np.random.Generator, window: int = 2**13) -> np.ndarra
 
 
 class PlainArray:
-    """A one-dimensional HDF5 dataset without filters, read past HDF5.
+    """A one-dimensional, uncompressed HDF5 dataset that is read without HDF5.
+
+    Parameters
+    ----------
+    dataset : of integers or floats
 
     Attributes
     ----------
-    dtype, size : of the dataset
-    piece : values per piece
-    offsets : [pieces] where in the file each begins, in bytes
+    dtype, size : those of the dataset
+    chunk_size : values per chunk; a contiguous dataset is a single chunk
+    chunk_offsets : [chunks] where in the file each chunk begins, in bytes
 
     Raises
     ------
     ValueError
-        If it is compressed, not whole, or otherwise no plain numbers.
+        If the dataset is compressed, incomplete, or not stored as plain numbers in its own file.
     """
 
     def __init__(self, dataset: h5py.Dataset):
         self.dtype, self.size = dataset.dtype, int(dataset.shape[0])
         if dataset.ndim != 1 or self.dtype.kind not in "iuf" or not self.dtype.isnative:
-            raise ValueError("no plain numbers")
+            raise ValueError("not a list of plain numbers")
+        # Filters compress or checksum; a user block shifts all offsets; a virtual dataset lies in other files.
         if dataset.id.get_create_plist().get_nfilters() or dataset.file.userblock_size or dataset.is_virtual:
             raise ValueError("not stored as plain numbers")
         if dataset.chunks is None:
-            self.piece, offset = max(self.size, 1), dataset.id.get_offset()
+            self.chunk_size, offset = max(self.size, 1), dataset.id.get_offset()
             if offset is None:
                 raise ValueError("not stored in the file")
-            self.offsets = np.array([offset])
+            self.chunk_offsets = np.array([offset])
         else:
-            self.piece = dataset.chunks[0]
-            self.offsets = np.full(-(-self.size // self.piece), -1, dtype=np.int64)
-            pieces = []
-            dataset.id.chunk_iter(lambda info: pieces.append((info.chunk_offset[0] // self.piece, info.byte_offset)))
-            for number, offset in pieces:
-                self.offsets[number] = offset
-            if (self.offsets < 0).any():
-                raise ValueError("some of its pieces are missing")
+            self.chunk_size = dataset.chunks[0]
+            self.chunk_offsets = np.full(-(-self.size // self.chunk_size), -1, dtype=np.int64)
+            found = []  # filled by chunk_iter, which calls a function for each chunk
+            dataset.id.chunk_iter(lambda chunk: found.append((chunk.chunk_offset[0], chunk.byte_offset)))
+            for first_value, offset in found:
+                self.chunk_offsets[first_value // self.chunk_size] = offset
+            if (self.chunk_offsets < 0).any():
+                raise ValueError("some of its chunks are missing")
 
-    def places(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """(offset, length) in bytes of what holds the values `start` … `stop`."""
+    def byte_ranges(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Return (offset, length) in bytes of each stretch of the file that holds values `start` to `stop`."""
         found = []
         while start < stop:
-            number, first = divmod(start, self.piece)
-            n = min(stop - start, self.piece - first)
-            found.append((int(self.offsets[number]) + first * self.dtype.itemsize, n * self.dtype.itemsize))
+            number, first = divmod(start, self.chunk_size)
+            n = min(stop - start, self.chunk_size - first)
+            found.append((int(self.chunk_offsets[number]) + first * self.dtype.itemsize, n * self.dtype.itemsize))
             start += n
         return found
 
     def read(self, file: int, start: int, stop: int) -> bytes:
-        """The values `start` … `stop` as they lie in the file."""
-        parts = [os.pread(file, length, offset) for offset, length in self.places(start, stop)]
+        """Read values `start` to `stop` as raw bytes.
+
+        Parameters
+        ----------
+        file : descriptor of the open file
+        start, stop : first value, and the one after the last
+
+        Raises
+        ------
+        ValueError
+            If the file is too short.
+        """
+        parts = [os.pread(file, length, offset) for offset, length in self.byte_ranges(start, stop)]
         whole = parts[0] if len(parts) == 1 else b"".join(parts)
         if len(whole) != (stop - start) * self.dtype.itemsize:
             raise ValueError("the file ends too early")
@@ -94,72 +121,88 @@ class PlainArray:
 
 
 class FileRows:
-    """Cells × features in a file, or some of the cells in some order; `rows[numbers]` reads them as CSR.
+    """[cells, features] of an uncompressed CSR matrix in a file; `rows[numbers]` reads cells in any order.
+
+    `disk_matrix.Matrix` stays a class of its own: it reads every layout in file order through an open HDF5 file, and
+    shares no step with these reads, which outlive the HDF5 file.
 
     Parameters
     ----------
     group : CSR matrix as anndata writes it, uncompressed
     path : its file
 
+    Attributes
+    ----------
+    path : the file
+    width : number of features
+    row_starts : [rows of the file + 1] position of each row's first value
+    order : [cells] row of the file that each cell is
+
     Raises
     ------
     ValueError
-        If it is stored in another way.
+        If the matrix is stored in another way.
     """
 
     def __init__(self, group: h5py.Group, path: str | Path):
         self.path = Path(path).resolve()
         self.values, self.indices = PlainArray(group["data"]), PlainArray(group["indices"])
-        self.starts = group["indptr"][:].astype(np.int64)
+        self.row_starts = group["indptr"][:].astype(np.int64)
         self.width = int(group.attrs["shape"][1])
         if Path(group.file.filename).resolve() != self.path:
             raise ValueError("in another file")
-        n_values = min(self.values.size, self.indices.size)
-        if not len(self.starts) or self.starts[0] or (np.diff(self.starts) < 0).any() or self.starts[-1] > n_values:
-            raise ValueError("the rows' beginnings are not in order")
-        self.order = np.arange(len(self.starts) - 1)
-        self._advised = set()
-        self._file = FileIO(self.path)  # shared by all that are taken of these rows, and closed with the last of them
+        n_values, starts = min(self.values.size, self.indices.size), self.row_starts
+        if not len(starts) or starts[0] or (np.diff(starts) < 0).any() or starts[-1] > n_values:
+            raise ValueError("the row starts are not in order")
+        self.order = np.arange(len(starts) - 1)
+        self._announced = set()
+        # Shared by all copies that `take` makes, and closed with the last of them. It keeps the present file readable
+        # even if another file is moved to its path.
+        self._file = FileIO(self.path)
         self._identity = self._identify()
 
     def _identify(self) -> tuple[int, int]:
+        """Return size and time of the last change of the open file, which differ once the file was overwritten."""
         status = os.fstat(self._file.fileno())
         return status.st_size, status.st_mtime_ns
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Number of cells and features."""
         return len(self.order), self.width
 
     @property
     def lengths(self) -> np.ndarray:
-        """[cells] stored values of each."""
-        return np.diff(self.starts)[self.order]
+        """[cells] number of stored values of each cell."""
+        return np.diff(self.row_starts)[self.order]
 
     def take(self, rows: np.ndarray) -> "FileRows":
-        """Some of the cells, in some order; nothing is read."""
-        part = object.__new__(FileRows)
-        part.__dict__ |= self.__dict__ | {"order": self.order[rows]}
+        """Return some of the cells, in the given order; nothing is read."""
+        part = copy(self)
+        part.order = self.order[rows]
         return part
 
     def __getitem__(self, rows) -> csr_matrix:
-        """Read cells: float32, sorted, without zeros.
+        """Read cells as float32 CSR, with sorted indices and without stored zeros.
 
         Raises
         ------
         UserError
-            If the file is damaged.
+            If the file is damaged, or was written to since it was opened.
         """
         rows = self.order[rows]
         with reading(self.path, "is damaged", "run preprocess.py on the raw file again"):
             if self._identify() != self._identity:
                 raise ValueError("it was written to in the meantime")
-            file, spans = self._file.fileno(), np.stack([self.starts[rows], self.starts[rows + 1]], 1).tolist()
-            self._advise(rows, file)
+            file = self._file.fileno()
+            starts, stops = self.row_starts[rows], self.row_starts[rows + 1]
+            spans = np.stack([starts, stops], axis=1).tolist()
+            self._announce(rows, file)
             values, indices = (
                 np.frombuffer(bytearray().join(array.read(file, *span) for span in spans), array.dtype)
                 for array in (self.values, self.indices)
             )
-            offsets = np.concatenate([[0], np.cumsum(self.starts[rows + 1] - self.starts[rows])])
+            offsets = np.concatenate([[0], np.cumsum(stops - starts)])
             if len(indices) and (indices.min() < 0 or indices.max() >= self.width):
                 raise ValueError("an entry lies outside the matrix")
             part = csr_matrix((values.astype(np.float32), indices, offsets), shape=(len(rows), self.width))
@@ -169,17 +212,20 @@ class FileRows:
                 part.eliminate_zeros()
         return part
 
-    def _advise(self, rows: np.ndarray, file: int) -> None:
-        """Tell the system which stretches of the file will be wanted soon: the blocks that these cells are of."""
+    def _announce(self, rows: np.ndarray, file: int) -> None:
+        """Let the operating system read ahead the blocks that these rows belong to.
+
+        `shuffled` keeps the cells of a block near each other, so the rest of each block is needed soon.
+        """
         if not hasattr(os, "posix_fadvise"):
             return
-        for block in set((rows // BLOCK_CELLS).tolist()) - self._advised:
-            if len(self._advised) > 1024:
-                self._advised.clear()
-            self._advised.add(block)
-            first, last = block * BLOCK_CELLS, min((block + 1) * BLOCK_CELLS, len(self.starts) - 1)
+        for block in set((rows // BLOCK_CELLS).tolist()) - self._announced:
+            if len(self._announced) > REMEMBERED_BLOCKS:
+                self._announced.clear()
+            self._announced.add(block)
+            first, last = block * BLOCK_CELLS, min((block + 1) * BLOCK_CELLS, len(self.row_starts) - 1)
             for array in (self.values, self.indices):
-                for offset, length in array.places(int(self.starts[first]), int(self.starts[last])):
+                for offset, length in array.byte_ranges(int(self.row_starts[first]), int(self.row_starts[last])):
                     os.posix_fadvise(file, offset, length, os.POSIX_FADV_WILLNEED)
 
 
@@ -187,10 +233,10 @@ Rows = csr_matrix | FileRows
 
 
 def select(matrix: Rows, rows: np.ndarray) -> Rows:
-    """Some of the cells; those of a file stay there."""
+    """Return some of the cells, in the given order; the rows of a file stay in the file."""
     return matrix.take(rows) if isinstance(matrix, FileRows) else matrix[rows]
 
 
 def row_lengths(matrix: Rows) -> np.ndarray:
-    """[cells] number of values of each."""
+    """Return [cells] number of stored values of each cell."""
     return matrix.lengths if isinstance(matrix, FileRows) else np.diff(matrix.indptr)

@@ -1,8 +1,13 @@
-"""Opening what labs have: .h5ad, .h5mu, 10x files and folders, loom and text, each recognised by its content.
+"""Open any file of cells: .h5ad, .h5mu, 10x .h5, 10x folders, loom and delimited text, recognised by their content.
 
-.h5ad and .h5mu files stay on disk and are read in blocks. The others are read whole, by scanpy, anndata or pandas.
+.h5ad and .h5mu files stay on disk and are read in blocks. All other formats are read into memory.
 """
 
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import anndata as ad
@@ -14,40 +19,46 @@ from anndata.io import read_elem
 from scipy.sparse import csr_matrix
 
 from utils.errors import UserError, reading
-from utils.files import probe
 from utils.files.disk_matrix import Matrix
-from utils.files.source import MORE_COUNTS, Source, feature_modalities
+from utils.files.source import COUNT_LAYERS, Source, feature_modalities
 from utils.files.text import read_text
 
-KNOWN = ".h5ad, .h5mu, 10x .h5, a 10x matrix folder, .loom, or delimited text (.csv, .tsv, .txt, also .gz)"
+KNOWN_FORMATS = ".h5ad, .h5mu, 10x .h5, a 10x matrix folder, .loom, or delimited text (.csv, .tsv, .txt, also .gz)"
 MODALITY_NAMES = {
     "rna": ("rna", "gex", "gene expression", "genes"),
     "atac": ("atac", "peaks", "chromatin accessibility"),
 }
+"""Names in lower case under which an .h5mu file may hold each modality."""
 
 
 def open_file(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None, h5py.File | None]:
     """Open any file or folder of cells.
 
+    Parameters
+    ----------
+    path : file, or folder with a 10x matrix
+
     Returns
     -------
-    the format in words; modality → source; annotation of all cells, where the file has one beside its modalities';
-    and the open HDF5 file, where matrices stay in it
+    format : name of the format, for reports
+    sources : modality → source
+    obs : annotation of all cells, or None where the file only has one per modality
+    file : the open HDF5 file that the matrices are read from, or None if they are in memory
 
     Raises
     ------
     UserError
-        If there is nothing, or nothing that can be read.
+        If the path does not exist or cannot be read in any known format.
     """
     if path.is_dir():
         with reading(path, "is damaged", "copy or download the folder again"):
-            return "10x matrix folder", _split(_read_mtx_folder(path), path), None, None
+            return "10x matrix folder", _by_modality(_read_mtx_folder(path), path), None, None
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: is empty; copy or download it again")
     if h5py.is_hdf5(path):
-        if problem := probe.problem(path):
+        if problem := hdf5_problem(path):
             raise UserError(f"{path}: {problem}")
         with reading(path, f"not a readable {path.suffix} file", "copy or download it again"):
             return _open_hdf5(path)
@@ -55,33 +66,38 @@ def open_file(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None, 
         raise UserError(f"{path}: not a readable {path.suffix} file (no HDF5 signature); copy or download it again")
     if path.name.endswith((".mtx", ".mtx.gz")):
         raise UserError(f"{path}: is the matrix of a 10x folder; give the folder, which also holds barcodes and genes")
-    with reading(path, "cannot be read as a table", f"known formats are {KNOWN}"):
-        return "delimited text", _split(read_text(path), path), None, None
+    with reading(path, "cannot be read as a table", f"known formats are {KNOWN_FORMATS}"):
+        return "delimited text", _by_modality(read_text(path), path), None, None
+
+
+# HDF5 ----------------------------------------------------------------------------------------------------------------
 
 
 def _open_hdf5(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None, h5py.File | None]:
     file = h5py.File(path)
     if "mod" in file:
-        return ".h5mu", _modalities(file, path), read_elem(file["obs"]), file
+        return ".h5mu", _h5mu_sources(file, path), read_elem(file["obs"]), file
     if "obs" in file and "var" in file:
         if "encoding-type" not in file["obs"].attrs:
-            return "an .h5ad of anndata before 0.7", _split(ad.read_h5ad(path), path), None, None
-        if _is_mixed(file["var"]):
-            return ".h5ad of several feature types", _split(ad.read_h5ad(path), path), None, None
-        source = _source(file, path, lambda: ad.read_h5ad(path))
+            return "an .h5ad of anndata before 0.7", _by_modality(ad.read_h5ad(path), path), None, None
+        if _has_several_feature_types(file["var"]):
+            return ".h5ad of several feature types", _by_modality(ad.read_h5ad(path), path), None, None
+        source = _source_on_disk(file, path, partial(ad.read_h5ad, path))
         return ".h5ad", {source.modality: source}, None, file
     if "row_attrs" in file:
-        return ".loom", _split(_read_loom(path), path), None, None
+        return ".loom", _by_modality(_read_loom(path), path), None, None
     if "matrix" in file or any("barcodes" in group for group in file.values() if isinstance(group, h5py.Group)):
-        _check_tenx(file)
+        _check_10x_entries(file)
         import scanpy as sc  # here, because it takes seconds to import
 
-        return "10x .h5", _split(sc.read_10x_h5(path, gex_only=False), path), None, None
-    raise UserError(f"{path}: an HDF5 file that holds no cells; known formats are {KNOWN}")
+        # muon.read_10x_h5 wraps this reader and splits by Cell Ranger's exact type names. `_by_modality` also knows
+        # the names of other tools, reports what it leaves out, and reads Cell Ranger 2 files, which have no types.
+        return "10x .h5", _by_modality(sc.read_10x_h5(path, gex_only=False), path), None, None
+    raise UserError(f"{path}: an HDF5 file without cells; known formats are {KNOWN_FORMATS}")
 
 
-def _check_tenx(file: h5py.File) -> None:
-    """Stop at entries that lie outside the matrix: the compiled code of the reader would follow them."""
+def _check_10x_entries(file: h5py.File) -> None:
+    """Raise ValueError if entries lie outside the matrix: scipy's compiled code would read outside its memory."""
     for group in file.values():
         if not isinstance(group, h5py.Group) or "indptr" not in group:
             continue
@@ -92,104 +108,180 @@ def _check_tenx(file: h5py.File) -> None:
             raise ValueError("entries lie outside the matrix")
 
 
-def _is_mixed(var: h5py.Group) -> bool:
-    """Whether the feature types say that there is more in the table than genes, or more than peaks."""
+def _has_several_feature_types(var: h5py.Group) -> bool:
+    """Return whether the feature types name more than genes alone or peaks alone."""
     kinds = set(feature_modalities(set(read_elem(var["feature_types"])))) if "feature_types" in var else set()
     return bool(kinds) and None not in kinds and kinds not in ({"rna"}, {"atac"})
 
 
-def _modalities(file: h5py.File, path: Path) -> dict[str, Source]:
+def _h5mu_sources(file: h5py.File, path: Path) -> dict[str, Source]:
+    """Return modality → source for the RNA and ATAC of an open .h5mu file."""
     found = {}
     for modality, aliases in MODALITY_NAMES.items():
         names = [name for name in file["mod"] if name.lower() in aliases]
         if len(names) > 1:
             raise UserError(f"{path}: {' and '.join(names)} are both {modality}; keep one of them")
         if names:
-            load = lambda name=names[0]: mudata.read_h5mu(path)[name]
-            found[modality] = _source(file["mod"][names[0]], path, load, modality)
+            load = partial(_load_from_h5mu, path, names[0])
+            found[modality] = _source_on_disk(file["mod"][names[0]], path, load, modality)
     if not found:
         raise UserError(f"{path}: has no modality named rna or atac, only {', '.join(file['mod'])}; rename them")
     return found
 
 
-def _source(group: h5py.Group, path: Path, load, modality: str | None = None) -> Source:
-    """One modality of an .h5ad or .h5mu, its matrices left on disk."""
+def _load_from_h5mu(path: Path, name: str) -> ad.AnnData:
+    return mudata.read_h5mu(path)[name]
+
+
+def _source_on_disk(
+    group: h5py.Group, path: Path, load: Callable[[], ad.AnnData], modality: str | None = None
+) -> Source:
+    """Return one modality of an .h5ad or .h5mu; its matrices stay on disk."""
     var = read_elem(group["var"])
     matrices = {}
     for name, layer in group.get("layers", {}).items():
-        if name.lower() in MORE_COUNTS:
+        if name.lower() in COUNT_LAYERS:
             matrices[f"layers['{name}']"] = Matrix(layer, path), var
     if "X" in group:
         matrices["X"] = Matrix(group["X"], path), var
     if "raw" in group and "X" in group["raw"]:
         matrices["raw"] = Matrix(group["raw/X"], path), _with_columns(read_elem(group["raw/var"]), var)
-    return Source.of(path, read_elem(group["obs"]), var, matrices, modality, load, _others(group))
+    return Source.checked(path, read_elem(group["obs"]), var, matrices, modality, load, _other_entries(group))
 
 
-def _split(adata: ad.AnnData, path: Path) -> dict[str, Source]:
-    """A table in memory as one source, or as RNA and ATAC where its features say which is which (10x multiome)."""
+# Damaged HDF5 --------------------------------------------------------------------------------------------------------
+
+CHECK_SECONDS = 4.0
+BYTES_PER_SECOND = 1e6
+"""Computing time that the check may spend on one item of a file: a constant, and more for large text at this rate."""
+DAMAGED = "is damaged (the HDF5 library crashes on it); copy or download it again"
+SLOW = (
+    "takes too long to read (HDF5 needs more computing time for its names and text than their size explains); copy it "
+    "to a local disk, download it again, or rewrite it with anndata"
+)
+
+
+def hdf5_problem(path: Path) -> str | None:
+    """Check that HDF5 can read the names, attributes and text of a file.
+
+    On some damaged files the HDF5 library crashes or never returns, and Python cannot stop C code: no exception is
+    raised, and signal handlers do not run. So a child process reads the file first, under a limit that the operating
+    system enforces. The limit counts computing time only; waiting for a slow disk or a busy machine is free.
+
+    Returns
+    -------
+    What is wrong, or None. Files that merely raise an error also give None: the reader meets the error again and
+    reports it. Where the system has no fork, nothing is checked.
+    """
+    if not hasattr(os, "fork"):
+        return None
+    child = os.fork()
+    if not child:
+        for number in (signal.SIGPROF, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)  # the default action ends the process even inside a loop in C
+        with suppress(BaseException):
+            # A damaged item may claim any size; compressed text takes up some more bytes in memory than in the file.
+            largest = 10 * path.stat().st_size
+            _read_names_and_text(path, lambda size: _limit(CHECK_SECONDS + min(size, largest) / BYTES_PER_SECOND))
+        os._exit(0)  # skips all cleanup: the parent's buffers and files must not be flushed or closed twice
+    status = os.waitpid(child, 0)[1]
+    if not os.WIFSIGNALED(status):
+        return None
+    return SLOW if os.WTERMSIG(status) == signal.SIGPROF else DAMAGED
+
+
+def _limit(seconds: float) -> None:
+    """Let the system end this process after this much more computing time."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def _read_names_and_text(path: Path, allow: Callable[[float], None]) -> None:
+    """Read everything but the matrices; `allow(bytes)` restarts the time limit before each item."""
+
+    def visit(_, item: h5py.Group | h5py.Dataset) -> None:
+        allow(0)
+        with suppress(Exception):
+            list(item.attrs.items())
+        with suppress(Exception):
+            if isinstance(item, h5py.Dataset) and h5py.check_vlen_dtype(item.dtype) is not None:
+                allow(item.nbytes)
+                item[()]
+
+    allow(0)
+    with h5py.File(path) as file:
+        visit("", file)
+        file.visititems(visit)
+
+
+# Files read into memory ----------------------------------------------------------------------------------------------
+
+
+def _by_modality(adata: ad.AnnData, path: Path) -> dict[str, Source]:
+    """Return modality → source for a table in memory; feature types split it into RNA and ATAC (10x multiome)."""
     parts, left = {None: adata}, []
     kinds = adata.var.get("feature_types", pd.Series(dtype=str)).astype(str)
-    of = np.array(feature_modalities(kinds), dtype=object)
-    if any(of):
-        parts = {name: adata[:, of == name].copy() for name in MODALITY_NAMES if (of == name).any()}
-        others = kinds[~np.isin(of.astype(str), list(MODALITY_NAMES))].value_counts()
+    modalities = np.array(feature_modalities(kinds), dtype=object)
+    if any(modalities):
+        parts = {name: adata[:, modalities == name].copy() for name in MODALITY_NAMES if (modalities == name).any()}
+        others = kinds[~np.isin(modalities.astype(str), list(MODALITY_NAMES))].value_counts()
         left = [f"{number:,} features of type {kind}" for kind, number in others.items()]
         if not parts:
             raise UserError(f"{path}: holds {', '.join(kinds.unique())}, but neither genes nor peaks")
     found = {}
     for modality, part in parts.items():
         if len(parts) > 1 or left:
-            part.raw = None  # of all features
-        layers = {name: part.layers[name] for name in part.layers if name.lower() in MORE_COUNTS}
-        matrices = {f"layers['{name}']": (Matrix(layer, path), part.var) for name, layer in layers.items()}
-        if part.X is not None:
-            matrices["X"] = Matrix(part.X, path), part.var
-        if part.raw is not None:
-            matrices["raw"] = Matrix(part.raw.X, path), _with_columns(part.raw.var, part.var)
-        load = lambda part=part: part
-        source = Source.of(path, part.obs.copy(), part.var, matrices, modality, load, _others(part) + left)
-        found[source.modality], left = source, []
+            part.raw = None  # raw is not split: it still has the features of all types
+        source = _source_in_memory(part, path, modality, left)
+        found[source.modality], left = source, []  # what is left out is reported once
     return found
 
 
+def _source_in_memory(adata: ad.AnnData, path: Path, modality: str | None, left: list[str]) -> Source:
+    """Return one modality of a file that was read into memory; `left` names features of other types."""
+    layers = {name: adata.layers[name] for name in adata.layers if name.lower() in COUNT_LAYERS}
+    matrices = {f"layers['{name}']": (Matrix(layer, path), adata.var) for name, layer in layers.items()}
+    if adata.X is not None:
+        matrices["X"] = Matrix(adata.X, path), adata.var
+    if adata.raw is not None:
+        matrices["raw"] = Matrix(adata.raw.X, path), _with_columns(adata.raw.var, adata.var)
+    others = _other_entries(adata) + left
+    return Source.checked(path, adata.obs.copy(), adata.var, matrices, modality, lambda: adata, others)
+
+
 def _with_columns(raw_var: pd.DataFrame, var: pd.DataFrame) -> pd.DataFrame:
-    """Annotation of raw's features, with columns that only the other table has (CELLxGENE keeps symbols there)."""
+    """Return raw's var with the columns that only var has: CELLxGENE files keep gene symbols in var alone."""
     if not var.index.is_unique or not var.index.isin(raw_var.index).all():
         return raw_var
     return raw_var.join(var[[column for column in var if column not in raw_var]])
 
 
-def _others(content: ad.AnnData | h5py.Group) -> list[str]:
-    """Names of other layers and of obsm, varm, obsp and varp entries."""
+def _other_entries(content: ad.AnnData | h5py.Group) -> list[str]:
+    """Return the names of the entries in obsm, varm, obsp and varp, and of the layers that hold no counts."""
     found = []
     for kind in ("layers", "obsm", "varm", "obsp", "varp"):
         names = content.get(kind, ()) if isinstance(content, h5py.Group) else getattr(content, kind)
-        found += [f"{kind}['{name}']" for name in names if kind != "layers" or name.lower() not in MORE_COUNTS]
+        found += [f"{kind}['{name}']" for name in names if kind != "layers" or name.lower() not in COUNT_LAYERS]
     return found
 
 
-# 10x folders ---------------------------------------------------------------------------------------------------------
-
-
 def _read_mtx_folder(folder: Path) -> ad.AnnData:
-    """matrix.mtx, barcodes.tsv, and features.tsv or (before v3) genes.tsv; gzipped or not, with or without prefix."""
+    """Read a 10x folder: matrix.mtx, barcodes.tsv, and features.tsv, genes.tsv (before version 3) or peaks.bed.
+
+    The files may be gzipped, and their names may have a prefix, as GEO adds one.
+    """
 
     def find(*ends: str) -> Path:
         found = [p for end in ends for p in sorted(folder.glob(f"*{end}")) + sorted(folder.glob(f"*{end}.gz"))]
         if len(found) != 1:
-            what = " or ".join(ends)
+            wanted = " or ".join(ends)
             raise UserError(
-                f"{folder}: a folder with {len(found) or 'no'} {what} (or .gz); give a file (two by --rna_path and "
+                f"{folder}: a folder with {len(found) or 'no'} {wanted} (or .gz); give a file (two with --rna_path and "
                 "--atac_path), or the 10x folder of one sample, with matrix.mtx, barcodes.tsv and features.tsv"
             )
         return found[0]
 
-    matrix, barcodes, features = (
-        find("matrix.mtx"),
-        find("barcodes.tsv"),
-        find("features.tsv", "genes.tsv", "peaks.bed"),
-    )
+    matrix, barcodes = find("matrix.mtx"), find("barcodes.tsv")
+    features = find("features.tsv", "genes.tsv", "peaks.bed")
     table = pd.read_csv(features, sep="\t", header=None, dtype=str, keep_default_na=False)
     names = pd.read_csv(barcodes, sep="\t", header=None, dtype=str, usecols=[0])[0].to_numpy()
     adata = ad.AnnData(_read_mtx(matrix))
@@ -206,16 +298,20 @@ def _read_mtx_folder(folder: Path) -> ad.AnnData:
     for column, name in enumerate(("gene_ids", None, "feature_types", "chrom", "start", "end")):
         if name and column < table.shape[1]:
             adata.var[name] = table[column].to_numpy()
+    # Cell Ranger ARC also gives the positions of genes; without peaks, drop them: they look like those of peaks.
     if "chrom" in adata.var and (adata.var["feature_types"] != "Peaks").all():
         adata.var = adata.var.drop(columns=["chrom", "start", "end"], errors="ignore")
     return adata
 
 
 def _read_mtx(path: Path) -> csr_matrix:
-    """[cells, features] of a matrix written features × cells; scipy's reader crashes on some damaged ones."""
+    """Read [cells, features] from a file written as features × cells.
+
+    pandas reads it, because scipy's reader crashes on some damaged files.
+    """
     table = pd.read_csv(path, sep=" ", comment="%", header=None, names=["feature", "cell", "value"])
     n_features, n_cells, n_entries = table.iloc[0].astype(int)
-    feature, cell = (table[name].to_numpy()[1:].astype(np.int64) - 1 for name in ("feature", "cell"))
+    feature, cell = (table[name].to_numpy()[1:].astype(np.int64) - 1 for name in ("feature", "cell"))  # 1-based on disk
     if len(feature) != n_entries:
         raise ValueError(f"{path.name} has {len(feature)} of its {n_entries} entries")
     if n_entries and not (0 <= feature.min() <= feature.max() < n_features and 0 <= cell.min() <= cell.max() < n_cells):
@@ -224,11 +320,8 @@ def _read_mtx(path: Path) -> csr_matrix:
     return csr_matrix((values, (cell, feature)), shape=(n_cells, n_features))
 
 
-# Loom ----------------------------------------------------------------------------------------------------------------
-
-
 def _read_loom(path: Path) -> ad.AnnData:
-    """Loom by anndata; cells and genes are named by the attributes that files of this kind use."""
+    """Read a loom file with anndata, which imports loompy only then; names come from the usual attributes."""
     with h5py.File(path) as file:
         names = [
             next((name for name in options if name in file[axis]), options[0])

@@ -1,4 +1,4 @@
-"""One modality as it lies in a file: its cells, its features, and the matrices that may hold its counts."""
+"""One modality of a file: its cells, its features, and the matrices that may hold its counts."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -16,31 +16,25 @@ from utils.features.gene_ids import share_known
 from utils.features.peaks import interval_columns, looks_like_peaks
 from utils.files.disk_matrix import Matrix
 
-MORE_COUNTS = ("counts", "raw_counts", "count", "raw", "umi", "umis", "spliced")
-"""Layers that usually hold counts, best first; spliced ones (a part of all) only when nothing else will do."""
+COUNT_LAYERS = ("counts", "raw_counts", "count", "raw", "umi", "umis", "spliced")
+"""Names of layers that usually hold counts, best first. Spliced counts are only a part of all counts, so they come
+last, after X and raw."""
 SAMPLE = 2000
+"""Cells of a matrix that are read to detect what its values are."""
 FEATURE_TYPES = {
     **dict.fromkeys(("gene expression", "gex", "gene", "genes", "rna"), "rna"),
     **dict.fromkeys(("peaks", "peak", "atac", "chromatin accessibility"), "atac"),
 }
-"""What `var["feature_types"]` may call genes and peaks, in lower case: 10x's names and those of other tools."""
+"""Feature type in lower case, as 10x or another tool writes it to `var["feature_types"]` → modality."""
 OTHER_FEATURE_TYPES = {
-    *(
-        "antibody capture",
-        "crispr guide capture",
-        "multiplexing capture",
-        "antigen capture",
-        "custom",
-        "vdj-t",
-        "vdj-b",
-    ),
-    *("adt", "protein", "hto"),
+    *("antibody capture", "crispr guide capture", "multiplexing capture", "antigen capture", "custom"),
+    *("vdj-t", "vdj-b", "adt", "protein", "hto"),
 }
-"""What it may call features that are neither."""
+"""Feature types in lower case that are known to be neither genes nor peaks."""
 
 
 def feature_modalities(kinds: Iterable) -> list[str | None]:
-    """The modality of each feature by its type: rna, atac, `other` for what is neither, or None for unknown words."""
+    """Return rna, atac or `other` for each feature type, and None for a type that is not known."""
     words = [str(kind).strip().lower() for kind in kinds]
     return [FEATURE_TYPES.get(word, "other" if word in OTHER_FEATURE_TYPES else None) for word in words]
 
@@ -53,11 +47,11 @@ class Source:
     ----------
     path : the file
     modality : rna or atac
-    obs : annotation of its cells, barcodes as index
-    matrices : place (X, layers['counts'], raw) → the matrix there, and the annotation of its features
-    load : reads all that the file holds of the modality
-    others : what else the file holds of these cells
-    rows : [cells] which of the file's cells these are, or None for all
+    obs : annotation of the cells, with barcodes as index
+    matrices : place in the file (X, layers['counts'], raw) → the matrix, and the annotation of its features
+    load : reads everything that the file holds of the modality
+    others : names of the other entries that the file has for these cells
+    rows : [cells] number of each cell in the file, or None for all cells of the file
     """
 
     path: Path
@@ -69,7 +63,7 @@ class Source:
     rows: np.ndarray | None = field(default=None, repr=False)
 
     @classmethod
-    def of(
+    def checked(
         cls,
         path: Path,
         obs: pd.DataFrame,
@@ -79,18 +73,21 @@ class Source:
         load: Callable[[], ad.AnnData],
         others: list[str],
     ) -> "Source":
-        """A source that has been checked; without a modality, its feature types say which it is, or else their names.
+        """Return a source whose parts are checked, with its matrices in order of preference.
+
+        The parameters are the attributes of the class. If `modality` is None, the modality is inferred from the
+        feature types, or else from the feature names.
 
         Raises
         ------
         UserError
-            If it has no cell, no feature, no values, or the same barcode twice.
+            If there is no cell, no feature or no matrix, a matrix has another shape, or a barcode occurs twice.
         """
         obs.index, var.index = obs.index.astype(str).rename(None), var.index.astype(str).rename(None)
         modality = modality or _stated_modality(var) or ("atac" if _is_peaks(var) else "rna")
         for count, what in ((len(obs), "cells"), (len(var), "features")):
             if not count:
-                raise UserError(f"{path}: has no {what} in {modality}; give the file from before they were filtered")
+                raise UserError(f"{path}: has no {what} in {modality}; give the file from before filtering")
         if not matrices:
             raise UserError(f"{path}: has no values in {modality}; put the counts into X")
         for place, (matrix, features) in matrices.items():
@@ -98,25 +95,25 @@ class Source:
             if matrix.shape != (len(obs), len(features)):
                 raise UserError(
                     f"{path}: {place} of {modality} is {matrix.shape[0]} × {matrix.shape[1]}, but the file names "
-                    f"{len(obs)} cells and {len(features)} features; write it anew"
+                    f"{len(obs)} cells and {len(features)} features; write the file again"
                 )
         if not obs.index.is_unique:
             twice = obs.index[obs.index.duplicated()].unique()
             raise UserError(
                 f"{path}: barcodes of {modality} are not unique ({len(twice):,} occur more than once, like "
-                f"{twice[0]}); tell the samples apart first, for example by anndata.concat(..., index_unique='-')"
+                f"{twice[0]}); make them unique first, for example with anndata.concat(..., index_unique='-')"
             )
         ordered = dict(sorted(matrices.items(), key=lambda item: _preference(item[0])))
         return cls(path, modality, obs, ordered, load, others)
 
     def take(self, rows: np.ndarray, barcodes: pd.Index) -> "Source":
-        """Some of the cells, under other barcodes."""
+        """Return some of the cells, under other barcodes."""
         obs = self.obs.iloc[rows].set_axis(barcodes, axis=0)
         matrices = {place: (matrix.take(rows), var) for place, (matrix, var) in self.matrices.items()}
         return Source(self.path, self.modality, obs, matrices, self.load, self.others, rows)
 
     def whole(self) -> ad.AnnData:
-        """These cells in memory, with all that the file holds of them."""
+        """Read these cells into memory, with everything that the file holds of them."""
         whole = self.load()
         part = whole.copy() if self.rows is None else whole[self.rows].copy()
         part.obs_names = self.obs.index
@@ -124,40 +121,45 @@ class Source:
         return part
 
     def choose(self, values: str = "auto") -> tuple[str, Values]:
-        """Where the counts are, and as what: whole counts before recoverable ones before shares.
+        """Choose the matrix to read: whole counts first, then recoverable counts, then shares of a cell.
 
         Parameters
         ----------
-        values : counts, log1p or cpm to say what X holds, or auto
+        values : counts, log1p or cpm if the user states what X holds, or auto
+
+        Returns
+        -------
+        place : key of `matrices`
+        values : what the matrix there holds
 
         Raises
         ------
         UserError
-            If no matrix can be used; the message says what each holds and what to do.
+            If no matrix can be used; the message gives what each holds and what to do.
         """
         places = {"X": self.matrices["X"]} if values != "auto" and "X" in self.matrices else self.matrices
         found = {
             place: detect_values(matrix.sample(SAMPLE), values, is_open=self.modality == "atac")
             for place, (matrix, _) in places.items()
         }
-        # Of equals the one with more features (raw, when X was cut down to variable genes), then the usual one.
+        # Among equals, the matrix with most features wins (raw, when X only has the variable genes), then the first.
         place = min(found, key=lambda place: (found[place].rank, -places[place][0].shape[1]))
         if found[place].usable:
             return place, found[place]
         for place, (matrix, _) in places.items():
             if found[place].kind in ("missing", "infinite"):
                 for start, block in matrix.blocks():
-                    self.check_values(place, block, start)  # names the cell
+                    self.check_values(place, block, start)  # raises an error that names the cell
         raise UserError(f"{self.path}: {self.modality} has " + _refusal(found, values))
 
     def check_values(self, place: str, block: csr_matrix, start: int) -> None:
-        """Stop at a value that no cell can have.
+        """Check that all values of a block are finite and not negative.
 
         Parameters
         ----------
-        place : which matrix
-        block : some of its cells
-        start : number of the first of them
+        place : key of the matrix in `matrices`
+        block : [some cells, features] of it
+        start : number of the block's first cell
 
         Raises
         ------
@@ -178,19 +180,22 @@ class Source:
 
 
 def _preference(place: str) -> int:
-    """Position of a place in the order in which counts are looked for; spliced ones come last."""
-    order = [*(f"layers['{name}']" for name in MORE_COUNTS[:-1]), "x", "raw", f"layers['{MORE_COUNTS[-1]}']"]
+    """Return the position of a place in the order in which counts are looked for."""
+    order = [*(f"layers['{name}']" for name in COUNT_LAYERS[:-1]), "x", "raw", f"layers['{COUNT_LAYERS[-1]}']"]
     return order.index(place.lower())
 
 
 def _stated_modality(var: pd.DataFrame) -> str | None:
-    """The one modality that `var["feature_types"]` names, or None."""
+    """Return the modality that all of `var["feature_types"]` agree on, or None."""
     kinds = set(feature_modalities(var["feature_types"].unique())) if "feature_types" in var else set()
     return kinds.pop() if kinds in ({"rna"}, {"atac"}) else None
 
 
 def _is_peaks(var: pd.DataFrame) -> bool:
-    """Peaks by name, or by columns; genes may have such columns too, but then they have genes' names."""
+    """Return whether features are peaks, by their names or by columns with intervals.
+
+    Genes may have such columns too, so columns only count where the names are numbered and not those of genes.
+    """
     if looks_like_peaks(var.index):
         return True
     are_numbered = len({re.sub(r"\d+", "", name) for name in var.index}) < max(2, 0.05 * len(var))  # peak_1, peak_2 …
@@ -198,7 +203,7 @@ def _is_peaks(var: pd.DataFrame) -> bool:
 
 
 def _refusal(found: dict[str, Values], asked: str) -> str:
-    """What each matrix holds, and the way out."""
+    """Return the end of an error message: what each matrix holds, and what the user can do."""
     held = "; ".join(f"{values} in {place}" for place, values in found.items())
     kinds = {values.kind for values in found.values()}
     if kinds == {"empty"}:
@@ -210,7 +215,7 @@ def _refusal(found: dict[str, Values], asked: str) -> str:
         ways.append("save the raw counts in layers['counts'] before scaling")
     if "fractional" in kinds:
         ways.append(
-            "save the raw counts in layers['counts'], use the values as shares of a cell by --values cpm, or take them "
-            "as estimated counts by --values counts"
+            "save the raw counts in layers['counts'], use the values as shares of a cell with --values cpm, or take "
+            "them as estimated counts with --values counts"
         )
     return f"{held}; {', or '.join(dict.fromkeys(ways))}"

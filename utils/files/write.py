@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, and large ones a block of cells at a time."""
+"""Write files of cells: each file completely or not at all, and large files one block of cells at a time."""
 
 import errno
 import os
@@ -19,17 +19,24 @@ from scipy.sparse import csr_matrix
 from utils.errors import DiskFullError, UserError, first_line
 
 CHUNK = 2**16
-"""Values per piece of the file."""
-FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)]
+"""Values per HDF5 chunk. Chunks let a dataset grow; this size keeps their number and the memory per chunk small."""
+DISK_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)]
+"""The system's messages for a full disk, a file over the size limit and a used-up quota."""
 
 
 def check_target(path: str | None, suffix: str, inputs: Iterable[str | None]) -> None:
-    """Refuse an output before anything is computed.
+    """Check an output path before anything is computed.
+
+    Parameters
+    ----------
+    path : value of --out_path, or None
+    suffix : suffix that the file must have
+    inputs : files that are read, which the output must not replace
 
     Raises
     ------
     UserError
-        If no output is named, its suffix does not fit, it is an input, or its folder cannot be written to.
+        If the path is missing, has another suffix, is an input, or lies in a folder that cannot be written to.
     """
     if path is None:
         raise UserError(f"--out_path is missing: name the {suffix} file to write")
@@ -37,7 +44,7 @@ def check_target(path: str | None, suffix: str, inputs: Iterable[str | None]) ->
     if target.is_dir():
         raise UserError(f"--out_path {path}: is a folder; name a file in it")
     if target.suffix != suffix:
-        raise UserError(f"--out_path {path}: must end in {suffix}, which is what these cells are written as")
+        raise UserError(f"--out_path {path}: must end in {suffix}, the format for these cells")
     if any(target.resolve() == Path(name).resolve() for name in inputs if name):
         raise UserError(f"--out_path {path}: is the input; name another file")
     with whole_file(path, rename=False) as trial:
@@ -46,40 +53,71 @@ def check_target(path: str | None, suffix: str, inputs: Iterable[str | None]) ->
 
 @contextmanager
 def whole_file(path: str | Path, rename: bool = True) -> Iterator[Path]:
-    """A path beside the target to write to; it is renamed to the target only when all went well (and `rename` is True).
+    """Yield a temporary path in the target's folder, and rename it to the target when the block succeeds.
+
+    If the block fails, the temporary file is removed and an existing target stays as it was.
+
+    Parameters
+    ----------
+    path : the target; missing folders are made
+    rename : False removes the temporary file even after success, to try whether the folder can be written to
 
     Raises
     ------
     UserError
-        If the folder cannot be written to, or the disk is full.
+        If the folder cannot be written to.
+    DiskFullError
+        If the disk is full.
     """
     path = Path(path)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    # HDF5 repeats itself for every handle of a file that it could not finish, past all handlers.
-    silent = lambda *_: None
-    hooks, (sys.excepthook, sys.unraisablehook) = (sys.excepthook, sys.unraisablehook), (silent, silent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        if rename:
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(partial, path)
+        with _no_messages_about(partial.name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            if rename:
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())  # on disk before it has the target's name, even if the power fails
+                os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # HDF5 reports a full disk by either
         if isinstance(error, RuntimeError) and "errno" not in str(error):
             raise
         cause = _cause(error)
-        if cause in FULL:
+        if cause in DISK_FULL:
             raise DiskFullError(f"{path}: cannot be written ({cause}); free some space") from error
         raise UserError(f"{path}: cannot be written ({cause}); choose another --out_path") from error
     finally:
-        sys.excepthook, sys.unraisablehook = hooks
         with suppress(OSError):
             partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def _no_messages_about(name: str) -> Iterator[None]:
+    """Within the block, silence the messages that h5py prints about the file `name` while it frees its handles.
+
+    When the disk is full, the first failed write is raised as an exception. After it, every open handle of the file
+    fails once more in its destructor. A destructor cannot raise, so h5py prints two tracebacks per handle through these
+    two hooks, and no try/except can stop them. Errors that do not name the file are still printed.
+    """
+    hooks = sys.excepthook, sys.unraisablehook
+
+    def excepthook(kind, error, traceback) -> None:
+        if name not in str(error):
+            hooks[0](kind, error, traceback)
+
+    def unraisablehook(unraisable) -> None:
+        if name not in str(unraisable.exc_value):
+            hooks[1](unraisable)
+
+    sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
+    try:
+        yield
+    finally:
+        sys.excepthook, sys.unraisablehook = hooks
+
+
 def _cause(error: Exception) -> str:
-    """The system's words, which HDF5 hides in the middle of its own."""
+    """Return the system's message for an error; HDF5 only gives its number, within a message of its own."""
     number = re.search(r"errno = (\d+)", str(error))
     if number:
         return os.strerror(int(number[1]))
@@ -87,7 +125,7 @@ def _cause(error: Exception) -> str:
 
 
 def write_whole(file: ad.AnnData | mudata.MuData, path: str | Path) -> None:
-    """Write what is in memory.
+    """Write cells from memory to .h5ad or .h5mu, completely or not at all.
 
     Raises
     ------
@@ -102,18 +140,23 @@ def write_whole(file: ad.AnnData | mudata.MuData, path: str | Path) -> None:
 def write_in_blocks(
     path: str | Path, parts: dict[str, ad.AnnData], obs: pd.DataFrame, uns: dict
 ) -> Iterator["BlockWriter"]:
-    """Write a file whose values come block by block.
+    """Write a file whose matrices are appended one block of cells at a time.
 
     Parameters
     ----------
     path : .h5ad for one modality, .h5mu for two
-    parts : modality → its annotation, without values
+    parts : modality → AnnData with the annotation, without matrices
     obs : annotation of all cells
-    uns : what else the file shall hold
+    uns : entries for the file's uns
 
     Yields
     ------
-    BlockWriter, to append the blocks to
+    BlockWriter, which appends the blocks
+
+    Raises
+    ------
+    UserError
+        If the folder cannot be written to, or the disk is full.
     """
     if Path(path).suffix == ".h5ad":
         (frame,) = parts.values()
@@ -130,13 +173,24 @@ def write_in_blocks(
 
 
 class BlockWriter:
-    """Appends cells to the modalities of an open file."""
+    """Appends blocks of cells to the matrices of an open file.
+
+    Parameters
+    ----------
+    groups : modality → HDF5 group of its AnnData
+    """
 
     def __init__(self, groups: dict[str, h5py.Group]):
         self.groups, self.begun = groups, set()
 
     def append(self, modality: str, **blocks: csr_matrix) -> None:
-        """Append cells; `X` goes to X, every other name to a layer."""
+        """Append the same cells to one or more matrices of a modality.
+
+        Parameters
+        ----------
+        modality : rna or atac
+        blocks : matrix → [cells, features] values to append; `X` is X, any other name is a layer
+        """
         for name, block in blocks.items():
             group = self.groups[modality] if name == "X" else self.groups[modality].require_group("layers")
             if (modality, name) in self.begun:
@@ -145,5 +199,5 @@ class BlockWriter:
             self.begun.add((modality, name))
             if name in group:
                 del group[name]
-            # 64-bit row starts: there may be more than 2^31 values by the end.
+            # 64-bit row starts, because the finished matrix may hold more than 2^31 values.
             write_elem(group, name, block, dataset_kwargs={"indptr_dtype": np.int64, "chunks": (CHUNK,)})
