@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
+from models.shapes import FEATURES
 from utils.cells.config import IngestConfig
 from utils.errors import UserError
 from utils.features.count_detection import Values, to_counts
@@ -19,7 +20,6 @@ from utils.features.peaks import CHROM_SIZES
 from utils.files.source import Source
 from utils.progress import progress_bar
 
-FEATURES = {"rna": "genes", "atac": "peaks"}
 LOW_COUNT_COVERAGE = 0.3
 """Share of a file's counts below which a user is warned that a model looks at little of each cell. A model of a panel
 of some hundred genes may work there; below --min_count_coverage (by default a tenth) it is more likely that its genes

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from models.rna_encoder import N_BINS
+from models.shapes import FEATURES
 from utils.cells.config import IngestConfig
-from utils.cells.ingest import FEATURES, Ingested, count, ingest, not_carried
+from utils.cells.ingest import Ingested, count, ingest, not_carried
 from utils.cells.labels import check_labels, label_candidates
 from utils.cells.preprocessed import RawFile, open_cells
 from utils.cells.split import types_that_lack_cells
