@@ -14,7 +14,7 @@ def assign_split(
     val_fraction: float,
     seed: int,
     split_by: str | None = None,
-    test_groups: list[str] | None = None,
+    test_groups: str | None = None,
     label_column: str | None = None,
 ) -> np.ndarray:
     """Whole groups become test cells; of each cell type's other cells a share is drawn for validation.
@@ -45,12 +45,13 @@ def assign_split(
         if split_by not in obs:
             raise UserError(f"--split_by {split_by}: no such column; the file has {', '.join(map(str, obs.columns))}")
         group = obs[split_by].astype(str)
-        absent = sorted(set(test_groups) - set(group))
+        wanted = {name.strip() for name in test_groups.split(",")}
+        absent = sorted(wanted - set(group))
         if absent:
             raise UserError(
                 f"--test_groups {','.join(absent)}: not in {split_by}, which has {', '.join(sorted(set(group)))}"
             )
-        split[group.isin(test_groups).to_numpy()] = "test"
+        split[group.isin(wanted).to_numpy()] = "test"
     # A cell's place in the draw follows from its barcode, so another order of cells is the same split.
     key = pd.util.hash_array(np.asarray([f"{seed} {barcode}" for barcode in obs.index], dtype=object))
     labels = clean_labels(obs[label_column]).fillna("").to_numpy() if label_column in obs else np.full(len(obs), "")
