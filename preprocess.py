@@ -42,7 +42,7 @@ def main() -> None:
     flags, config = parse_flags(__doc__, Flags, IngestConfig)
 
     # These are slow to import: --help and mistaken flags do not wait for them.
-    from utils.cells.ingest import ingest, not_carried
+    from utils.cells.ingest import ingest, not_copied
     from utils.cells.inspect import coarse_bins, examine
     from utils.cells.labels import check_labels
     from utils.cells.model_ready import assign_cells, check_before_reading, make_stamp, measured_cells, write_ready
@@ -71,7 +71,7 @@ def main() -> None:
         by_modality = {}
         for modality, source in file.modalities.items():
             by_modality[modality] = ingest(source, config, reference.get(modality), progress=True)
-            print_lines(by_modality[modality].report() + not_carried(source))
+            print_lines(by_modality[modality].report() + not_copied(source))
 
         # Keep the cells that have counts. Each is train, val or test from now on.
         obs = measured_cells(file.obs, by_modality)
