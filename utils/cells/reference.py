@@ -6,6 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from models.shapes import FEATURES
 from utils.errors import UserError, reading
 from utils.features.gene_ids import name_genes, share_known, translate
 from utils.files.open_any import open_file
@@ -32,8 +33,8 @@ def read_reference(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     flag = f"--gene_reference {path}"
-    vocabularies = {"rna": path / "genes.txt", "atac": path / "peaks.txt"}
-    found = {name: file for name, file in vocabularies.items() if file.is_file()}
+    vocabularies = {modality: path / f"{features}.txt" for modality, features in FEATURES.items()}
+    found = {modality: file for modality, file in vocabularies.items() if file.is_file()}
     remedy = "give a model folder, a text file (a gene per line) or an .h5ad"
     if path.is_dir() and not found:
         raise UserError(f"{flag}: this folder has no genes.txt; {remedy}")
@@ -41,7 +42,7 @@ def read_reference(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(f"{flag}: no such file; {remedy}")
     with reading(flag, "cannot be read", remedy):
         if found:
-            names = {name: file.read_text(encoding="utf-8").splitlines() for name, file in found.items()}
+            names = {modality: file.read_text(encoding="utf-8").splitlines() for modality, file in found.items()}
         elif h5py.is_hdf5(path):
             sources = open_file(path)[1]
             matrix_vars = [var for _, var in sources["rna"].matrices.values()] if "rna" in sources else []
@@ -50,7 +51,7 @@ def read_reference(path: str | Path) -> dict[str, np.ndarray]:
             names = {"rna": _listed_genes(path.read_text(encoding="utf-8"))}
     if not all(len(listed) for listed in names.values()):
         raise UserError(f"{flag}: holds no gene; {remedy}")
-    return {name: np.array(list(dict.fromkeys(map(str, listed)))) for name, listed in names.items()}
+    return {modality: np.array(list(dict.fromkeys(map(str, listed)))) for modality, listed in names.items()}
 
 
 def _listed_genes(text: str) -> list[str]:
