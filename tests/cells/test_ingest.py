@@ -40,7 +40,7 @@ def make_peaks(barcodes: pd.Index, seed: int = 0) -> ad.AnnData:
     return ad.AnnData(csr_matrix(counts), pd.DataFrame(index=barcodes), pd.DataFrame(index=names))
 
 
-def model_input(path: Path, out: Path, modality: str = "rna", **flags) -> pd.DataFrame:
+def tokens(path: Path, out: Path, modality: str = "rna", **flags) -> pd.DataFrame:
     """Preprocess a file and return what the models see: cells × features, by name."""
     run("preprocess", data_path=path, out_path=out, **flags)
     cells = read_cells(out, (modality,))
@@ -55,7 +55,7 @@ def adata() -> ad.AnnData:
 @pytest.fixture(scope="module")
 def expected(adata, tmp_path_factory) -> pd.DataFrame:
     folder = tmp_path_factory.mktemp("expected")
-    return model_input(FORMATS["h5ad csr"](adata, folder), folder / "ready.h5ad")
+    return tokens(FORMATS["h5ad csr"](adata, folder), folder / "ready.h5ad")
 
 
 STATES = {
@@ -69,11 +69,11 @@ PAIRS = [(n, s) for n in FORMATS for s in STATES if s == "counts" or n not in WH
 
 
 @pytest.mark.parametrize(("name", "state"), PAIRS)
-def test_every_format_and_state_gives_the_same_model_input(name, state, adata, expected, tmp_path):
+def test_every_format_and_state_gives_the_same_tokens(name, state, adata, expected, tmp_path):
     other = adata.copy()
     other.X = STATES[state](adata.X.toarray()).astype(np.float32)
     path = FORMATS[name](other, tmp_path)
-    found = model_input(path, tmp_path / f"ready{'.h5mu' if name == 'h5mu' else '.h5ad'}")
+    found = tokens(path, tmp_path / f"ready{'.h5mu' if name == 'h5mu' else '.h5ad'}")
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
 
 
@@ -93,10 +93,10 @@ def test_order_of_cells_and_genes_does_not_matter(seed, n_cells, n_genes, name, 
     genes = data.draw(st.permutations(range(n_genes)))
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        original = model_input(FORMATS["h5ad csr"](adata, folder), folder / "a.h5ad", val_fraction=0.3)
+        original = tokens(FORMATS["h5ad csr"](adata, folder), folder / "a.h5ad", val_fraction=0.3)
         other = adata[cells][:, genes].copy()
         other.X = STATES[state](other.X.toarray()).astype(np.float32)
-        shuffled = model_input(FORMATS[name](other, folder), folder / "b.h5ad", val_fraction=0.3)
+        shuffled = tokens(FORMATS[name](other, folder), folder / "b.h5ad", val_fraction=0.3)
         splits = [read_cells(folder / f"{file}.h5ad", ("rna",)).obs["split"] for file in "ab"]
     assert list(shuffled.index) == list(other.obs_names)  # the file's own order
     pd.testing.assert_frame_equal(shuffled.loc[original.index], original, check_exact=True)
@@ -110,19 +110,19 @@ def test_order_and_spelling_of_peaks_do_not_matter(seed, spelling, data):
     order = data.draw(st.permutations(range(peaks.n_vars)))
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        original = model_input(FORMATS["h5ad csr"](peaks, folder), folder / "a.h5ad", "atac")
+        original = tokens(FORMATS["h5ad csr"](peaks, folder), folder / "a.h5ad", "atac")
         other = peaks[:, order].copy()
         other.var_names = [spelling.format(*name[3:].replace(":", "-").split("-")) for name in other.var_names]
-        shuffled = model_input(FORMATS["h5ad csc"](other, folder), folder / "b.h5ad", "atac")
+        shuffled = tokens(FORMATS["h5ad csc"](other, folder), folder / "b.h5ad", "atac")
     pd.testing.assert_frame_equal(shuffled, original, check_exact=True)
 
 
 def test_peaks_are_named_by_columns_of_intervals(tmp_path):
     peaks = make_peaks(make_cells().obs_names)
-    expected = model_input(FORMATS["h5ad csr"](peaks, tmp_path), tmp_path / "a.h5ad", "atac")
+    expected = tokens(FORMATS["h5ad csr"](peaks, tmp_path), tmp_path / "a.h5ad", "atac")
     intervals = peaks.var_names.str.extract(r"(\w+):(\d+)-(\d+)").to_numpy()
     peaks.var = pd.DataFrame(intervals, [f"peak_{i}" for i in range(peaks.n_vars)], ["chrom", "start", "end"])
-    found = model_input(FORMATS["h5ad csr"](peaks, tmp_path), tmp_path / "b.h5ad", "atac")
+    found = tokens(FORMATS["h5ad csr"](peaks, tmp_path), tmp_path / "b.h5ad", "atac")
     pd.testing.assert_frame_equal(found, expected)
 
 
@@ -132,7 +132,7 @@ def test_peaks_are_named_by_columns_of_intervals(tmp_path):
 def test_multiome_is_split_into_modalities(adata, expected, tmp_path):
     peaks = make_peaks(adata.obs_names)
     path = tenx_h5(adata, tmp_path, peaks)
-    found = model_input(path, tmp_path / "ready.h5mu")
+    found = tokens(path, tmp_path / "ready.h5mu")
     pd.testing.assert_frame_equal(found, expected)
     cells = read_cells(tmp_path / "ready.h5mu", ("rna", "atac"))
     found = cells.values["atac"][:].toarray()
@@ -149,7 +149,7 @@ def test_multiome_in_one_table_is_split_and_other_features_are_reported(adata, e
     both.var["feature_types"] = pd.Categorical([kind for kind, part in kinds.items() for _ in range(part.n_vars)])
     both.raw = both.copy()
     both.write(tmp_path / "both.h5ad")
-    pd.testing.assert_frame_equal(model_input(tmp_path / "both.h5ad", tmp_path / "ready.h5mu"), expected)
+    pd.testing.assert_frame_equal(tokens(tmp_path / "both.h5ad", tmp_path / "ready.h5mu"), expected)
     assert "(3 features of type Antibody Capture)" in capsys.readouterr().out
     assert read_cells(tmp_path / "ready.h5mu", ("rna", "atac")).values["atac"].shape == (12, 30)
 
@@ -199,7 +199,7 @@ def test_counts_beside_scaled_values_are_found(place, adata, expected, tmp_path,
         other.layers[place] = other.X.copy()
     other.X = np.random.default_rng(0).normal(size=other.shape).astype(np.float32)
     other = other[:, :30].copy() if place == "raw" else other  # raw has genes that X lacks
-    found = model_input(FORMATS["h5ad dense"](other, tmp_path), tmp_path / "ready.h5ad")
+    found = tokens(FORMATS["h5ad dense"](other, tmp_path), tmp_path / "ready.h5ad")
     pd.testing.assert_frame_equal(found, expected)
     assert f"counts in {'raw' if place == 'raw' else f'layers[{place!r}]'}" in capsys.readouterr().out
 
@@ -208,7 +208,7 @@ def test_whole_counts_are_preferred_to_recovered_ones(adata, tmp_path, capsys):
     other = adata.copy()
     other.raw = other.copy()
     other.X = np.log1p(other.X.toarray())
-    model_input(FORMATS["h5ad dense"](other, tmp_path), tmp_path / "ready.h5ad")
+    tokens(FORMATS["h5ad dense"](other, tmp_path), tmp_path / "ready.h5ad")
     assert "counts in raw" in capsys.readouterr().out
 
 
@@ -217,7 +217,7 @@ def test_of_two_equal_matrices_the_one_with_more_genes_is_read(state, adata, exp
     other = adata.copy()
     other.X = STATES[state](adata.X.toarray()).astype(np.float32)
     other.raw = other.copy()
-    found = model_input(FORMATS["h5ad dense"](other[:, :25].copy(), tmp_path), tmp_path / "ready.h5ad")
+    found = tokens(FORMATS["h5ad dense"](other[:, :25].copy(), tmp_path), tmp_path / "ready.h5ad")
     pd.testing.assert_frame_equal(found, expected)
     assert " in raw" in capsys.readouterr().out
 
@@ -227,7 +227,7 @@ def test_values_that_are_not_counts_are_scaled_to_the_target_sum(tmp_path, capsy
     weights = rng.gamma(0.5, 1, (8, 30)).astype(np.float32)
     adata = make_cells(n_cells=8, n_genes=30)
     adata.X = np.log1p(weights * 700 / weights.sum(1, keepdims=True))
-    found = model_input(FORMATS["h5ad dense"](adata, tmp_path), tmp_path / "ready.h5ad", target_sum=1e4)
+    found = tokens(FORMATS["h5ad dense"](adata, tmp_path), tmp_path / "ready.h5ad", target_sum=1e4)
     wanted = np.log2(1 + 1e4 * weights / weights.sum(1, keepdims=True))
     np.testing.assert_allclose(found.to_numpy(), wanted, rtol=1e-4)
     assert "counts not recoverable: used as shares of a cell" in capsys.readouterr().out
@@ -242,7 +242,7 @@ def test_an_odd_cell_outside_the_sample_is_noticed(adata, tmp_path, monkeypatch,
     values[8] *= np.random.default_rng(0).uniform(0.5, 1, 40)  # the sample: rows 0, 1, 3, 4, 6, 7, 9, 11
     other = adata.copy()
     other.X = csr_matrix(values)
-    model_input(FORMATS["h5ad csr"](other, tmp_path), tmp_path / "ready.h5ad")
+    tokens(FORMATS["h5ad csr"](other, tmp_path), tmp_path / "ready.h5ad")
     assert "counts not recoverable" in capsys.readouterr().out
     counts[8, 3] = 0.5
     other.X = csr_matrix(counts)
@@ -259,7 +259,7 @@ def test_values_flag_overrides_detection(adata, tmp_path, capsys):
     line = error_of(capsys, "preprocess", data_path=path, out_path=tmp_path / "ready.h5ad")
     assert f"{path}: " in line
     assert "--values cpm" in line
-    found = model_input(path, tmp_path / "ready.h5ad", values="cpm")
+    found = tokens(path, tmp_path / "ready.h5ad", values="cpm")
     dense = other.X[:, np.argsort(other.var_names)]
     np.testing.assert_allclose(found, np.log2(1 + 1e4 * dense / dense.sum(1, keepdims=True)), rtol=1e-4)
 
@@ -271,9 +271,7 @@ def test_estimated_counts_are_used_unchanged(tmp_path, capsys):
     counts[:, 0] = 1
     counts += (rng.random(counts.shape) < 0.05) * rng.uniform(0, 1, counts.shape) * (counts > 0)
     adata.X = counts.astype(np.float32)
-    found = model_input(
-        FORMATS["h5ad csr"](adata, tmp_path), tmp_path / "ready.h5ad", target_sum="median", val_fraction=0
-    )
+    found = tokens(FORMATS["h5ad csr"](adata, tmp_path), tmp_path / "ready.h5ad", target_sum="median", val_fraction=0)
     assert "estimated counts with fractions" in capsys.readouterr().out
     totals = counts.sum(1, keepdims=True)
     np.testing.assert_allclose(found.to_numpy(), np.log2(1 + np.median(totals) * counts / totals), rtol=1e-4)
@@ -283,7 +281,7 @@ def test_estimated_counts_are_used_unchanged(tmp_path, capsys):
 def test_values_counts_accepts_fractions(adata, tmp_path):
     other = adata.copy()
     other.X[3, 0] = 0.5
-    found = model_input(FORMATS["h5ad csr"](other, tmp_path), tmp_path / "ready.h5ad", values="counts")
+    found = tokens(FORMATS["h5ad csr"](other, tmp_path), tmp_path / "ready.h5ad", values="counts")
     dense = other.X.toarray()[:, np.argsort(other.var_names)]
     np.testing.assert_allclose(found, np.log2(1 + 1e4 * dense / dense.sum(1, keepdims=True)), rtol=1e-4)
 
@@ -297,7 +295,7 @@ def test_cells_named_like_genes_do_not_transpose_the_table(adata, expected, tmp_
     other.obs_names = [f"Cell{i}" for i in range(other.n_obs)]
     for turned in (False, True):
         path = text("cells.csv", ",", turned=turned)(other, tmp_path)
-        found = model_input(path, tmp_path / "ready.h5ad")
+        found = tokens(path, tmp_path / "ready.h5ad")
         np.testing.assert_array_equal(found.to_numpy(), expected.to_numpy())
 
 
@@ -313,7 +311,7 @@ def test_a_folder_of_two_samples_is_refused(adata, tmp_path, capsys):
 
 
 def test_preprocessing_twice_is_refused(adata, tmp_path, capsys):
-    model_input(FORMATS["h5ad csr"](adata, tmp_path), tmp_path / "ready.h5ad")
+    tokens(FORMATS["h5ad csr"](adata, tmp_path), tmp_path / "ready.h5ad")
     before = (tmp_path / "ready.h5ad").read_bytes()
     line = error_of(capsys, "preprocess", data_path=tmp_path / "ready.h5ad", out_path=tmp_path / "twice.h5ad")
     assert f"{tmp_path / 'ready.h5ad'}: " in line
@@ -325,7 +323,7 @@ def test_blocks_of_any_size_write_the_same_file(adata, expected, tmp_path, monke
     path = FORMATS["h5ad csr"](adata, tmp_path)
     for block in (1, 50, 10**6):
         monkeypatch.setattr("utils.files.disk_matrix.BLOCK", block)
-        pd.testing.assert_frame_equal(model_input(path, tmp_path / "ready.h5ad"), expected, check_exact=True)
+        pd.testing.assert_frame_equal(tokens(path, tmp_path / "ready.h5ad"), expected, check_exact=True)
 
 
 def test_annotation_is_copied_and_the_rest_is_reported(adata, tmp_path, capsys):
