@@ -71,16 +71,16 @@ def duplicated_barcodes() -> ad.AnnData:
 
 BAD = {
     "absent.h5ad": (None, "no such file"),
-    "folder.h5ad": ("folder", "a folder with no matrix.mtx"),
-    "words.csv": ("cell,CD4\nc1,many\n", "column 'CD4' holds 'many', which is no number"),
-    "line.tsv": ("cell\tCD4\n", "a text of 1 line(s)"),
-    "binary.txt": ("\x00\x01\x02\n\x00\n", "no table"),
-    "text.h5ad": ("not a matrix\n", "not a readable .h5ad file"),
-    "text.h5mu": ("not a matrix\n", "not a readable .h5mu file"),
+    "folder.h5ad": ("folder", "matrix.mtx"),
+    "words.csv": ("cell,CD4\nc1,many\n", "'many'"),
+    "line.tsv": ("cell\tCD4\n", "1 line"),
+    "binary.txt": ("\x00\x01\x02\n\x00\n", "table"),
+    "text.h5ad": ("not a matrix\n", ".h5ad"),
+    "text.h5mu": ("not a matrix\n", ".h5mu"),
     "empty.h5ad": ("", "is empty"),
     "empty.csv": ("", "is empty"),
-    "other.h5mu": (mudata.MuData({"adt": rna()}), "no modality named rna or atac, only adt"),
-    "twice.h5ad": (duplicated_barcodes(), "barcodes of rna are not unique"),
+    "other.h5mu": (mudata.MuData({"adt": rna()}), "adt"),
+    "twice.h5ad": (duplicated_barcodes(), "unique"),
 }
 
 
@@ -97,8 +97,9 @@ def test_unreadable_files_are_named(tmp_path, name):
         os.rename(written, path)
     with pytest.raises(UserError) as error:
         read_raw(path)
-    assert str(error.value).startswith(f"{path}: ")
-    assert message in str(error.value)
+    named, _, problem = str(error.value).partition(": ")
+    assert named == str(path)
+    assert message in problem
     assert "\n" not in str(error.value)
 
 
@@ -106,7 +107,7 @@ def test_a_truncated_file_is_named(tmp_path):
     path = tmp_path / "a.h5ad"
     rna(400).write(path)
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(UserError, match="not a readable"):
+    with pytest.raises(UserError, match=f"{path}: "):
         read_raw(path)
 
 

@@ -1,7 +1,7 @@
-"""The steps of preprocess.py: from an opened file to the model-ready file."""
+"""The steps with which preprocess.py makes a model-ready file from an opened raw file."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
@@ -22,7 +22,13 @@ Split = Callable[[pd.DataFrame], np.ndarray]
 
 
 def check_before_reading(file: RawFile, label_column: str, any_labels: bool, target_sum: str, split: Split) -> None:
-    """Stop on mistaken flags now, because reading all counts of a large file takes minutes.
+    """Raise an error for mistaken flags before the counts are read, which takes minutes for a large file.
+
+    Parameters
+    ----------
+    file : the opened file
+    label_column, any_labels, target_sum : the flags of preprocess.py
+    split : assigns each cell to train, val or test
 
     Raises
     ------
@@ -33,23 +39,23 @@ def check_before_reading(file: RawFile, label_column: str, any_labels: bool, tar
         raise UserError(f"{file.path}: is preprocessed already; give it to the training scripts as it is")
     check_labels(file.obs, label_column, file.path, any_labels)
     split(file.obs)
-    choose_target_sum(target_sum, np.ones(1))
+    choose_target_sum(target_sum, np.ones(1))  # the totals do not matter here, only whether the flag is valid
 
 
 def measured_cells(obs: pd.DataFrame, by_modality: dict[str, Ingested]) -> pd.DataFrame:
-    """Annotation of the cells that have a count in at least one modality, in the order of `obs`; a copy."""
+    """Return a copy of `obs` that holds only cells with a count in at least one modality."""
     barcodes = [ingested.barcodes[ingested.measured] for ingested in by_modality.values()]
     return obs.loc[obs.index.isin(np.concatenate(barcodes))].copy()
 
 
-def assign_cells(obs: pd.DataFrame, split: Split, label_column: str) -> Iterable[str]:
-    """Write the split into obs["split"], and make labels that name no cell type missing.
+def assign_cells(obs: pd.DataFrame, split: Split, label_column: str) -> list[str]:
+    """Write the split into obs["split"], and set labels that name no cell type (such as `unassigned`) to missing.
 
     Parameters
     ----------
     obs : [cells] annotation, changed in place
-    split : assigns each cell
-    label_column : cell types, if there
+    split : assigns each cell to train, val or test
+    label_column : column of `obs` with cell types, if it exists
 
     Returns
     -------
@@ -74,7 +80,7 @@ def make_stamp(
     target_sum: str,
     split_flags: dict,
 ) -> dict:
-    """Record what was done and with which constants, so that no later stage does it again or otherwise.
+    """Record how the cells were preprocessed, so that later stages and predictions use the same constants.
 
     Parameters
     ----------
@@ -131,6 +137,6 @@ def write_ready(path: str | Path, by_modality: dict[str, Ingested], obs: pd.Data
     with write_in_blocks(path, frames, obs, {STAMP: json.dumps(stamp)}) as out:
         for modality, ingested in by_modality.items():
             for counts in ingested.blocks(keep=ingested.measured, progress=True):
-                # Shares of a cell and estimated counts are no counts, so no layer claims that they are.
+                # Only whole counts are written to layers["counts"], not estimated counts or shares of a cell.
                 layers = {"counts": counts} if ingested.values.exact else {}
                 out.append(modality, X=model_values(modality, counts, stamp.get("target_sum")), **layers)
