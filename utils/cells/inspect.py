@@ -34,7 +34,7 @@ HIGH_BIN = 3
 """If a single count of the median cell falls into this expression bin or a higher one, few bins are left for higher
 counts, and the user is advised to choose a smaller --target_sum."""
 FEW_KNOWN = 0.7
-"""If a smaller share of the ids are known genes of the species, the user is told, with a likely reason."""
+"""If a smaller share of the ids are known genes of the species, the doctor adds a note with a likely reason."""
 
 
 @dataclass
