@@ -1,7 +1,7 @@
-# Every target makes .venv first, and makes it again when a requirements file has changed.
+# Every target first creates .venv, and creates it again if a requirements file has changed.
 PYTHON ?= python3
 BIN := .venv/bin
-# The stamp is written last: an installation that failed half way leaves none and is done again.
+# The stamp is written last, so an installation that fails half way is repeated.
 STAMP := .venv/.installed
 BENCH_STAMP := .venv/.installed_bench
 STUDY_STAMP := .venv/.installed_study
@@ -12,37 +12,41 @@ BENCHMARKS := rna_encoder atac_encoder loading throughput busy_neighbour scaling
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench study soak clean
+.PHONY: help demo test lint docs bench study soak clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 17
 
-demo: $(STAMP) ## run every stage on a small data set made on the spot (writes demo_output/)
+demo: $(STAMP) ## run every stage on simulated donors (writes demo_output/)
 	$(BIN)/python demo.py
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest
 
-lint: $(STAMP) ## check style and formatting
+lint: $(STAMP) ## check style, formatting, and the links and commands in the documents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -o addopts=-q tests/test_docs.py
 
-bench: $(BENCH_STAMP) ## measure time and memory: one table of what is to be reached (half an hour)
+docs: $(STAMP) ## run docs/tutorial.ipynb from top to bottom and keep its outputs (3 minutes)
+	$(BIN)/python docs/run_tutorial.py
+
+bench: $(BENCH_STAMP) ## measure time and memory, and compare with the goals (half an hour)
 	[ -d demo_output/runs/celltype_student ] || $(BIN)/python demo.py
 	for script in $(BENCHMARKS); do \
 		echo "== $$script"; \
 		$(BIN)/python -m benchmarks.$$script || exit 1; \
 	done
 
-soak: $(STAMP) ## kill and resume every training script, read thousands of broken files (half an hour)
+soak: $(STAMP) ## kill and resume every training script, read thousands of damaged files (half an hour)
 	$(BIN)/python -m tests.soak
 
-# The peer needs none of the further packages that it names.
+# --no-deps: the peer names further packages, which it does not need.
 $(BENCH_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps performer-pytorch==1.1.4 local-attention==1.9.0 axial-positional-embedding==0.3.12
 	@touch $(BENCH_STAMP)
 
-study: $(STUDY_STAMP) ## what is missing of the study in benchmarks/results (DATA=…, IMMUNE=…; most of a day)
+study: $(STUDY_STAMP) ## make the runs that benchmarks/results lacks (DATA=…, IMMUNE=…; most of a day)
 	@for file in "$(DATA)" "$(IMMUNE)"; do \
 		[ -f "$$file" ] || { echo "$$file is not there: run make study DATA=snareseq2_mop.h5mu IMMUNE=immune_rna.h5ad" >&2; exit 1; }; \
 	done
@@ -66,8 +70,8 @@ $(STUDY_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet -c requirements.txt scvi-tools==1.4.2
 	@touch $(STUDY_STAMP)
 
-clean: ## remove demo_output/ and caches (not .venv)
-	rm -rf demo_output .pytest_cache .ruff_cache .hypothesis
+clean: ## remove demo_output/, tutorial_output/ and caches (not .venv)
+	rm -rf demo_output tutorial_output .pytest_cache .ruff_cache .hypothesis
 	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 $(STAMP): requirements.txt requirements-dev.txt

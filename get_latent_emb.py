@@ -2,9 +2,9 @@
 
     python get_latent_emb.py --data_path cells.ready.h5mu --model_path runs/multimodal --ckpt_dir runs/latents
 
-Input: paired cells from preprocess.py and the folder of stage II. Output: train.h5ad and val.h5ad in --ckpt_dir, with a
-row per barcode: the latents of both modalities (obsm["rna"], obsm["atac"]), the joint embedding (X), and the teacher's
-hash.
+Input: paired cells from preprocess.py and the folder of stage II. Output: train.h5ad and val.h5ad in --ckpt_dir. Each
+has one row per barcode, with the latents of both modalities (obsm["rna"], obsm["atac"]) and the joint embedding (X),
+and the teacher's hash.
 """
 
 from dataclasses import dataclass

@@ -2,11 +2,11 @@
 
     python predict_cell_type.py --data_path new_cells.h5ad --model_path celltype --ckpt_dir runs
 
-Input: raw cells in any format that preprocess.py reads; genes are named, peaks projected, and values normalised as the
-model's own were, with a report of what was found and lost. Output: the same cells in the same order with everything
-that the file holds, and obs["predicted_cell_type"], obs["confidence"] (calibrated probability of that type), the
-multi-omics embedding in obsm["X_scmomer"], and in uns["scmomer"] what made them. Predictions of an earlier run are
-replaced; columns of your own under these names are not: choose other names by --prefix.
+Input: raw cells in any format that preprocess.py reads. Genes are matched, peaks projected and values normalised as
+for the model's training cells, with a report of what was found and what was lost. Output: the same cells in the same
+order with everything that the file holds, and obs["predicted_cell_type"], obs["confidence"] (calibrated probability of
+that type), the multi-omics embedding in obsm["X_scmomer"], and what made them in uns["scmomer"]. Predictions of an
+earlier run are replaced. Your own columns of these names are never replaced: choose other names with --prefix.
 """
 
 from dataclasses import dataclass
@@ -29,41 +29,32 @@ class Flags:
 
 
 def main() -> None:
-    flags, intake, config = parse_flags(__doc__, Flags, IngestConfig, InferConfig)
+    flags, ingest, config = parse_flags(__doc__, Flags, IngestConfig, InferConfig)
 
     # Slow to import: --help and mistaken flags do not wait for them.
-    import numpy as np
-
     from utils.cells.preprocessed import open_cells
     from utils.files.write import check_target, write_whole
-    from utils.predict.annotate import Names, read_query
-    from utils.predict.infer import predict_types
+    from utils.predict.annotate import Names
+    from utils.predict.label import label_cells
     from utils.train.distributed import distributed_run
     from utils.train.model_folder import load_model
 
     inputs = (flags.data_path, flags.rna_path, flags.atac_path)
     with open_cells(*inputs) as file, distributed_run(config.device) as runtime:
         names = Names(flags.prefix or "")
-        notes = names.claim(file)
+        names.claim(file)  # a clash of names stops the run before anything slow
         bare = file.path.name.removesuffix(file.suffix)  # a.csv and a.h5ad do not share an output
         out_path = flags.out_path or str(file.path.with_name(f"{bare}.predicted{file.suffix}"))
         check_target(out_path, file.suffix, inputs)
         inside = Path(flags.ckpt_dir) / flags.model_path
         saved = load_model(inside if inside.exists() else flags.model_path, "celltype")
-        query = read_query(file, saved, intake, progress=runtime.is_main)
-        for line in query.report + notes:
-            runtime.say(line)
-        prediction = predict_types(saved, query.dataset, config, runtime)
+        labelled = label_cells(file, saved, names.prefix, ingest, config, runtime)
         if not runtime.is_main:
             return
-        prediction.types[query.empty] = "unassigned"
-        prediction.confidence[query.empty] = 0.0
-        write_whole(query.annotate(prediction, saved, names), out_path)
-        types, counts = np.unique(prediction.types, return_counts=True)
-        runtime.say(
-            f"wrote {out_path}: {len(prediction.types):,} cells; "
-            + ", ".join(f"{types[i]} {counts[i]:,}" for i in np.argsort(-counts))
-        )
+        write_whole(labelled, out_path)
+        sizes = labelled.obs[f"{names.prefix}predicted_cell_type"].value_counts()
+        types = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size)
+        runtime.say(f"wrote {out_path}: {sizes.sum():,} cells; {types}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Stage I, ATAC: mask stretches of genome and predict which of their peaks are open with a transformer.
+"""Stage I, ATAC: mask stretches of the genome and predict their open peaks with a transformer.
 
     python pretrain_atac.py --preset small --data_path cells.ready.h5mu --ckpt_dir runs --model_name atac
     torchrun --nproc_per_node=4 pretrain_atac.py --data_path … --ckpt_dir … --model_name …
 
 Input: a file from preprocess.py. Output: the model folder <ckpt_dir>/<model_name>. Each epoch prints the loss (binary
-cross-entropy of the masked peaks, open ones weighted) and expected_precision (share of the predicted open probability
-that falls on open peaks: 1 when perfect, the share of open peaks when blind).
+cross-entropy of the masked peaks, open ones weighted) and expected_precision (share of the predicted
+probability that falls on open peaks: 1 is perfect, the share of open peaks is chance).
 """
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 from models.shapes import ATACEncoderConfig
 from utils.cli import flag, parse_flags, run_script
@@ -33,25 +32,17 @@ def main() -> None:
     from models.atac_encoder import ATACEncoder
     from models.objectives import MaskedATAC
     from utils.cells.minibatches import train_and_val
-    from utils.cells.preprocessed import read_cells
-    from utils.train.distributed import distributed_run
-    from utils.train.loop import fit
-    from utils.train.model_folder import SavedModel
+    from utils.train.stage import training_stage
 
-    with distributed_run(config.device) as runtime:
-        cells = read_cells(flags.data_path, ("atac",), say=runtime.say)
-        torch.manual_seed(config.seed)
-        objective = MaskedATAC(ATACEncoder(shape, len(cells.features["atac"])), flags.mask_ratio)
+    with training_stage("atac", flags, config) as stage:
+        cells = stage.read("atac")
         train, val = train_and_val(cells, config.seed)
-        saved = SavedModel(
-            kind="atac",
-            config={"atac": shape},
-            features=cells.features,
-            stamp=cells.stamp,
-            training=asdict(flags) | asdict(config),
-        )
-        folder = Path(flags.ckpt_dir) / flags.model_name
-        fit(objective, train, val, config, runtime, folder, saved.writer(objective), saved.identity)
+
+        torch.manual_seed(config.seed)
+        encoder = ATACEncoder(shape, len(cells.features["atac"]))
+
+        objective = MaskedATAC(encoder, flags.mask_ratio)
+        stage.fit(objective, train, val, {"atac": shape}, like=cells)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Stage III, second half: train a student that stands in for the missing modality.
+"""Stage III, second half: train a student that replaces the missing modality.
 
     python pretrain_missing_mod.py --preset small --data_path cells.ready.h5mu --model_path runs/multimodal \\
         --dir_train runs/latents --dir_val runs/latents --ckpt_dir runs --model_name student
 
-From the measured modality alone the student predicts the latent that the teacher gave the other one. Fusion and
-decoders are trained jointly, so that the cell embedding still reconstructs both modalities.
+From the measured modality alone, the student predicts the teacher's latent of the other modality. Fusion and decoders
+are trained with it, so that the cell embedding still reconstructs both modalities.
 
 Input: paired cells, the folder of stage II and the latents of get_latent_emb.py. Output: <ckpt_dir>/<model_name>.
 Each epoch prints the loss and its parts: latent_mse and latent_cosine (student against teacher), rna_mse (squared
@@ -12,8 +12,7 @@ error of log-normalised RNA), atac_bce (cross-entropy of peaks), and with --alon
 reconstructed from the student's latent alone, which then dominates the loss).
 """
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 from models.shapes import ScMomerConfig, StudentConfig
@@ -30,11 +29,9 @@ class Flags:
     ckpt_dir: str = flag("folder for model folders")
     model_name: str = flag("name of the model folder to write", aliases=("--model",))
     missing: Literal["atac", "rna"] = flag("modality that will be missing, which the student replaces", "atac")
-    feature_dropout: float = flag(
-        "share of the measured genes or peaks that the student is not shown while training", 0.0
-    )
+    feature_dropout: float = flag("share of the measured genes or peaks hidden from the student while training", 0.0)
     alone_weight: float = flag("weight of reconstructing the cell from the student's latent alone", 0.0)
-    blank_decoders: bool = flag("start the decoders again from the training means, for a better translation", False)
+    blank_decoders: bool = flag("restart the decoders from the training means, for a better translation", False)
 
 
 def main() -> None:
@@ -48,17 +45,16 @@ def main() -> None:
     from models.objectives import Distillation
     from models.scmomer import ScMomer
     from utils.cells.minibatches import train_and_val
-    from utils.cells.preprocessed import read_cells
     from utils.predict.latents import read_latents
-    from utils.train.distributed import distributed_run
-    from utils.train.loop import fit
-    from utils.train.model_folder import SavedModel, check_fits, load_model, load_parts
+    from utils.train.model_folder import load_parts
+    from utils.train.stage import training_stage
 
-    with distributed_run(config.device) as runtime:
-        cells = read_cells(flags.data_path, ("rna", "atac"), say=runtime.say)
-        teacher = load_model(flags.model_path, "multimodal")
-        check_fits(teacher, cells.features, cells.stamp, flags.data_path)
+    with training_stage("student", flags, config) as stage:
+        cells = stage.read("rna", "atac")
+        teacher = stage.start_from("teacher", flags.model_path, "multimodal")
+        stage.check_fits(teacher, cells)
         latents = read_latents({"train": flags.dir_train, "val": flags.dir_val}, cells, teacher)
+        train, val = train_and_val(cells, config.seed, latents=latents)
 
         torch.manual_seed(config.seed)
         parts, options = teacher.config | {"student": shape}, {"missing": flags.missing, "other_modality": "student"}
@@ -67,19 +63,8 @@ def main() -> None:
         if flags.blank_decoders:
             model.start_decoders_at_mean(cells.train_mean("rna"), cells.train_mean("atac"), blank=True)
 
-        train, val = train_and_val(cells, config.seed, latents=latents)
-        saved = SavedModel(
-            kind="student",
-            config=parts,
-            options=options,
-            features=cells.features,
-            stamp=cells.stamp,
-            training=asdict(flags) | asdict(config),
-            parents={"teacher": teacher.hash},
-        )
         objective = Distillation(model, flags.feature_dropout, flags.alone_weight)
-        folder = Path(flags.ckpt_dir) / flags.model_name
-        fit(objective, train, val, config, runtime, folder, saved.writer(model), saved.identity)
+        stage.fit(objective, train, val, parts, like=cells, saves=model, options=options)
 
 
 if __name__ == "__main__":

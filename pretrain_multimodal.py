@@ -3,19 +3,18 @@
     python pretrain_multimodal.py --preset small --data_path cells.ready.h5mu --rna_model_path runs/rna \\
         --atac_model_path runs/atac --ckpt_dir runs --model_name multimodal
 
-The cell embedding must reconstruct both modalities of true pairs, and separate true pairs from false ones, which join
-the RNA of one cell with the ATAC of another. No label is used unless --pair_labels names a column: then two cells known
-to be of the same type make no false pair. --pairs_within draws both cells from one batch or donor, so that the batch
-does not give a false pair away. The encoders' lower blocks stay as stage I left them.
+The cell embedding learns to reconstruct both modalities of true pairs, and to tell true pairs from false ones. A false
+pair joins the RNA of one cell with the ATAC of another. No label is used unless --pair_labels names a column: then two
+cells known to be of the same type never make a false pair. --pairs_within draws both cells from one batch or donor, so
+that a difference between batches does not reveal a false pair. The lower blocks of the encoders stay as in stage I.
 
 Input: paired cells from preprocess.py and the two folders of stage I. Output: <ckpt_dir>/<model_name>. Each epoch
 prints the loss and its parts: rna_mse (squared error of log-normalised RNA) and atac_bce (cross-entropy of peaks) of
 true pairs, pair_accuracy (0.5 is chance), and with --alone_weight the same from one modality alone (rna_mse_of_rna,
-…); spread is the standard deviation of the embedding over validation cells, near 0 when it has collapsed.
+…); spread is the standard deviation of the embedding over validation cells; near 0 it has collapsed.
 """
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 from models.shapes import FusionConfig, ScMomerConfig
 from utils.cli import check_numbers, flag, parse_flags, run_script
@@ -34,10 +33,12 @@ class Flags:
     feature_dropout: float = flag(
         "share of a cell's expressed genes and open peaks hidden from the towers while training", 0.0
     )
-    pair_weight: float = flag("weight of separating true pairs from false ones", 1.0)
+    pair_weight: float = flag("weight of the loss that separates true pairs from false ones", 1.0)
     pair_labels: str = flag("column of obs with cell types that false pairs must not share, or none", "none")
     pairs_within: str | None = flag("column of obs (batch, donor) that both cells of a false pair share", None)
-    alone_weight: float = flag("weight of reconstructing the cell from each modality alone; 0 as published", 0.0)
+    alone_weight: float = flag(
+        "weight of reconstructing the cell from each modality alone; 0 is the published value", 0.0
+    )
 
 
 def main() -> None:
@@ -51,23 +52,24 @@ def main() -> None:
     from models.objectives import JointPairs
     from models.scmomer import ScMomer
     from utils.cells.minibatches import train_and_val
-    from utils.cells.preprocessed import read_cells
-    from utils.train.distributed import distributed_run
-    from utils.train.loop import fit
-    from utils.train.model_folder import SavedModel, check_fits, load_model, load_strictly, part
+    from utils.train.model_folder import part
+    from utils.train.stage import training_stage
+    from utils.train.weights import load_strictly
 
-    with distributed_run(config.device) as runtime:
-        cells = read_cells(flags.data_path, ("rna", "atac"), say=runtime.say)
-        parents = {"rna": load_model(flags.rna_model_path, "rna"), "atac": load_model(flags.atac_model_path, "atac")}
+    with training_stage("multimodal", flags, config) as stage:
+        cells = stage.read("rna", "atac")
+        parents = {
+            "rna": stage.start_from("rna", flags.rna_model_path, "rna"),
+            "atac": stage.start_from("atac", flags.atac_model_path, "atac"),
+        }
         for parent in parents.values():
-            check_fits(parent, cells.features, cells.stamp, flags.data_path)
+            stage.check_fits(parent, cells)
 
         torch.manual_seed(config.seed)
         parts = {name: parent.config[name] for name, parent in parents.items()} | {"fusion": shape}
         model = ScMomer(ScMomerConfig(**parts), len(cells.features["rna"]), len(cells.features["atac"]))
         for name, parent in parents.items():
             load_strictly(model.towers[name].encoder, part(parent.state, "encoder."), parent.path)
-
         model.start_decoders_at_mean(cells.train_mean("rna"), cells.train_mean("atac"))
 
         types = None if flags.pair_labels == "none" else cells.codes(flags.pair_labels, "--pair_labels")
@@ -78,19 +80,11 @@ def main() -> None:
                 f"{flags.data_path}: no training cell has a partner for a false pair; choose another --pairs_within "
                 "or --pair_labels"
             )
-        saved = SavedModel(
-            kind="multimodal",
-            config=parts,
-            features=cells.features,
-            stamp=cells.stamp,
-            training=asdict(flags) | asdict(config),
-            parents={name: parent.hash for name, parent in parents.items()},
-        )
+
         objective = JointPairs(
             model, flags.trainable_blocks, flags.feature_dropout, flags.alone_weight, flags.pair_weight
         )
-        folder = Path(flags.ckpt_dir) / flags.model_name
-        fit(objective, train, val, config, runtime, folder, saved.writer(model), saved.identity)
+        stage.fit(objective, train, val, parts, like=cells, saves=model)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,10 @@
     torchrun --nproc_per_node=4 pretrain_rna.py --data_path … --ckpt_dir … --model_name …
 
 Input: a file from preprocess.py. Output: the model folder <ckpt_dir>/<model_name>. Each epoch prints the loss
-(cross-entropy of the masked genes' bins) and the accuracy (share of these bins predicted right), means over cells.
+(cross-entropy of the masked genes' bins) and the accuracy (share of these bins predicted correctly), means over cells.
 """
 
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from models.shapes import RNAEncoderConfig
 from utils.cli import flag, parse_flags, run_script
@@ -33,35 +32,25 @@ def main() -> None:
     from models.objectives import MaskedRNA
     from models.rna_encoder import RNAEncoder
     from utils.cells.minibatches import train_and_val
-    from utils.cells.preprocessed import read_cells
     from utils.features.gene_symbols import read_gene_embedding
-    from utils.train.distributed import distributed_run
-    from utils.train.loop import fit
-    from utils.train.model_folder import SavedModel
+    from utils.train.stage import training_stage
 
-    with distributed_run(config.device) as runtime:
-        cells = read_cells(flags.data_path, ("rna",), say=runtime.say)
+    with training_stage("rna", flags, config) as stage:
+        cells = stage.read("rna")
+        train, val = train_and_val(cells, config.seed)
+
         genes = cells.features["rna"]
-        torch.manual_seed(config.seed)
         if flags.gene_embedding_path:
             vectors, found = read_gene_embedding(flags.gene_embedding_path, genes, shape.dim)
-            runtime.say(f"gene embedding: {found.sum():,} of {len(genes):,} genes found, the others are zero")
+            stage.runtime.say(f"gene embedding: {found.sum():,} of {len(genes):,} genes found, the others are zero")
             shape = replace(shape, freeze_gene_embedding=True)
+        torch.manual_seed(config.seed)
         encoder = RNAEncoder(shape, len(genes))
         if flags.gene_embedding_path:
             encoder.gene_embedding.weight.data.copy_(torch.from_numpy(vectors))
 
         objective = MaskedRNA(encoder, config.seed, flags.mask_ratio)
-        train, val = train_and_val(cells, config.seed)
-        saved = SavedModel(
-            kind="rna",
-            config={"rna": shape},
-            features=cells.features,
-            stamp=cells.stamp,
-            training=asdict(flags) | asdict(config),
-        )
-        folder = Path(flags.ckpt_dir) / flags.model_name
-        fit(objective, train, val, config, runtime, folder, saved.writer(objective), saved.identity)
+        stage.fit(objective, train, val, {"rna": shape}, like=cells)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""ATAC encoder: a transformer whose tokens are patches, stretches of genome with equally many peaks (after scCLIP)."""
+"""ATAC encoder: a transformer over patches, stretches of the genome with equally many peaks (after scCLIP)."""
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ class ATACEncoder(nn.Module):
     Parameters
     ----------
     config : ATACEncoderConfig
-    n_peaks : number of peaks, in genome order; the last patch is filled up with peaks that are never open
+    n_peaks : number of peaks, in genome order; the last patch is padded with peaks that are never open
     """
 
     def __init__(self, config: ATACEncoderConfig, n_peaks: int):
@@ -56,7 +56,8 @@ class ATACEncoder(nn.Module):
         self.pooler = nn.Linear(config.dim, config.dim)
 
     def embed_patches(self, atac: Ragged) -> Tensor:
-        """[B, n_patches, dim]: exact linear patch embedding without a dense peak vector."""
+        """[B, n_patches, dim]: the linear embedding of patches, computed from the open peaks alone."""
+        # One bag per patch of each cell: the rows of its open peaks are summed.
         bag = atac.rows * self.config.n_patches + atac.indices // self.patch_size  # [nnz] increasing
         n_bags = len(atac) * self.config.n_patches
         offsets = F.pad(torch.bincount(bag, minlength=n_bags).cumsum(0), (1, -1))
@@ -86,7 +87,7 @@ class ATACEncoder(nn.Module):
 
 
 class PatchHead(nn.Module):
-    """A patch's final state → the logits of its peaks."""
+    """Final state of a patch → logits of its peaks."""
 
     def __init__(self, encoder: ATACEncoder):
         super().__init__()
@@ -94,7 +95,7 @@ class PatchHead(nn.Module):
         self.to_peaks = nn.Linear(encoder.config.dim, encoder.patch_size)
 
     def masked_peaks(self, states: Tensor, atac: Ragged, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits and truth of the peaks in hidden patches alone.
+        """Logits and truth of the peaks in the hidden patches.
 
         Parameters
         ----------
@@ -105,7 +106,7 @@ class PatchHead(nn.Module):
         Returns
         -------
         logits [K, patch_size], is_open [K, patch_size] float32, cell [K] int64, for the K hidden patches of the
-        minibatch; the filling behind the last peak counts as closed, as in the published loss
+        minibatch; the padding after the last peak counts as closed, as in the published loss
         """
         cell, patch = hidden.nonzero(as_tuple=True)
         logits = self.to_peaks(states[cell, patch])

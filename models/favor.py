@@ -1,18 +1,18 @@
-"""FAVOR+ attention in blocks of tokens, from the stream and back to it: no query, key, value or feature is ever stored.
+"""FAVOR+ attention in blocks of tokens: queries, keys, values and features exist one block at a time.
 
     Q, K, V = x Wqᵀ, x Wkᵀ, x Wvᵀ                             [L, d] per head
     φ(x) = exp(s·xWᵀ − s²‖x‖²/2 − top) + ε,   s = d^-¼       φ [L, m]     (a factor m^-½ would cancel)
     C    = φ(K)ᵀ [V 1]                                       [m, d + 1]
     U    = φ(Q) C,   A = U[:, :d] / U[:, d],   y = A Woᵀ + b
 
-`top`, the largest projection (of a query; of all keys of a cell), is a constant of the quotient but for rounding and
-for ε; it is treated as one in the gradient. C is summed over blocks of keys with the largest projection so far, and
-scaled when a larger one comes. The gradient computes all of a block a second time, block by block:
+`top` is the largest projection: of one query, or of all keys of a cell. It keeps exponentials below 1 and cancels in
+the quotient (up to rounding and ε), so the gradient treats it as a constant. C is summed over blocks of keys with the
+largest projection so far, and rescaled when a larger one comes. The backward pass computes each block a second time:
 
     dφ(Q) = dU Cᵀ     dC = φ(Q)ᵀ dU     dφ(K) = [V 1] dCᵀ     dV = φ(K) dC
 
-and, since the exponential alone has a gradient, with G = dφ ∘ (φ − ε): dx = s·GW − s²·x·ΣG. W is not trained. The plain
-form, which stores everything, is in tests/models/plain_favor.py.
+Only the exponential has a gradient, so with G = dφ ∘ (φ − ε): dx = s·GW − s²·x·ΣG. W is not trained. The plain form,
+which stores everything, is in tests/models/plain_favor.py.
 """
 
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ from torch.autograd.function import once_differentiable
 
 FEATURE_EPS = 1e-4  # keeps every feature above zero, so that the normaliser never vanishes
 BLOCK_TOKENS = 256
-"""Tokens per block. Fixed, so that sums are taken in the same order however many cells there are."""
+"""Tokens per block. The size is fixed, so that sums are taken in the same order for any number of cells."""
 BLOCK_VALUES = 2**21
-"""Features that are held at a time, about."""
+"""About how many features are in memory at a time: 8 MB, which fits into a CPU's cache."""
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -47,13 +47,17 @@ def favor_attention(
     to_q, to_k, to_v : [H·d, D] weights
     to_out, bias : [D, H·d] and [D] weights
     features : [m, d] random directions W; d gives the number of heads H
-    valid : [B, L] bool or None; padding is no key
+    valid : [B, L] bool, false for padding, or None; queries do not see padding
 
     Returns
     -------
-    [B, L, D]. Under autocast the projections are computed in its precision, the features in float32, for exponentials
-    lose too much in bfloat16. The largest projection of the keys is taken per cell, never over the minibatch: a cell's
-    result does not depend on the other cells.
+    [B, L, D]
+
+    Notes
+    -----
+    Under autocast the projections have its precision and the features float32: exponentials lose too much in bfloat16.
+    The largest projection of the keys is taken per cell, never over the minibatch, so a cell's result does not depend
+    on the other cells.
     """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
@@ -71,6 +75,7 @@ class _Favor(torch.autograd.Function):
         context = x.new_zeros(shape, dtype=torch.float32)
         tops = x.new_full((len(x), 1, 1, 1), -torch.inf, dtype=torch.float32)
         for cells in _cells(x, heads, features):
+            # First pass, over the keys: C = φ(K)ᵀ [V 1]. The last column sums φ(K), for the normaliser.
             c, top, bias_of_c = context[cells], tops[cells], torch.zeros_like(context[cells][:, :, :1])
             for tokens in _tokens(x):
                 pad = _padding(valid, cells, tokens)
@@ -83,7 +88,8 @@ class _Favor(torch.autograd.Function):
                 c.mul_(torch.exp(top - safe)).add_(_bmm(projected.sub_(half_norm + safe).exp_().mT, values))
                 bias_of_c += values.sum(-2, keepdim=True)
                 top.copy_(highest)
-            c.add_(bias_of_c, alpha=FEATURE_EPS)
+            c.add_(bias_of_c, alpha=FEATURE_EPS)  # the ε in φ(K), once for all keys
+            # Second pass, over the queries, which need C alone.
             for tokens in _tokens(x):
                 q = _heads(x[cells, tokens], to_q, heads)
                 u = _bmm_with_eps(_query_features(q, features, _padding(valid, cells, tokens)), c)
@@ -144,10 +150,10 @@ def _tokens(x: Tensor) -> Iterator[slice]:
 
 
 def _cells(x: Tensor, heads: int, features: Tensor) -> list[slice]:
-    """Blocks of cells whose features of one block of tokens fit: all blocks of one cell, or all of several.
+    """Blocks of cells, as many as `BLOCK_VALUES` allows; a block of one cell only if all blocks are.
 
-    Libraries multiply a single matrix by another route than several; so a cell's numbers do not depend on the others
-    (a minibatch of one cell aside).
+    Libraries multiply one matrix by another algorithm than a batch of matrices. With such blocks a cell's numbers do
+    not depend on how many others there are (unless a minibatch has one cell only).
     """
     n = max(1, BLOCK_VALUES // (heads * min(x.shape[1], BLOCK_TOKENS) * len(features)))
     starts = list(range(0, len(x), n))
@@ -161,11 +167,11 @@ def _padding(valid: Tensor | None, cells: slice, tokens: slice) -> Tensor | None
     if valid is None:
         return None
     pad = ~valid[cells, None, tokens, None]
-    return pad if pad.is_cuda or pad.any() else None  # a GPU would have to be waited for
+    return pad if pad.is_cuda or pad.any() else None  # asking a GPU would make the CPU wait for it
 
 
 def _heads(x: Tensor, weight: Tensor, heads: int) -> Tensor:
-    """[b, l, D] → [b, heads, l, d] float32, each cell by itself."""
+    """[b, l, D] → [b, heads, l, d] float32, one product per cell."""
     projected = torch.bmm(x, weight.mT.expand(len(x), -1, -1))
     return projected.unflatten(-1, (heads, -1)).transpose(1, 2).float()
 
@@ -181,7 +187,7 @@ def _add_weight_gradient(total: Tensor, d_out: Tensor, x: Tensor) -> None:
 
 
 def _bmm(a: Tensor, b: Tensor) -> Tensor:
-    """[b, H, n, i] · [b, H, i, o], each head of each cell by itself."""
+    """[b, H, n, i] · [b, H, i, o], one product per head and cell."""
     return torch.bmm(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, a.shape[:2])
 
 

@@ -1,4 +1,4 @@
-"""Joining the two modalities: towers that end in comparable latents, their fusion, and what is read off it."""
+"""Joining the two modalities: towers that end in comparable latents, their fusion, and the discriminator of pairs."""
 
 import torch
 import torch.nn.functional as F

@@ -1,14 +1,14 @@
 """Which genes and patches are hidden, as a pure function of a cell's key.
 
 Every cell carries one 64-bit `key` per epoch, made from (seed, epoch, barcode). All random numbers here are hashes of
-that key and of the gene or patch they concern. So a mask depends neither on the minibatch nor on the number of
-processes, a resumed run draws what the uninterrupted one would have drawn, and validation cells, whose key never
-changes, are always hidden in the same way.
+that key and of the gene or patch they are for. So a mask depends neither on the minibatch nor on the number of
+processes; a resumed run draws the masks of the uninterrupted one; validation cells, whose key never changes, have the
+same mask in every epoch.
 
 Polarity, here and everywhere: in a mask, True means hidden from the encoder or to be predicted.
 
 Streams keep the draws of one cell apart: 0 target genes, 1 shown masks, 2 patches, 3 and 4 dropped genes and peaks,
-5 the student's dropout, 6 and 7 the classifier's.
+5 the student's dropout, 6 and 7 the head's.
 """
 
 import torch
@@ -23,12 +23,12 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift; `>>` on signed integers would drag the sign along."""
+    """Shift right and fill with zeros; `>>` on signed integers would fill with the sign bit."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser: a bijection of int64 whose outputs look independent."""
+    """The finaliser of SplitMix64: a bijection of int64 whose outputs look independent."""
     x = x + _GAMMA
     x = (x ^ _shift_right(x, 30)) * _MIX_1
     x = (x ^ _shift_right(x, 27)) * _MIX_2
@@ -54,7 +54,7 @@ def uniform(key: Tensor, item: Tensor, stream: int = 0) -> Tensor:
 
 
 def hide_lowest(score: Tensor, eligible: Tensor, ratio: float) -> Tensor:
-    """Mark the share `ratio` of each row's eligible places with the lowest scores, and at least one of them.
+    """Mark in each row the eligible places with the lowest scores: the share `ratio` of them, and at least one.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def mask_genes(
 
 
 def mask_patches(key: Tensor, n_patches: int, ratio: float = 0.15) -> Tensor:
-    """[B, n_patches] bool, the patches of peaks that are hidden and to be predicted."""
+    """[B, n_patches] bool, true for the patches of peaks to hide and predict."""
     patches = torch.arange(n_patches, device=key.device)
     score = uniform(key, patches, stream=2)
     return hide_lowest(score, torch.ones_like(score, dtype=torch.bool), ratio)
@@ -106,16 +106,16 @@ def drop_features(key: Tensor, cells: Ragged, ratio: float, stream: int = 3) -> 
     Parameters
     ----------
     key : [B] int64
-    cells : of B cells
+    cells : B cells
     ratio : 0 … 1
-    stream : another one for another modality
+    stream : a different one for each modality
     """
     score = uniform(key[cells.rows], cells.indices[:, None], stream).squeeze(1)  # [nnz]
     return cells.keep(score >= ratio)
 
 
 class KeyedDropout(nn.Module):
-    """Dropout whose mask is a function of the cell's key, so any cut into minibatches and processes drops the same.
+    """Dropout whose mask is a function of the cell's key: the same units drop in any minibatch and on any process.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a model is given: a minibatch of cells whose modalities stay sparse from the file to the first layer."""
+"""The input of a model: a minibatch of cells, whose modalities stay sparse from the file to the first layer."""
 
 from dataclasses import dataclass, fields, replace
 
@@ -16,7 +16,7 @@ class Ragged:
     values : [nnz] float32, log-normalised expression, or 1.0 for an open peak
     offsets : [B + 1] int64, cell b owns entries offsets[b] … offsets[b + 1] - 1
     width : number of features
-    padded_length : to which `padded` fills up cells, at least the longest one's; 0 for the longest one's
+    padded_length : length to which `padded` pads each cell; 0 for the length of the longest cell
     """
 
     indices: Tensor
@@ -63,16 +63,16 @@ class Ragged:
 
 @dataclass
 class Minibatch:
-    """B cells. Everything but `row`, `key` and `weight` is there only when the stage needs it.
+    """B cells. Beyond `row`, `key` and `weight`, a part is present only when the stage needs it.
 
     Attributes
     ----------
     row : [B] int64, position of the cell in its file
-    key : [B] int64, the seed of all of this cell's randomness in this epoch (see `models.masking`)
-    weight : [B] float32, 1 for a cell, 0 for a repeat that only fills up the last minibatch
+    key : [B] int64, seeds everything random about the cell in this epoch (see `models.masking`)
+    weight : [B] float32, 1 for a cell, 0 for a repeat that pads the last minibatch
     step_cells : number of cells in the whole optimiser step, over micro-batches and processes
     rna, atac : the measured values
-    label : [B] int64 class
+    target : name → [B, …], what a head learns to predict
     true_pair : [B] bool, false where `atac` was taken from another cell
     latent : modality → [B, latent_dim] float32, the teacher's latents
     """
@@ -83,7 +83,7 @@ class Minibatch:
     step_cells: int
     rna: Ragged | None = None
     atac: Ragged | None = None
-    label: Tensor | None = None
+    target: dict[str, Tensor] | None = None
     true_pair: Tensor | None = None
     latent: dict[str, Tensor] | None = None
 

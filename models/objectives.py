@@ -1,7 +1,7 @@
-"""One module per stage: a minibatch in, the loss of each of its cells and the sums behind the metrics out.
+"""One objective per stage: `loss [B], metrics = objective(batch)`.
 
-Losses are means *within* a cell, so a cell's loss does not depend on the company it keeps, and the engine may cut an
-optimiser step into micro-batches and processes as it likes. A metric is a pair (sum, count), to be added up anywhere.
+A loss is a mean *within* a cell, so it does not depend on the other cells of the minibatch, and the loop may cut an
+optimiser step into micro-batches and processes in any way. A metric is a pair (sum, count), which adds up over them.
 Each objective owns exactly the parameters that its stage trains or reads.
 """
 
@@ -26,7 +26,7 @@ FALSE_PAIR_SHARE = 0.5
 FEATURE_REDRAW_STEPS = 1000
 DROP_STREAMS = {"rna": 3, "atac": 4}  # of random numbers
 MAX_LOGITS = 2**22
-"""Of the peak decoder, held at a time: 16 MB in float32, and as much for each tensor that is derived from them."""
+"""Logits of the peak decoder in memory at a time: 16 MB in float32, and as much for each tensor made from them."""
 
 
 def mean_per_cell(values: Tensor, cell: Tensor, n_cells: int) -> Tensor:
@@ -37,12 +37,12 @@ def mean_per_cell(values: Tensor, cell: Tensor, n_cells: int) -> Tensor:
 
 
 def weighted(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Per-cell values [B] as a (sum, count) in which filled-up cells do not count."""
+    """(sum, count) of per-cell values [B]; repeats that pad the minibatch have weight 0."""
     return (values.detach().float() * weight).sum(), weight.sum()
 
 
 def peak_bce(logits: Tensor, atac: Ragged, open_weight: float) -> Tensor:
-    """Binary cross-entropy of peaks, open ones weighted, mean over a cell's peaks; no dense target is built.
+    """Binary cross-entropy of peaks, open ones weighted, mean over a cell's peaks, without a dense target.
 
     With softplus ζ, a closed peak costs ζ(l) and an open one w·ζ(−l): sum ζ(l) over all, correct at the open ones.
 
@@ -64,9 +64,9 @@ def peak_bce(logits: Tensor, atac: Ragged, open_weight: float) -> Tensor:
 
 
 def decoded_peak_bce(decoder: nn.Linear, embedding: Tensor, atac: Ragged, open_weight: float) -> Tensor:
-    """`peak_bce` of what a decoder reads off embeddings, with at most about `MAX_LOGITS` logits in memory at a time.
+    """`peak_bce` of a decoder's logits, with at most about `MAX_LOGITS` of them in memory at a time.
 
-    Where there are more, they are computed by stretches of peaks, and once again for the gradient.
+    If there are more, they are computed for one stretch of peaks after another, and again for the gradient.
 
     Parameters
     ----------
@@ -101,10 +101,10 @@ def freeze(module: nn.Module) -> None:
 
 
 def unfreeze_last_blocks(encoder: nn.Module, n_blocks: int) -> None:
-    """Train an encoder's final norm and its last blocks only; a negative number trains the whole encoder.
+    """Train only the final norm and the last blocks of an encoder; a negative number trains the whole encoder.
 
-    The pooler goes with the final norm (stage I gives it no gradient, so it would stay random), and a gene
-    embedding that is to stay frozen does so in any case.
+    The pooler is trained with the final norm: stage I gives it no gradient, so it would stay random. A gene embedding
+    from a file stays frozen in any case.
     """
     encoder.requires_grad_(n_blocks < 0)
     encoder.norm.requires_grad_(True)
@@ -122,19 +122,19 @@ class Objective(nn.Module):
 
     Attributes
     ----------
-    embedding : [B, D] what the last minibatch's cells look like to the stage, where it makes such a thing, so that the
-        engine can see a collapse
-    loss_name : what the loss is, for people
+    embedding : [B, D] embedding of the last minibatch's cells, if the stage makes one; the loop watches its spread for
+        a collapse
+    loss_name : the loss in words, for the loss curve
     """
 
     embedding: Tensor | None = None
     loss_name = "loss"
 
     def before_step(self, step: int) -> None:
-        """Called by the engine before optimiser step `step`, which counts from 0 over all epochs."""
+        """Called by the loop before optimiser step `step`, which counts from 0 over all epochs."""
 
     def parameter_groups(self) -> list[dict]:
-        """What is trained, as the optimiser takes it; `scale` multiplies the learning rate."""
+        """Parameter groups for the optimiser; `scale` multiplies the learning rate."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "scale": 1.0}]
 
     def leave_out(self, batch: Minibatch, share: float) -> Minibatch:
@@ -185,7 +185,7 @@ class MaskedATAC(Objective):
         self.encoder = encoder
         self.head = PatchHead(encoder)
         self.mask_ratio = mask_ratio
-        freeze(encoder.pooler)  # not on the way to this loss
+        freeze(encoder.pooler)  # this loss does not use it
 
     def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         hidden = mask_patches(batch.key, self.encoder.config.n_patches, self.mask_ratio)  # [B, N]
@@ -206,14 +206,14 @@ class JointPairs(Objective):
 
     Parameters
     ----------
-    model : ScMomer without a classifier
+    model : ScMomer without a head
     trainable_blocks : how many of the encoders' last blocks are trained; negative for everything
-    feature_dropout : share of a cell's expressed genes and open peaks that the towers are not shown while training;
-        what is reconstructed is the whole cell
-    alone_weight : of the same reconstruction from each modality's latent alone. At 0, as published, the tower with the
-        richer measurements may do all the work, and the other's latent may stay without meaning
-    pair_weight : of separating true pairs from false ones. At 1, as published, its gradients are many times those of
-        the reconstruction, and with few cells mostly noise
+    feature_dropout : share of a cell's expressed genes and open peaks hidden from the towers while training; the loss
+        still reconstructs the whole cell
+    alone_weight : weight of the same reconstruction from each modality's latent alone. At 0, as published, the tower
+        with the richer measurements may do all the work, and the other latent may mean nothing
+    pair_weight : weight of separating true pairs from false ones. At 1, as published, its gradients are many times
+        larger than the reconstruction's, and with few cells they are mostly noise
     """
 
     def __init__(
@@ -241,7 +241,8 @@ class JointPairs(Objective):
         pair_logits = self.pair_head(embedding).float()
         is_true = batch.true_pair.long()
         pair_ce = F.cross_entropy(pair_logits, is_true, reduction="none")
-        # Divided by the expected share of true pairs, the reconstruction weighs the same whatever a minibatch holds.
+        # Only true pairs are reconstructed. Dividing by their expected share, not by their number in this
+        # minibatch, gives each of them the same weight in every minibatch.
         loss = is_true * (rna_mse + atac_bce) / (1 - FALSE_PAIR_SHARE) + self.pair_weight * pair_ce
         pair_hits = (pair_logits.argmax(1) == is_true).float()
         metrics = {
@@ -257,31 +258,31 @@ class JointPairs(Objective):
 
 
 def alone(latents: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The latents [B, latent_dim] with all but one modality's at zero."""
+    """The latents [B, latent_dim], set to zero for all modalities but `name`."""
     return {key: latent if key == name else torch.zeros_like(latent) for key, latent in latents.items()}
 
 
 def of_each_alone(weight: float) -> str:
-    """The end of a loss's name: what is asked of a single latent."""
+    """The end of a loss's name where a single latent must reconstruct the cell."""
     return f"\n+ {weight:g} × reconstruction from one latent" if weight else ""
 
 
 def reconstruction(decoders: nn.ModuleDict, embedding: Tensor, batch: Minibatch) -> tuple[Tensor, Tensor]:
-    """RNA mean squared error [B] and ATAC cross-entropy [B] of what the decoders read off the cell embedding."""
+    """Mean squared error of RNA [B] and cross-entropy of ATAC [B], decoded from the cell embedding."""
     rna_mse = (decoders["rna"](embedding).float() - batch.rna.dense()).square().mean(1)
     return rna_mse, decoded_peak_bce(decoders["atac"], embedding, batch.atac, ATAC_JOINT_OPEN_WEIGHT)
 
 
 class Distillation(Objective):
-    """Stage III: the student learns the teacher's latent; fusion and decoders learn to live with the student's.
+    """Stage III: the student learns the teacher's latent; fusion and decoders adapt to the student's.
 
-    The towers are frozen, so the measured modality's latent is a constant of the cell and comes with the minibatch.
+    The towers are frozen, so the latent of the measured modality is a constant; it comes with the minibatch.
 
     Parameters
     ----------
     model : ScMomer with a student
-    feature_dropout : share of the measured modality's features that the student is not shown while training
-    alone_weight : of reconstructing the cell from the student's latent alone, as in `JointPairs`
+    feature_dropout : share of the measured modality's features hidden from the student while training
+    alone_weight : weight of reconstructing the cell from the student's latent alone, as in `JointPairs`
     """
 
     def __init__(self, model: ScMomer, feature_dropout: float = 0.0, alone_weight: float = 0.0):
@@ -312,40 +313,36 @@ class Distillation(Objective):
         return loss, metrics
 
 
-class CellTypes(Objective):
-    """Fine-tuning: cross-entropy of cell types from the modalities that the model reads.
+class FineTuning(Objective):
+    """Fine-tuning: the loss of the model's head, from the modalities that the model reads.
 
     Parameters
     ----------
-    model : ScMomer with a classifier
-    trainable_blocks : how many of the encoders' last blocks are trained; negative for everything
-    train_student : whether the student is trained on, too
-    class_weight : [n_classes] float32 or None, factors on the loss of each class
+    model : ScMomer with a head
+    trainable_blocks : number of last encoder blocks to train; negative for the whole encoder
+    train_student : whether to train the student as well
     feature_dropout : share of a cell's expressed genes and open peaks that are left out at random while training
-    pretrained_lr_scale : learning rate of all but the classifier, as a multiple
+    pretrained_lr_scale : learning rate of all but the head, as a multiple of the head's
     """
-
-    loss_name = "cross-entropy of cell types (nats)"
 
     def __init__(
         self,
         model: ScMomer,
         trainable_blocks: int = 2,
         train_student: bool = False,
-        class_weight: Tensor | None = None,
         feature_dropout: float = 0.0,
         pretrained_lr_scale: float = 1.0,
     ):
         super().__init__()
         self.model, self.feature_dropout, self.pretrained_lr_scale = model, feature_dropout, pretrained_lr_scale
+        self.loss_name = model.head.loss_name
         for tower in model.towers.values():
             unfreeze_last_blocks(tower.encoder, trainable_blocks)
         if model.config.student:
             model.student.requires_grad_(train_student)
-        self.register_buffer("class_weight", class_weight, persistent=False)
 
     def parameter_groups(self) -> list[dict]:
-        new = {id(p) for p in self.model.classifier.parameters()}
+        new = {id(p) for p in self.model.head.parameters()}
         trained = [p for p in self.parameters() if p.requires_grad]
         return [
             {"params": [p for p in trained if id(p) in new], "scale": 1.0},
@@ -353,8 +350,7 @@ class CellTypes(Objective):
         ]
 
     def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
-        embedding, logits = self.model(self.leave_out(batch, self.feature_dropout))
-        self.embedding, logits = embedding.detach(), logits.float()
-        loss = F.cross_entropy(logits, batch.label, weight=self.class_weight, reduction="none")
-        hits = (logits.argmax(1) == batch.label).float()
-        return loss, {"accuracy": weighted(hits, batch.weight)}
+        embedding, outputs = self.model(self.leave_out(batch, self.feature_dropout))
+        self.embedding = embedding.detach()
+        loss, metrics = self.model.head.loss(outputs.float(), batch.target)
+        return loss, {name: weighted(values, batch.weight) for name, values in metrics.items()}

@@ -1,7 +1,7 @@
 """Performer: attention whose cost grows linearly with the number of tokens (FAVOR+, Choromanski et al. 2021).
 
 Softmax attention weighs a value by exp(q·k/√d). FAVOR+ writes that exponential as an expectation over random
-directions W, exp(q·k/√d) = E[φ(q)·φ(k)], so the sum over keys is taken once, before any query asks for it:
+directions W, exp(q·k/√d) = E[φ(q)·φ(k)], so one sum over the keys serves all queries:
 
     attention(q, K, V) = φ(q) (φ(K)ᵀ V) / (φ(q) Σ φ(K))                    (models/favor.py)
 """
@@ -15,9 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from models.favor import favor_attention
 
 RECOMPUTE_VALUES = 2**20
-"""Size of a stream [B, L, dim] from which memory counts for more than time."""
+"""Size of [B, L, dim] above which the feed-forward is computed again in the backward pass, to save memory."""
 FEED_TOKENS = 2048
-"""Tokens that go through the feed-forward at a time when nothing is trained."""
+"""Tokens that pass the feed-forward at a time during inference."""
 
 
 def n_features_for(dim_head: int) -> int:
@@ -26,7 +26,7 @@ def n_features_for(dim_head: int) -> int:
 
 
 def orthogonal_features(n_features: int, dim_head: int, generator: torch.Generator | None = None) -> Tensor:
-    """Random directions in orthogonal blocks, with the lengths that independent Gaussian vectors would have.
+    """Random directions, orthogonal within blocks of `dim_head`, with the lengths of independent Gaussian vectors.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def orthogonal_features(n_features: int, dim_head: int, generator: torch.Generat
     blocks = []
     for start in range(0, n_features, dim_head):
         q, r = torch.linalg.qr(torch.randn(dim_head, dim_head, generator=generator))
-        q = q * r.diagonal().sign()  # else LAPACK's choice of signs favours some directions (Mezzadri 2007)
+        q = q * r.diagonal().sign()  # without this, LAPACK's signs favour some directions (Mezzadri 2007)
         blocks.append(q.T[: n_features - start])
     lengths = torch.randn(n_features, dim_head, generator=generator).norm(dim=1, keepdim=True)
     return torch.cat(blocks) * lengths
@@ -69,7 +69,7 @@ class PerformerBlock(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), valid)
-        # The hidden layer of the feed-forward is the largest tensor of a block: never all of it, or computed again.
+        # The feed-forward's hidden layer is a block's largest tensor: made in parts, or again for the gradient.
         if not torch.is_grad_enabled():
             for part in x.split(FEED_TOKENS, dim=1):
                 part += self._feed(part)

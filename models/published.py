@@ -1,7 +1,8 @@
 """The published checkpoints' parameter names, translated into ours.
 
-A published file holds `{"model_state_dict": {...}}`, its names at times prefixed with `module.`. Only names and layouts
-are translated here; a weight that has no place is a KeyError, and `load_state_dict` stays strict about the others.
+A published file holds `{"model_state_dict": {...}}`; sometimes its names have the prefix `module.`. Only names and
+layouts are translated here. A weight without a place in our model raises a KeyError, and `load_state_dict` is strict
+about missing ones.
 """
 
 import torch
@@ -16,7 +17,7 @@ def strip_module(state: State) -> State:
 
 
 def rna_encoder(state: State) -> State:
-    """Performer encoder with its embeddings and final norm; the stage-I head `to_out` is left aside."""
+    """Performer encoder with its embeddings and final norm; the stage-I head `to_out` is ignored."""
     rest = strip_module(state)
     out = _rna_encoder(rest)
     _expect_empty(rest, "to_out.weight", "to_out.bias")
@@ -24,7 +25,7 @@ def rna_encoder(state: State) -> State:
 
 
 def atac_encoder(state: State) -> State:
-    """Patch transformer with its embeddings, final norm and pooler; the stage-I head `decoder_pred` is left aside."""
+    """Patch transformer with its embeddings, final norm and pooler; the stage-I head `decoder_pred` is ignored."""
     rest = strip_module(state)
     out = _atac_encoder(rest)
     _expect_empty(rest)
@@ -102,7 +103,7 @@ def _atac_encoder(rest: State, prefix: str = "", into: str = "") -> State:
         into + "peak_rows": rest.pop(projection + ".weight").T,
         into + "patch_bias": rest.pop(projection + ".bias"),
         into + "cls_token": rest.pop(prefix + "embeddings.cls_token").reshape(dim),
-        # checkpoints of stage II and later have dropped it
+        # checkpoints of stage II and later have none
         into + "mask_token": rest.pop(prefix + "embeddings.mask_token", torch.zeros(dim)).reshape(dim),
         into + "positions": rest.pop(prefix + "embeddings.position_embeddings")[0],
     }
@@ -122,6 +123,7 @@ def _atac_encoder(rest: State, prefix: str = "", into: str = "") -> State:
                 rest.pop(f"{prefix}{layer}attention.attention.{name}.{kind}") for name in ("query", "key", "value")
             ]
             out[f"{into}blocks.{i}.to_qkv.{kind}"] = torch.cat(parts)
-    for name in ("loss_fn.pos_weight", "decoder_pred.weight", "decoder_pred.bias"):  # stage I's, also kept later
+    # Of stage I; later checkpoints keep them.
+    for name in ("loss_fn.pos_weight", "decoder_pred.weight", "decoder_pred.bias"):
         rest.pop(prefix + name, None)
     return out | _take(rest, prefix, table, into)

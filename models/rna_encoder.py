@@ -1,4 +1,4 @@
-"""RNA encoder: a Performer whose tokens are genes and whose words are bins of their expression (after scBERT)."""
+"""RNA encoder: a Performer with one token per gene, embedded by gene and by expression bin (after scBERT)."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -46,7 +46,7 @@ class RNAEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
 
     def tokenize(self, rna: Ragged) -> GeneTokens:
-        """Bins of the log-normalised values, for all genes or for the expressed ones alone."""
+        """Tokens with the bins of the log-normalised values, for all genes or for the expressed ones only."""
         bins = (rna.values.round() if self.config.binning == "round" else rna.values.floor()).clamp(0, N_BINS - 1)
         binned = replace(rna, values=bins)
         if self.config.tokens == "all":
@@ -74,9 +74,9 @@ class RNAEncoder(nn.Module):
 class GenePooling(nn.Module):
     """Gene states → one number per gene (ReLU of an affine map) → bias-free linear map over genes.
 
-    The numbers begin around 1, a plain sum over the expressed genes. Begun around 0, they were seen to fall below it
-    for all genes within the first epochs of stage II, where ReLU has no gradient: the tower then gives
-    all cells the same latent and cannot recover.
+    The numbers start around 1, which makes a plain sum over the expressed genes. When they started around 0, they fell
+    below 0 for all genes within the first epochs of stage II. ReLU has no gradient there: the tower then gave all cells
+    the same latent and could not recover.
     """
 
     def __init__(self, dim: int, n_genes: int, latent_dim: int):

@@ -1,17 +1,19 @@
-"""scMomer: an RNA tower and an ATAC tower, joined; a student for the missing one; a classifier on top.
+"""scMomer: an RNA tower and an ATAC tower, joined; a student for the missing one; a head on top.
 
 RNA  ──► RNATower  ──► z_rna ──┐
-                               ├─► Fusion ──► cell embedding ──► decoders, pair discriminator, classifier
+                               ├─► Fusion ──► cell embedding ──► decoders, pair discriminator, or a head
 ATAC ──► ATACTower ──► z_atac ─┘
                          ▲
 RNA ──► Student ─────────┘   when ATAC is missing (and the mirror image when RNA is)
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from models.classifier import Classifier
 from models.fusion import ATACTower, Fusion, PairDiscriminator, RNATower
+from models.heads import Head
 from models.minibatch import Minibatch
 from models.shapes import ScMomerConfig, other
 from models.student import Student
@@ -22,41 +24,47 @@ ATAC_JOINT_OPEN_WEIGHT = 5.0  # of an open peak in the loss of the ATAC decoder
 class ScMomer(nn.Module):
     """The composed model.
 
+    With a head the model keeps only what leads from the cell to the head: the towers of the modalities it reads, no
+    decoders, no pair discriminator.
+
     Parameters
     ----------
     config : ScMomerConfig
     n_genes, n_peaks : sizes of the two vocabularies
-    n_classes : number of cell types, 0 without a classifier
+    make_head : latent_dim → head, or None for a model that reconstructs
     """
 
-    def __init__(self, config: ScMomerConfig, n_genes: int, n_peaks: int, n_classes: int = 0):
+    def __init__(
+        self, config: ScMomerConfig, n_genes: int, n_peaks: int, make_head: Callable[[int], Head] | None = None
+    ):
         super().__init__()
         self.config = config
         width = {"rna": n_genes, "atac": n_peaks}
         latent_dim = config.fusion.latent_dim
         self.towers = nn.ModuleDict()
-        if "rna" in config.inputs or not config.classifier:
+        if "rna" in config.inputs or not make_head:
             self.towers["rna"] = RNATower(config.rna, n_genes, latent_dim)
-        if "atac" in config.inputs or not config.classifier:
+        if "atac" in config.inputs or not make_head:
             self.towers["atac"] = ATACTower(config.atac, n_peaks, latent_dim)
         self.fusion = Fusion(latent_dim)
         if config.student:
             self.student = Student(config.student, width[other(config.missing)], latent_dim)
-        if config.classifier:
-            self.classifier = Classifier(config.classifier, latent_dim, n_classes)
+        if make_head:
+            self.head = make_head(latent_dim)  # last: a head's size does not change the initial weights of the others
         else:
             self.decoders = nn.ModuleDict({name: nn.Linear(latent_dim, size) for name, size in width.items()})
             self.pair_head = PairDiscriminator(latent_dim, config.fusion.pair_hidden)
 
     @torch.no_grad()
     def start_decoders_at_mean(self, mean_expression: Tensor, open_share: Tensor, blank: bool = False) -> None:
-        """Let the decoders begin with what is true of all cells, so that training is about what differs between them.
+        """Set the decoders' biases to the training cells' means, so that training is about what differs between cells.
+
         Parameters
         ----------
         mean_expression : [n_genes] mean log-normalised value of the training cells
-        open_share : [n_peaks] share of the training cells in which a peak is open; its bias becomes the logit at which
-            the weighted cross-entropy of a constant is least, log(w p / (1 - p))
-        blank : whether their weights begin at zero; drawn at random, those of rare peaks stay as noise
+        open_share : [n_peaks] share of the training cells in which a peak is open; the bias becomes
+            log(w p / (1 - p)), the constant logit with the least weighted cross-entropy
+        blank : start the weights at zero; rare peaks give so little gradient that random weights would stay as noise
         """
         share = open_share.clamp(1e-4, 1 - 1e-4)
         for decoder in self.decoders.values() if blank else ():
@@ -65,7 +73,7 @@ class ScMomer(nn.Module):
         self.decoders["atac"].bias.copy_((ATAC_JOINT_OPEN_WEIGHT * share / (1 - share)).log())
 
     def latents(self, batch: Minibatch) -> dict[str, Tensor]:
-        """modality → [B, latent_dim], with the stand-in where `other_modality` says so."""
+        """modality → [B, latent_dim]; that of the missing modality is what `other_modality` says."""
         latent = {modality: self.towers[modality](batch[modality]) for modality in self.config.inputs}
         if self.config.other_modality == "student":
             latent[self.config.missing] = self.student(batch[other(self.config.missing)], batch.key)
@@ -78,6 +86,6 @@ class ScMomer(nn.Module):
         return self.fusion(self.latents(batch))
 
     def forward(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
-        """Cell embeddings [B, latent_dim] and cell type logits [B, n_classes]."""
+        """Cell embeddings [B, latent_dim] and the head's outputs [B, n_outputs]."""
         embedding = self.embed(batch)
-        return embedding, self.classifier(embedding, batch.key)
+        return embedding, self.head(embedding, batch.key)

@@ -1,5 +1,5 @@
-"""The size of every part, at a glance. Each dataclass stands here and not beside its module, so that the scripts' flags
-are known before torch is imported; its field's help is the flag's help."""
+"""The sizes of all parts. The dataclasses stand here, not beside their modules, so that a script knows its flags
+without importing torch. A field's help is its flag's help."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -76,30 +76,26 @@ class StudentConfig:
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """Shape of the classifier; the defaults are the published values."""
+    """Shape of the head for cell types; the defaults are the published values."""
 
     classifier_hidden: int = field(default=64, metadata={"help": "hidden width of the classifier"})
-    classifier_dropout: float = field(default=0.1, metadata={"help": "dropout before and behind its hidden layer"})
+    classifier_dropout: float = field(default=0.1, metadata={"help": "dropout before and after its hidden layer"})
 
 
 @dataclass(frozen=True)
 class ScMomerConfig:
-    """Shape of the whole model; what is None is not part of it.
-
-    With a classifier the model is cut down to the way from the cell to its type: the towers of the modalities it reads,
-    no decoders, no discriminator.
+    """Shape of the whole model, without its head; what is None is not part of it.
 
     Attributes
     ----------
-    missing : the modality the student stands in for
-    other_modality : what stands in the place of `missing`: the student's latent, zeros, or the measured one
+    missing : the modality that the student replaces
+    other_modality : what is used for `missing`: the student's latent, zeros, or the measured modality
     """
 
     rna: RNAEncoderConfig | None = None
     atac: ATACEncoderConfig | None = None
     fusion: FusionConfig = FusionConfig()
     student: StudentConfig | None = None
-    classifier: ClassifierConfig | None = None
     missing: Literal["atac", "rna"] = "atac"
     other_modality: OtherModality = "measured"
 

@@ -1,4 +1,4 @@
-"""The student: from the measured modality, the latent that the teacher would have given the missing one."""
+"""The student: predicts the teacher's latent of the missing modality from the measured one."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from models.shapes import StudentConfig
 
 
 class RaggedLinear(nn.Module):
-    """A linear layer on sparse cells: the weighted sum of the rows of their non-zero features, plus a bias."""
+    """A linear layer on sparse cells: the weighted sum of the weight rows of the non-zero features, plus a bias."""
 
     def __init__(self, n_features: int, out_dim: int):
         super().__init__()
@@ -26,7 +26,7 @@ class RaggedLinear(nn.Module):
 
 
 class Student(nn.Module):
-    """Measured modality [B cells] → stand-in latent of the missing modality [B, latent_dim].
+    """Measured modality of B cells → predicted latent [B, latent_dim] of the missing modality.
 
     RNA enters as continuous log-normalised values, ATAC as open peaks.
     """
@@ -40,5 +40,5 @@ class Student(nn.Module):
         self.to_latent = nn.Linear(config.student_hidden, latent_dim)
 
     def forward(self, measured: Ragged, key: Tensor | None = None) -> Tensor:
-        """Measured values of B cells, and their keys [B], which dropout needs while training → [B, latent_dim]."""
+        """Measured values of B cells → [B, latent_dim]; `key` [B] seeds each cell's dropout in training."""
         return self.to_latent(self.dropout(F.gelu(self.norm(self.embed(measured))), key))

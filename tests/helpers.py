@@ -15,11 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.atac_encoder import ATACEncoder, ATACEncoderConfig
-from models.classifier import ClassifierConfig
-from models.objectives import CellTypes, Distillation, JointPairs, MaskedATAC, MaskedRNA, Objective
+from models.objectives import Distillation, FineTuning, JointPairs, MaskedATAC, MaskedRNA, Objective
 from models.rna_encoder import RNAEncoder, RNAEncoderConfig
 from models.scmomer import ScMomer, ScMomerConfig
-from models.shapes import FusionConfig
+from models.shapes import ClassifierConfig, FusionConfig
 from models.student import StudentConfig
 from utils.cells.labels import encode_labels
 from utils.cells.minibatches import CellDataset, train_and_val
@@ -28,6 +27,7 @@ from utils.cli import run_script
 from utils.train.distributed import Runtime
 from utils.train.log import METRICS, training_folder
 from utils.train.loop import TrainConfig, fit
+from utils.train.tasks import CELL_TYPES
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = Runtime(torch.device("cpu"))
@@ -186,9 +186,8 @@ def make_stage(kind: str, cells: Cells, seed: int = 0, dropout: float = 0.1) -> 
         latents = {name: rng.normal(size=(len(cells.obs), 16)).astype(np.float32) for name in ("rna", "atac")}
         return Stage(Distillation(model), *train_and_val(cells, seed, latents=latents))
     codes, classes = encode_labels(cells, "cell_type")
-    config = replace(config, classifier=ClassifierConfig(8, dropout))
-    model = ScMomer(config, n_genes, n_peaks, len(classes))
-    return Stage(CellTypes(model), *train_and_val(cells, seed, keep=codes >= 0, labels=codes))
+    model = ScMomer(config, n_genes, n_peaks, CELL_TYPES.make_head(ClassifierConfig(8, dropout), classes))
+    return Stage(FineTuning(model), *train_and_val(cells, seed, keep=codes >= 0, targets={"cell_type": codes}))
 
 
 def train(stage: Stage, folder: Path, runtime: Runtime = CPU, **config) -> dict[str, float]:

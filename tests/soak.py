@@ -1,4 +1,4 @@
-"""The long form of the promises in docs/RELIABILITY.md: kills by the hundred, broken files by the ten thousand.
+"""The long form of the promises in docs/reliability.md: kills by the hundred, broken files by the ten thousand.
 
     python -m tests.soak --kills 20 --files 10000          (make soak; half an hour on two cores)
 

@@ -1,4 +1,4 @@
-"""Command lines: dataclasses become flags, and a user's mistake becomes one sentence."""
+"""Command lines: dataclasses become flags, and an error that a user can fix becomes one sentence."""
 
 import math
 import os
@@ -17,19 +17,19 @@ from utils.errors import DiskFullError, UserError, first_line
 from utils.presets import PRESETS, Preset
 
 SPIN = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}
-"""How long OpenMP's threads spin where they wait for each other, before they sleep: rounds in libgomp (pip's torch on
-Linux), milliseconds in libomp (macOS). By default it is 3 ms and 200 ms; beside another busy process, a thread that
-spins for one that has no core keeps that core from it, and training all but stops (benchmarks/busy_neighbour.py)."""
-if os.environ.keys().isdisjoint({"OMP_WAIT_POLICY", *SPIN}):  # a user's own choice stays
-    os.environ.update(SPIN)  # here, because the scripts import this first: OpenMP reads it once, when torch is loaded
+"""How long a waiting OpenMP thread spins before it sleeps: rounds in libgomp (pip's torch on Linux), milliseconds in
+libomp (macOS). The defaults are about 3 ms and 200 ms. Beside another busy process, a spinning thread occupies the core
+that the thread it waits for needs, and training nearly stops (benchmarks/busy_neighbour.py)."""
+if os.environ.keys().isdisjoint({"OMP_WAIT_POLICY", *SPIN}):  # a user's own setting wins
+    os.environ.update(SPIN)  # at import: OpenMP reads it once, when torch is loaded
 
 
 _flags: set[str] = set()
-"""Names of the script's flags, once they are known: advice names no others."""
+"""Names of the script's flags, so that advice names only flags that exist."""
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the docstring's lines, and shows for every flag its default or that it is required."""
+    """Keeps the docstring's line breaks, and shows each flag's default, or that it is required."""
 
     def _get_help_string(self, action):
         if action.required:
@@ -43,8 +43,8 @@ def parse_flags(doc: str, *dataclasses: type, stage: str | None = None) -> tuple
     Parameters
     ----------
     doc : the script's docstring, shown above the flags by --help
-    dataclasses : a field is a flag, its metadata["help"] the flag's help
-    stage : of utils.presets; adds the flag --preset, whose values become the defaults of the others
+    dataclasses : each field becomes a flag, with metadata["help"] as its help
+    stage : a stage of utils.presets; adds the flag --preset, which sets the defaults of the others
 
     Returns
     -------
@@ -53,9 +53,9 @@ def parse_flags(doc: str, *dataclasses: type, stage: str | None = None) -> tuple
     Raises
     ------
     UserError
-        If a stage's model would get a name that is none.
+        If the name of the model to write is not a plain name.
     """
-    from transformers import HfArgumentParser  # here, so that Ctrl-C meanwhile ends without traceback
+    from transformers import HfArgumentParser  # late, so that Ctrl-C during the import shows no traceback
 
     if stage:
         dataclasses = (*with_preset(dataclasses, stage), PresetFlag)
@@ -83,21 +83,21 @@ def with_defaults(config: type, **defaults) -> type:
 
 
 def flag(help: str, default=MISSING, aliases: tuple[str, ...] = ()):
-    """A dataclass field that is a flag; without a default it must be given. Aliases are other names for it."""
+    """A dataclass field for a flag, required if it has no default. Aliases are other names of the flag."""
     return field(default=default, metadata={"help": help, "aliases": list(aliases)})
 
 
 @dataclass
 class PresetFlag:
     preset: Preset = flag(
-        "sizes and settings, for all flags that are not given: published (for GPUs), small (thousands of cells on two "
-        "CPU cores) or tiny (a first try on hundreds); --preset small --help shows its values",
+        "defaults of the other flags: published (for GPUs), small (thousands of cells on two CPU cores) or tiny (a "
+        "first try on hundreds of cells); --preset small --help shows them",
         "published",
     )
 
 
 def with_preset(dataclasses: tuple[type, ...], stage: str) -> list[type]:
-    """The dataclasses with the values of the preset that the command line names as their defaults."""
+    """The dataclasses, with the values of the preset on the command line as their defaults."""
     first_look = ArgumentParser(add_help=False, allow_abbrev=False)
     first_look.add_argument("--preset", choices=PRESETS[stage], default=PresetFlag.preset)
     values = PRESETS[stage]["published"] | PRESETS[stage][first_look.parse_known_args()[0].preset]
@@ -116,7 +116,7 @@ def check_numbers(flags: object, *names: str, least: float = 0, below: float = m
     Raises
     ------
     UserError
-        That names the flag and the limits.
+        The message names the flag and its limits.
     """
     for name in names:
         if not least <= getattr(flags, name) < below:
@@ -125,22 +125,22 @@ def check_numbers(flags: object, *names: str, least: float = 0, below: float = m
 
 
 LONGEST_NAME, LONGEST_NAME_BYTES = 100, 200
-"""Of a model folder; file systems take 255 bytes, and names beside it are longer."""
+"""Limits of a model folder's name. File systems allow 255 bytes, and the folders beside a model have longer names."""
 ENDINGS = (".training", ".partial", ".previous")
-"""Of what lies beside model folders."""
+"""Endings of the folders beside a model folder, which a model's name must not have."""
 
 
 def check_name(flags: object, name: str) -> None:
-    """Refuse a model's name that is none: a path, one that is hidden or cannot be read, or a run's other folder.
+    """Refuse a model name that is a path, hidden, unreadable, too long, or the name of another folder of a run.
 
     Parameters
     ----------
-    flags, name : the flag's value is `getattr(flags, name)`
+    flags, name : the model's name is `getattr(flags, name)`
 
     Raises
     ------
     UserError
-        That names the flag.
+        The message names the flag.
     """
     value = getattr(flags, name)
     if not value.strip():
@@ -148,7 +148,7 @@ def check_name(flags: object, name: str) -> None:
     elif any(separator in value for separator in "/\\"):
         problem = "is a path (the folder for models is --ckpt_dir)"
     elif any(unicodedata.category(letter).startswith("C") for letter in value):
-        problem = "has a character that cannot be read"
+        problem = "has an unreadable character"
     elif value.startswith("."):
         problem = "begins with a dot"
     elif value.endswith(ENDINGS):
@@ -161,13 +161,13 @@ def check_name(flags: object, name: str) -> None:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's main; an error that a user can fix is one printed sentence without traceback, and exit code 2.
+    """Run a script's main. An error that a user can fix prints one sentence, without traceback, and exits with code 2.
 
-    When several processes run and one of them fails, the others add one short line: the first one's message counts.
+    If one of several processes fails, the others print one short line that points to its message.
     """
     rank = int(os.environ.get("RANK", "0"))
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # names in a file may be what a terminal cannot show
+        if hasattr(stream, "reconfigure"):  # names in a file may not fit the terminal's encoding
             stream.reconfigure(errors="backslashreplace")
 
     def leave(message: object, code: int) -> None:
@@ -183,8 +183,8 @@ def run_script(main: Callable[[], None]) -> None:
 def _end_at_once(script: Callable[[], None]) -> NoReturn:
     """Run one of several processes and end it without the interpreter's clean-up.
 
-    Gloo's threads may still run at that time. In about one of twenty short runs they were seen to abort the process
-    after its work was done and saved; a run that never ended may have had the same cause.
+    Gloo's threads may still be running then. In about one of twenty short runs they aborted the process after its work
+    was saved. One run never ended, probably for the same reason.
     """
     code = 0
     try:
@@ -200,12 +200,12 @@ def _end_at_once(script: Callable[[], None]) -> NoReturn:
 
 
 def _run(main: Callable[[], None], leave: Callable[[object, int], None]) -> None:
-    """Run main; errors that a user can fix end in `leave`."""
+    """Run main; call `leave` with errors that a user can fix."""
     try:
         with quiet_libraries():
             main()
     except UserError as error:
-        if isinstance(error, DiskFullError):  # HDF5 may crash while it is closed
+        if isinstance(error, DiskFullError):  # closing HDF5 on a full disk may crash
             print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
             sys.stdout.flush()
             os._exit(2)
@@ -218,14 +218,14 @@ def _run(main: Callable[[], None], leave: Callable[[object, int], None]) -> None
             leave(f"out of memory ({first_line(error)}); {_less_memory()}", 2)
         if not any(words in text for words in LOST_PEER):
             raise
-        leave(f"another process has failed or was stopped ({first_line(error)}); its message gives the reason", 1)
+        leave(f"another process has failed or was stopped ({first_line(error)}); see its message for the reason", 1)
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Within the block, warnings of libraries that a user of the scripts cannot act on are silent.
+    """Within the block, hide warnings of libraries that a user of the scripts can do nothing about.
 
-    Our own notices are printed. All warnings are shown where the user asks for them (`python -W …`, PYTHONWARNINGS).
+    Our own notices are printed. `python -W …` or PYTHONWARNINGS shows all warnings.
     """
     with warnings.catch_warnings():
         if not sys.warnoptions:
@@ -239,27 +239,27 @@ def quiet_libraries() -> Iterator[None]:
 
 
 IDLE_WARNINGS = (
-    "Some cells have zero counts",  # scanpy, in another library's name; such cells are counted and reported
-    "Initializing zero-element tensors",  # torch, of a modality without features
-    "Transforming to str index",  # anndata, in the caller's name; so are the next two
+    "Some cells have zero counts",  # scanpy, reported under another library; we count such cells
+    "Initializing zero-element tensors",  # torch, for a modality without features
+    "Transforming to str index",  # anndata, reported under the caller; so are the next two
     "Trying to (modify|set) ",
     "Setting element ",
 )
-"""Beginnings of warnings that come under another name than their library's."""
+"""Beginnings of warnings that are reported under another library's name."""
 
 
 OUT_OF_MEMORY = ("outofmemoryerror", "out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
-"""Words of torch, CUDA and cuBLAS for a full memory, in small letters."""
+"""How torch, CUDA and cuBLAS report full memory, in lower case."""
 LOST_PEER = (
     *("connection closed by peer", "connection reset by peer", "gloo", "nccl communicator was aborted"),
     *("distbackenderror", "watchdog caught collective operation timeout", "nccl error"),
     "remote process exited or there was a network error",
 )
-"""Words of processes for one that they wait for and that is gone, in small letters."""
+"""How a process reports that another one has gone, in lower case."""
 
 
 def _less_memory() -> str:
-    """What helps where memory is full, by flags that the script has."""
+    """Advice for full memory, using the script's own flags."""
     flags = {"batch_size": "lower --batch_size", "tokens": "use --tokens expressed"}
     ways = [way for name, way in flags.items() if name in _flags]
     return ", or ".join(ways) or "close other programs, or split the file into parts with fewer cells"

@@ -1,11 +1,11 @@
-"""`--preset`: sizes and settings by name, so that nobody must read a benchmark to train on two CPU cores.
+"""`--preset`: recommended sizes and settings by name.
 
-published  the paper's sizes and training, made for GPUs and a hundred thousand cells; where it names no value, ours
-small      the study's on real cells (benchmarks/snareseq2.py, benchmarks/RESULTS.md): thousands of cells, two CPU
-           cores, about twenty minutes for all stages; chosen on validation cells of mouse cortex
-tiny       the demo's: a first try in minutes, on hundreds of cells; chosen to run through, not to reach anything
+published  the sizes and training of the paper, for GPUs and a hundred thousand cells; our values where it gives none
+small      the settings of the study on real cells (benchmarks/snareseq2.py, benchmarks/RESULTS.md): thousands of cells,
+           two CPU cores, about twenty minutes for all stages; chosen on validation cells of mouse cortex
+tiny       the settings of the demo: a first try in minutes, on hundreds of cells
 
-A preset is what differs from `published`, and `published` what differs from the dataclasses' own defaults.
+A preset lists what differs from `published`, and `published` lists what differs from the dataclasses' defaults.
 """
 
 from typing import Literal
@@ -24,7 +24,7 @@ PRESETS: dict[str, dict[Preset, dict]] = {
             "heads": 2,
             "dim_head": 32,
             "tokens": "expressed",
-            "mask_ratio": 0.3,  # with few cells, more to predict in each
+            "mask_ratio": 0.3,  # with few cells, predict more in each
             "epochs": 4,
             "warmup_epochs": 1,
             "cycle_epochs": 3,
@@ -64,7 +64,7 @@ PRESETS: dict[str, dict[Preset, dict]] = {
         "small": {
             "trainable_blocks": -1,
             "feature_dropout": 0.3,
-            "alone_weight": 1.0,  # with few cells each modality alone should reconstruct the cell, too
+            "alone_weight": 1.0,  # with few cells, each modality alone should also reconstruct the cell
             "pair_weight": 0.03,
             "epochs": 5,
             "warmup_epochs": 1,
@@ -95,7 +95,7 @@ PRESETS: dict[str, dict[Preset, dict]] = {
             "weight_decay": 0.3,
             "adam_epsilon": 1e-6,
             "patience": 0,
-            "keep": "last",  # of a schedule that ends at zero, the last epoch is less noisy than the best
+            "keep": "last",  # when the learning rate ends at zero, the last epoch is less noisy than the best
         },
         "tiny": {
             **_TINY_PACE,
@@ -109,7 +109,7 @@ PRESETS: dict[str, dict[Preset, dict]] = {
             "keep": "last",
         },
     },
-    # --train_student is left to the command line: not every model that is fine-tuned has a student.
+    # --train_student stays on the command line: not every model that is fine-tuned has a student.
     "train_missing_celltype_func": {
         "published": {"batch_size": 8, "patience": 5},
         "small": {

@@ -119,13 +119,13 @@ def test_a_minibatch_carries_the_rows_it_names():
     values["atac"] = values["atac"].astype(np.float32)
     latents = {"rna": rng.normal(size=(30, 4)), "atac": rng.normal(size=(30, 4))}
     labels = rng.integers(-1, 3, 30)
-    dataset = CellDataset(values, barcodes(30), labels=labels, latents=latents)
+    dataset = CellDataset(values, barcodes(30), targets={"cell_type": labels}, latents=latents)
     rows = np.array([4, 29, 0, 4])
     batch = dataset[MicroBatch(rows, np.array([1, 1, 1, 0], np.float32), 3, 11)]
     for name in ("rna", "atac"):
         np.testing.assert_array_equal(batch[name].dense().numpy(), values[name][rows].toarray())
         np.testing.assert_array_equal(batch.latent[name].numpy(), latents[name][rows])
-    np.testing.assert_array_equal(batch.label.numpy(), labels[rows])
+    np.testing.assert_array_equal(batch.target["cell_type"].numpy(), labels[rows])
     np.testing.assert_array_equal(batch.row.numpy(), rows)
     assert (batch.weight.tolist(), batch.step_cells, batch.true_pair) == ([1, 1, 1, 0], 11, None)
     np.testing.assert_array_equal(dataset.lengths, (values["rna"] != 0).sum(1).A1)
@@ -136,7 +136,7 @@ def test_cells_of_one_modality_have_its_lengths_and_nothing_else():
     dataset = CellDataset({"atac": atac}, barcodes(5))
     assert dataset.lengths.tolist() == [1, 2, 3, 4, 5]
     batch = dataset[micro_batch([2])]
-    assert (batch.rna, batch.label, batch.latent, batch.true_pair) == (None, None, None, None)
+    assert (batch.rna, batch.target, batch.latent, batch.true_pair) == (None, None, None, None)
 
 
 def test_keys_change_by_epoch_in_training_and_never_in_validation():
@@ -302,12 +302,13 @@ def test_validation_pairs_are_the_same_in_every_epoch():
 def test_training_and_validation_cells_are_those_of_the_file(cells):
     labels = cells.codes("cell_type", "--label_column")
     keep = labels != 1
-    train, val = train_and_val(cells, 4, keep=keep, labels=labels, latents={"rna": np.arange(96.0)[:, None]})
+    latents = {"rna": np.arange(96.0)[:, None]}
+    train, val = train_and_val(cells, 4, keep=keep, targets={"cell_type": labels}, latents=latents)
     for dataset, split, resample in ((train, "train", True), (val, "val", False)):
         rows = np.flatnonzero((cells.obs["split"] == split).to_numpy() & keep)
         assert len(dataset) == len(rows) > 0
         assert (dataset.resample, dataset.seed) == (resample, 4)
-        np.testing.assert_array_equal(dataset.labels, labels[rows])
+        np.testing.assert_array_equal(dataset.targets["cell_type"], labels[rows])
         np.testing.assert_array_equal(dataset.latents["rna"][:, 0], rows)
         for name in ("rna", "atac"):
             assert (dataset.values[name][:] != cells.values[name][rows]).nnz == 0

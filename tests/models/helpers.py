@@ -8,12 +8,12 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from models.atac_encoder import ATACEncoder, ATACEncoderConfig
-from models.classifier import ClassifierConfig
+from models.heads import CellTypeHead
 from models.minibatch import Minibatch, Ragged
-from models.objectives import CellTypes, MaskedATAC, MaskedRNA
+from models.objectives import FineTuning, MaskedATAC, MaskedRNA
 from models.rna_encoder import RNAEncoder, RNAEncoderConfig
 from models.scmomer import ScMomer, ScMomerConfig
-from models.shapes import FusionConfig
+from models.shapes import ClassifierConfig, FusionConfig
 from models.student import StudentConfig
 
 N_GENES, N_PEAKS, N_CLASSES, LATENT_DIM = 60, 97, 4, 12
@@ -65,17 +65,17 @@ def minibatch(rna: np.ndarray | None = None, atac: np.ndarray | None = None, cel
     made_up = {
         "key": torch.arange(len(rna)) * 7919 + 13,
         "weight": torch.ones(len(rna)),
-        "label": torch.arange(len(rna)) % N_CLASSES,
+        "target": {"cell_type": torch.arange(len(rna)) % N_CLASSES},
         "true_pair": torch.arange(len(rna)) % 2 == 0,
+        "latent": {name: torch.randn(len(rna), LATENT_DIM, generator=latent) for name in ("rna", "atac")},
     }
-    latents = {name: torch.randn(len(rna), LATENT_DIM, generator=latent) for name in ("rna", "atac")}
+    pick = lambda part: {name: values[row] for name, values in part.items()} if isinstance(part, dict) else part[row]
     return Minibatch(
         row=row,
         step_cells=len(row),
         rna=ragged(np.asarray(rna)[row.numpy()]),
         atac=ragged(np.asarray(atac)[row.numpy()]),
-        latent={name: values[row] for name, values in latents.items()},
-        **{name: values[row] for name, values in (made_up | parts).items()},
+        **{name: pick(values) for name, values in (made_up | parts).items()},
     )
 
 
@@ -93,18 +93,21 @@ def rna_encoder(tokens: str = "all", freeze_gene_embedding: bool = False) -> RNA
     return RNAEncoder(replace(rna_config(tokens), freeze_gene_embedding=freeze_gene_embedding), N_GENES)
 
 
+def type_head(latent_dim: int) -> CellTypeHead:
+    return CellTypeHead(CLASSIFIER, latent_dim, N_CLASSES)
+
+
 def scmomer(tokens: str = "all", classes: bool = False, freeze_gene_embedding: bool = False, **options) -> ScMomer:
-    """A small model; with `other_modality="student"` it has a student, with `classes` a classifier."""
+    """A small model; with `other_modality="student"` it has a student, with `classes` a head for cell types."""
     torch.manual_seed(4)
     config = ScMomerConfig(
         rna=replace(rna_config(tokens), freeze_gene_embedding=freeze_gene_embedding),
         atac=ATAC,
         fusion=FUSION,
         student=STUDENT if options.get("other_modality") == "student" else None,
-        classifier=CLASSIFIER if classes else None,
         **options,
     )
-    return jitter(ScMomer(config, N_GENES, N_PEAKS, N_CLASSES if classes else 0))
+    return jitter(ScMomer(config, N_GENES, N_PEAKS, type_head if classes else None))
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
@@ -138,6 +141,7 @@ def celltypes(
     train_student: bool = False,
     tokens: str = "expressed",
     class_weight: Tensor | None = None,
-) -> CellTypes:
+) -> FineTuning:
     model = scmomer(tokens, classes=True, other_modality=other_modality, missing=missing)
-    return CellTypes(model, trainable_blocks, train_student, class_weight)
+    model.head.class_weight = class_weight
+    return FineTuning(model, trainable_blocks, train_student)

@@ -381,7 +381,7 @@ def test_cell_types_are_read_off_the_embedding(other_modality):
     model = scmomer("expressed", classes=True, other_modality=other_modality)
     embedding, logits = model(minibatch())
     assert torch.equal(embedding, model.embed(minibatch()))
-    first, last = model.classifier.layers[1], model.classifier.layers[4]
+    first, last = model.head.layers[1], model.head.layers[4]
     hidden = (embedding @ first.weight.T + first.bias).relu()
     torch.testing.assert_close(logits, hidden @ last.weight.T + last.bias)
 

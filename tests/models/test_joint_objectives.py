@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.classifier import Classifier, ClassifierConfig
 from models.fusion import ATACTower, RNATower
+from models.heads import CellTypeHead
 from models.masking import drop_features
 from models.objectives import (
     DROP_STREAMS,
-    CellTypes,
     Distillation,
+    FineTuning,
     JointPairs,
     MaskedRNA,
     Objective,
@@ -21,6 +21,7 @@ from models.objectives import (
     unfreeze_last_blocks,
 )
 from models.scmomer import ScMomer, ScMomerConfig
+from models.shapes import ClassifierConfig
 from models.student import Student
 from tests.models.helpers import (
     LATENT_DIM,
@@ -35,6 +36,7 @@ from tests.models.helpers import (
     ragged,
     rna_encoder,
     scmomer,
+    type_head,
 )
 
 DEPTH = 3
@@ -53,7 +55,7 @@ def expected_trainable(model: nn.Module, n_blocks: int, prefix: str = "") -> set
     if n_blocks < 0:
         parts += [f"towers.rna.encoder.{name}_embedding." for name in ("token", "gene")]
         parts += [f"towers.atac.encoder.{name}" for name in ("peak_rows", "patch_bias", "cls_token", "positions")]
-    parts += ["decoders.", "pair_head.", "classifier."]
+    parts += ["decoders.", "pair_head.", "head."]
     names = {name for name, _ in model.named_parameters()}
     return {name for name in names if name.startswith(tuple(prefix + part for part in parts))}
 
@@ -161,7 +163,7 @@ PARTS = [
 def test_cell_types_own_the_way_to_the_label_and_no_more(other_modality, missing, parts):
     objective = celltypes(other_modality, missing)
     owned = {".".join(name.split(".")[1 : 3 if ".towers." in name else 2]) for name in objective.state_dict()}
-    assert owned == parts | {"fusion", "classifier"}
+    assert owned == parts | {"fusion", "head"}
     # and it needs none of what it does not own
     batch = replace(minibatch(), latent=None, true_pair=None)
     if other_modality != "measured":
@@ -185,13 +187,13 @@ def test_cell_types_train_exactly_this(other_modality, missing, parts, n_blocks,
 def test_cell_type_loss_by_hand(class_weight):
     objective, batch = celltypes(class_weight=class_weight), minibatch()
     logits = objective.model(batch)[1]
-    expected = -logits.log_softmax(1)[torch.arange(5), batch.label]
+    expected = -logits.log_softmax(1)[torch.arange(5), batch.target["cell_type"]]
     if class_weight is not None:
-        expected = expected * class_weight[batch.label]
+        expected = expected * class_weight[batch.target["cell_type"]]
     loss, metrics = objective(batch)
     assert logits.shape == (5, N_CLASSES)
     torch.testing.assert_close(loss, expected)
-    assert metrics["accuracy"][0] == (logits.argmax(1) == batch.label).sum()
+    assert metrics["accuracy"][0] == (logits.argmax(1) == batch.target["cell_type"]).sum()
     assert "class_weight" not in objective.state_dict()
 
 
@@ -210,11 +212,11 @@ def with_given_genes(**options):
         pytest.param(lambda k: MaskedRNA(rna_encoder(freeze_gene_embedding=True), 0), id="MaskedRNA"),
         pytest.param(lambda k: JointPairs(with_given_genes(), k), id="JointPairs"),
         pytest.param(
-            lambda k: CellTypes(with_given_genes(classes=True, other_modality="zeros"), k), id="CellTypes zeros"
+            lambda k: FineTuning(with_given_genes(classes=True, other_modality="zeros"), k), id="FineTuning zeros"
         ),
-        pytest.param(lambda k: CellTypes(with_given_genes(classes=True), k), id="CellTypes measured"),
+        pytest.param(lambda k: FineTuning(with_given_genes(classes=True), k), id="FineTuning measured"),
         pytest.param(
-            lambda k: CellTypes(with_given_genes(classes=True, other_modality="student"), k, True), id="CellTypes all"
+            lambda k: FineTuning(with_given_genes(classes=True, other_modality="student"), k, True), id="FineTuning all"
         ),
     ],
 )
@@ -278,8 +280,8 @@ def test_decoders_start_at_the_best_constant():
 THINNED = {
     "JointPairs": lambda: JointPairs(scmomer()),
     "Distillation": lambda: Distillation(scmomer(other_modality="student")),
-    "CellTypes student": celltypes,
-    "CellTypes measured": lambda: celltypes("measured"),
+    "FineTuning student": celltypes,
+    "FineTuning measured": lambda: celltypes("measured"),
 }
 
 
@@ -287,7 +289,7 @@ THINNED = {
 def test_feature_dropout_hides_part_of_the_cell_from_training_alone(make):
     """In training the model is shown the thinned cell, and has to tell the whole one; in evaluation it is shown all."""
     objective = make()
-    batch = minibatch(label=torch.zeros(5, dtype=torch.int64))
+    batch = minibatch(target={"cell_type": torch.zeros(5, dtype=torch.int64)})
     plain = objective.eval()(batch)[0]
     objective.feature_dropout = 0.5
     thinned = replace(
@@ -354,40 +356,40 @@ def test_the_student_alone_reconstructs_the_whole_cell(missing):
     assert told["rna_mse_of_student"][0].item() == pytest.approx(mse.sum().item(), rel=1e-5)
 
 
-def test_embeddings_are_standardised_before_the_classifier():
+def test_embeddings_are_standardised_before_the_head():
     """By the cells it was shown; an element in which they do not differ is left small."""
-    classifier = Classifier(ClassifierConfig(classifier_dropout=0.0), 3, 2)
+    head = CellTypeHead(ClassifierConfig(classifier_dropout=0.0), 3, 2)
     embeddings = torch.randn(50, 3) * torch.tensor([1e-2, 5.0, 0.0]) + torch.tensor([3.0, -1.0, 2.0])
-    as_drawn = classifier(embeddings)
-    torch.testing.assert_close(as_drawn, classifier.layers(embeddings))
-    classifier.standardise(embeddings)
+    as_drawn = head(embeddings)
+    torch.testing.assert_close(as_drawn, head.layers(embeddings))
+    head.standardise(embeddings)
     seen = []
-    classifier.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    classifier(embeddings)
+    head.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    head(embeddings)
     torch.testing.assert_close(seen[0].mean(0), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(seen[0].std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]), atol=1e-4, rtol=0)
 
 
-def test_the_classifier_may_learn_faster_than_what_was_pretrained():
+def test_the_head_may_learn_faster_than_what_was_pretrained():
     """One step of Adam moves every weight by its own learning rate."""
-    objective = CellTypes(scmomer(classes=True, other_modality="zeros"), -1, pretrained_lr_scale=0.1)
+    objective = FineTuning(scmomer(classes=True, other_modality="zeros"), -1, pretrained_lr_scale=0.1)
     assert {id(p) for group in objective.parameter_groups() for p in group["params"]} == {
         id(p) for p in objective.parameters() if p.requires_grad
     }
     before = {name: p.detach().clone() for name, p in objective.named_parameters()}
     groups = [group | {"lr": 1e-2 * group["scale"]} for group in objective.parameter_groups()]
     optimizer = torch.optim.Adam(groups, eps=1e-12)
-    objective(minibatch(label=torch.arange(5) % 3))[0].sum().backward()
+    objective(minibatch(target={"cell_type": torch.arange(5) % 3}))[0].sum().backward()
     optimizer.step()
     moved = {name: (p.detach() - before[name]).abs().max().item() for name, p in objective.named_parameters()}
     for name, size in moved.items():
         if size > 1e-5:  # where the gradient is not of rounding alone
-            assert size == pytest.approx(1e-2 if ".classifier." in name else 1e-3, rel=0.01), name
-    assert moved["model.classifier.layers.1.weight"] and moved["model.towers.rna.pooling.projection.weight"]
+            assert size == pytest.approx(1e-2 if ".head." in name else 1e-3, rel=0.01), name
+    assert moved["model.head.layers.1.weight"] and moved["model.towers.rna.pooling.projection.weight"]
 
 
 def test_a_model_of_one_modality_has_no_other_tower():
-    config = ScMomerConfig(rna=rna_encoder().config, classifier=ClassifierConfig(), other_modality="zeros")
-    model = ScMomer(config, N_GENES, 0, 3)
+    config = ScMomerConfig(rna=rna_encoder().config, other_modality="zeros")
+    model = ScMomer(config, N_GENES, 0, type_head)
     assert set(model.towers) == {"rna"}
-    assert model(minibatch())[1].shape == (5, 3)
+    assert model(minibatch())[1].shape == (5, N_CLASSES)

@@ -44,7 +44,8 @@ def test_ragged_agrees_with_scipy(lengths):
 def test_minibatch_moves_whole():
     batch = minibatch()
     moved = batch.to("meta")
-    tensors = [moved.row, moved.key, moved.rna.values, moved.atac.offsets, moved.latent["rna"], moved.label]
+    tensors = [moved.row, moved.key, moved.rna.values, moved.atac.offsets, moved.latent["rna"]]
+    tensors += [moved.target["cell_type"]]
     assert all(tensor.is_meta for tensor in tensors)
     assert moved.step_cells == batch.step_cells
     assert moved.rna.width == N_GENES

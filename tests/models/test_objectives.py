@@ -52,7 +52,7 @@ OBJECTIVES = {
         for missing in ("atac", "rna")
     },
     **{
-        f"CellTypes {other_modality} without {missing} {k}{' with student' * train_student}": (
+        f"FineTuning {other_modality} without {missing} {k}{' with student' * train_student}": (
             lambda args=(other_modality, missing, k, train_student): celltypes(*args)
         )
         for other_modality in ("student", "zeros", "measured")
@@ -71,7 +71,7 @@ def unread(name: str) -> set[str]:
     """Owned, never trained and rightly not read: shapes that belong to the encoder, on no way to this loss."""
     if name.startswith("MaskedATAC"):
         return {"encoder.pooler.weight", "encoder.pooler.bias"}
-    prefix = "model." * name.startswith("CellTypes")
+    prefix = "model." * name.startswith("FineTuning")
     return {f"{prefix}towers.atac.encoder.mask_token"}
 
 

@@ -9,10 +9,10 @@ import torch
 from scipy.sparse import csr_matrix
 
 from models.atac_encoder import ATACEncoderConfig
-from models.classifier import ClassifierConfig
+from models.heads import CellTypeHead
 from models.rna_encoder import RNAEncoderConfig
 from models.scmomer import ScMomer, ScMomerConfig
-from models.shapes import FusionConfig
+from models.shapes import ClassifierConfig, FusionConfig
 from models.student import StudentConfig
 from tests.models.helpers import accessibility, expression
 from utils.cells.minibatches import CellDataset, LengthPlan, padded_length
@@ -40,10 +40,9 @@ def make_model(tokens: str, other_modality: str) -> ScMomer:
         atac=ATACEncoderConfig(n_patches=32, **SHAPE),
         fusion=FusionConfig(),
         student=StudentConfig(),
-        classifier=ClassifierConfig(),
         other_modality=other_modality,
     )
-    return ScMomer(config, N_GENES, N_PEAKS, 7)
+    return ScMomer(config, N_GENES, N_PEAKS, lambda latent_dim: CellTypeHead(ClassifierConfig(), latent_dim, 7))
 
 
 def embed(model: ScMomer, values: dict[str, csr_matrix], rows: np.ndarray, **how) -> np.ndarray:

@@ -7,7 +7,7 @@ from tests.helpers import CPU, TRAINING, error_of, records, run, weights
 from utils.cells.labels import encode_labels, limit_labels
 from utils.cells.minibatches import CellDataset
 from utils.errors import UserError
-from utils.predict.infer import InferConfig, predict_types
+from utils.predict.infer import InferConfig, predict
 from utils.predict.pseudo_labels import pseudo_labels
 from utils.train.model_folder import load_model
 
@@ -28,7 +28,7 @@ def test_unlabelled_training_cells_take_what_the_teacher_predicts(cells, codes, 
     found = pseudo_labels(few, classes, cells, teacher, HOW, CPU)
     train, (name,) = cells.rows("train"), teacher.model_config.inputs
     dataset = CellDataset({name: cells.values[name][train]}, cells.obs.index[train])
-    predicted = predict_types(teacher, dataset, HOW, CPU).types
+    predicted = predict(teacher, dataset, HOW, CPU)["predicted_cell_type"]
     unlabelled = few[train] < 0
     assert (np.array(classes)[found[train]] == predicted)[unlabelled].all()
     np.testing.assert_array_equal(found[train][~unlabelled], every[train][~unlabelled])
@@ -46,7 +46,7 @@ def test_where_all_cells_have_a_label_nothing_happens(cells, codes, runs):
 def test_a_teacher_of_other_cell_types_is_refused(cells, codes, runs):
     _, few, classes = codes
     teacher = load_model(runs["celltype_atac"], "celltype")
-    with pytest.raises(UserError, match=f"knows cell types that no training cell has: {classes[0]}"):
+    with pytest.raises(UserError, match=classes[0]):
         pseudo_labels(few - 1, classes[1:], cells, teacher, HOW, CPU)
 
 
@@ -68,5 +68,5 @@ def test_a_teacher_that_reads_the_other_modality_is_refused(ready_file, runs, tm
     flags = TRAINING | {"data_path": ready_file, "ckpt_dir": tmp_path, "pretrained_model_path": runs["student_atac"]}
     flags |= {"model": "pupil", "labels_per_type": 2, "pseudo_labels_from": runs["celltype_rna"]}
     error = error_of(capsys, "train_missing_celltype_func", **flags)
-    assert "celltype_rna: reads ATAC, which is not read here" in error
+    assert "celltype_rna" in error and "ATAC" in error
     assert not (tmp_path / "pupil").exists()

@@ -55,7 +55,7 @@ def test_cell_types(ready_file, runs, missing, tmp_path, capsys):
     model, cells, rows, batch = minibatch(ready_file, runs[f"celltype_{missing}"], other(missing))
     truth, classes = (
         cells.labels().iloc[rows].to_numpy(),
-        np.array(load_model(runs[f"celltype_{missing}"], "celltype").labels),
+        np.array(load_model(runs[f"celltype_{missing}"], "celltype").outputs),
     )
     with torch.no_grad():
         predicted = classes[model(batch)[1].argmax(1).numpy()]

@@ -73,7 +73,7 @@ def test_the_test_cells_are_poisoned_and_no_others(both):
 def test_poisoned_test_cells_change_no_weight(both, model):
     clean, poisoned = (load_model(runs[model], model.split("_")[0]) for runs in both.values())
     assert_same_tensors(weights(clean.path), weights(poisoned.path))
-    assert clean.temperature == poisoned.temperature
+    assert clean.fitted == poisoned.fitted
     assert clean.stamp.get("target_sum") == poisoned.stamp.get("target_sum")
 
 
@@ -109,7 +109,7 @@ def hidden(both, tmp_path_factory) -> Runs:
 def test_hidden_labels_change_no_weight_and_no_threshold(both, hidden, model):
     clean, other = (load_model(runs[model], model.split("_")[0]) for runs in (both["clean"], hidden))
     assert_same_tensors(weights(clean.path), weights(other.path))
-    assert (clean.temperature, clean.calibration) == (other.temperature, other.calibration)
+    assert clean.fitted == other.fitted
 
 
 def test_hidden_labels_change_no_prediction(both, hidden, tmp_path):

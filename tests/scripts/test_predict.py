@@ -44,14 +44,15 @@ def test_the_file_says_what_made_it(query, runs, capsys):
     saved, entry = load_model(model, "celltype"), ad.read_h5ad(query.with_name("query.predicted.h5ad")).uns["scmomer"]
     assert (entry["model"], entry["model_hash"], entry["scmomer_version"]) == (model.name, saved.hash, __version__)
     assert entry["command"].startswith("predict_cell_type.py --data_path ")
-    assert entry["temperature"] == saved.temperature > 0
+    assert entry["temperature"] == saved.fitted["temperature"] > 0
     assert entry["rna_coverage"] == entry["rna_count_coverage"] == 1
     assert (entry["n_labelled"], entry["n_unassigned"]) == (40, 0)
     assert list(entry["written"]) == PLACES
-    assert saved.calibration.n_cells < ENOUGH_CELLS  # a fifth of 96 cells: so few are not called calibrated
+    n_cells = saved.fitted["calibration"]["n_cells"]
+    assert n_cells < ENOUGH_CELLS  # a fifth of 96 cells: so few are not called calibrated
     shown = capsys.readouterr().out
     for text in (shown, entry["calibration"], (model / "README.md").read_text()):
-        assert "not calibrated" in text and f"{saved.calibration.n_cells} labelled" in text
+        assert "not calibrated" in text and f"{n_cells} labelled" in text
 
 
 def test_predictions_of_an_earlier_run_are_replaced_and_nothing_else_is(query, runs, capsys):
@@ -154,8 +155,8 @@ def test_no_label_comes_from_values_that_are_not_finite(query, runs, tmp_path, c
 
     def huge(folder):
         state = load_file(folder / "model.safetensors")
-        state["classifier.layers.1.weight"] = state["classifier.layers.1.weight"] * 1e38
-        state["classifier.layers.4.weight"] = state["classifier.layers.4.weight"] * 1e38
+        state["head.layers.1.weight"] = state["head.layers.1.weight"] * 1e38
+        state["head.layers.4.weight"] = state["head.layers.4.weight"] * 1e38
         save_file(state, folder / "model.safetensors")
 
     forge(runs["celltype_atac"], tmp_path / "model", huge)

@@ -149,7 +149,7 @@ def test_predictions_of_raw_cells(labelled, query, model, simulation):
     assert (labelled.X != query.X).nnz == 0
     assert (labelled.obs["donor"] == query.obs["donor"]).all()
     types = set(simulation.mdata.obs["cell_type"])
-    assert set(labelled.obs["predicted_cell_type"]) <= types == set(load_model(model, "celltype").labels)
+    assert set(labelled.obs["predicted_cell_type"]) <= types == set(load_model(model, "celltype").outputs)
     assert ((labelled.obs["confidence"] > 1 / 3) & (labelled.obs["confidence"] <= 1)).all()
     assert labelled.obsm["X_scmomer"].shape == (96, 16)
     assert np.isfinite(labelled.obsm["X_scmomer"]).all()
@@ -201,7 +201,7 @@ def test_one_modality_alone_is_enough(kind, runs, simulation, ready_file, tmp_pa
     blocks = [name for name in encoder if ".blocks." in name]
     assert blocks and all((alone[f"towers.{kind}.{name}"] == encoder[name]).all() for name in blocks)
     predicted = label(simulation.mdata[kind].copy(), tmp_path / "alone", tmp_path)
-    types = load_model(tmp_path / "alone", "celltype").labels
+    types = load_model(tmp_path / "alone", "celltype").outputs
     assert set(predicted.obs["predicted_cell_type"]) <= set(types) == set(simulation.mdata.obs["cell_type"])
     assert np.ptp(predicted.obsm["X_scmomer"], axis=0).max() > 1e-3
 
@@ -379,15 +379,13 @@ def test_pretraining_needs_no_labels(simulation, runs, tmp_path, known):
 def test_temperature_calibrates_the_confidence(labelled, model, query, tmp_path):
     """Confidence is the softmax of the saved logits over the saved temperature."""
     saved = load_model(model, "celltype")
-    assert saved.temperature > 0
-    weight, bias = (
-        [saved.state[f"classifier.layers.{i}.{name}"].numpy() for i in (1, 4)] for name in ("weight", "bias")
-    )
-    mean, deviation = (saved.state[f"classifier.{name}"].numpy() for name in ("mean", "deviation"))
+    assert saved.fitted["temperature"] > 0
+    weight, bias = ([saved.state[f"head.layers.{i}.{name}"].numpy() for i in (1, 4)] for name in ("weight", "bias"))
+    mean, deviation = (saved.state[f"head.{name}"].numpy() for name in ("mean", "deviation"))
     assert mean.any() and (deviation != 1).all()
     hidden = np.maximum((labelled.obsm["X_scmomer"] - mean) / deviation @ weight[0].T + bias[0], 0)
-    logits = (hidden @ weight[1].T + bias[1]) / saved.temperature
+    logits = (hidden @ weight[1].T + bias[1]) / saved.fitted["temperature"]
     probability = np.exp(logits - logits.max(1, keepdims=True))
     probability /= probability.sum(1, keepdims=True)
     np.testing.assert_allclose(labelled.obs["confidence"], probability.max(1), rtol=1e-3)
-    assert list(labelled.obs["predicted_cell_type"]) == [saved.labels[i] for i in probability.argmax(1)]
+    assert list(labelled.obs["predicted_cell_type"]) == [saved.outputs[i] for i in probability.argmax(1)]

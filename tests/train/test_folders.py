@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.helpers import RNA, ROOT, assert_same_tensors, command_line, last_weights, python, run, weights
 from utils.errors import UserError
@@ -164,19 +165,40 @@ def test_a_file_the_manifest_does_not_list_is_not_trusted(model, name, there):
         load_model(model, "rna")
 
 
-def test_a_folder_from_before_the_classifier_standardised_loads(runs, tmp_path):
-    """And predicts as it always did: of what is not there, nothing is changed."""
+def test_a_folder_whose_head_does_not_standardise_loads(runs, tmp_path):
+    """The first version wrote such folders; they predict as they did then."""
     saved = load_model(runs["celltype_atac"], "celltype")
-    older = {name: x for name, x in saved.state.items() if name not in ("classifier.mean", "classifier.deviation")}
+    older = {name: x for name, x in saved.state.items() if name not in ("head.mean", "head.deviation")}
     assert len(older) == len(saved.state) - 2
     write_folder(tmp_path / "older", replace(saved, state=older).write)
     model = load_model(tmp_path / "older", "celltype").build()
-    embedding = torch.randn(3, len(saved.state["classifier.mean"]))
-    torch.testing.assert_close(model.classifier(embedding), model.classifier.layers(embedding))
-    del older["classifier.layers.1.weight"]
+    embedding = torch.randn(3, len(saved.state["head.mean"]))
+    torch.testing.assert_close(model.head(embedding), model.head.layers(embedding))
+    del older["head.layers.1.weight"]
     write_folder(tmp_path / "broken", replace(saved, state=older).write)
     with pytest.raises(UserError):
         load_model(tmp_path / "broken", "celltype").build()
+
+
+@pytest.mark.parametrize("kind", ["celltype", "student"])
+def test_a_folder_of_version_0_2_loads_as_it_was(kind, runs, tmp_path):
+    """Then cell types were the only head, called classifier, and config.json had labels and temperature at its top."""
+    now = load_model(runs[f"{kind}_atac"], kind)
+
+    def write(folder: Path) -> None:
+        now.write(folder)
+        save_file({k.replace("head.", "classifier."): x for k, x in now.state.items()}, folder / "model.safetensors")
+        config = json.loads((folder / "config.json").read_text())
+        if "head" in config["model"]:
+            config["model"]["classifier"] = config["model"].pop("head")
+        config["labels"] = config.pop("outputs")
+        config |= config.pop("fitted")
+        (folder / "config.json").write_text(json.dumps(config))
+
+    write_folder(tmp_path / "older", write)
+    older = load_model(tmp_path / "older", kind)
+    assert (older.config, older.outputs, older.fitted) == (now.config, now.outputs, now.fitted)
+    assert_same_tensors(older.build().state_dict(), now.build().state_dict())
 
 
 @pytest.mark.parametrize("path", ["absent", "file", "empty"])

@@ -55,7 +55,7 @@ SIZES = [
     ("rna", "dim", 2**16),
     ("fusion", "latent_dim", 10**9),
     ("student", "student_hidden", 2**16),
-    ("classifier", "classifier_hidden", 10**9),
+    ("head", "classifier_hidden", 10**9),
 ]
 
 
@@ -72,7 +72,7 @@ def test_ten_million_genes(model, ready_file, tmp_path):
 
 
 def test_a_million_labels(model, ready_file, tmp_path):
-    change_config(model, lambda config: config.update(labels=[f"type {i}" for i in range(10**6)]))
+    change_config(model, lambda config: config.update(outputs=[f"type {i}" for i in range(10**6)]))
     assert_refused(model, ready_file, tmp_path, "1000000")
 
 
@@ -100,12 +100,12 @@ def test_every_kind_of_folder_is_compared_with_its_weights(run, by, runs, tmp_pa
 
 def test_tensors_that_do_not_fit_are_named_with_both_shapes(model):
     shapes = {name: tuple(tensor.shape) for name, tensor in load_file(model / "model.safetensors").items()}
-    hidden = shapes["classifier.layers.1.weight"][0]
-    change_config(model, lambda config: config["model"]["classifier"].update(classifier_hidden=hidden + 1))
+    hidden = shapes["head.layers.1.weight"][0]
+    change_config(model, lambda config: config["model"]["head"].update(classifier_hidden=hidden + 1))
     with pytest.raises(UserError) as error:
         load_model(model, "celltype")
     text = str(error.value)
-    assert f"classifier.layers.1.weight is {hidden} × 16, not {hidden + 1} × 16" in text
+    assert f"head.layers.1.weight is {hidden} × 16, not {hidden + 1} × 16" in text
     assert len(text.replace(str(model), "")) < 300
 
 
@@ -133,7 +133,7 @@ def test_weights_that_are_not_finite_are_named(value, name, model):
 @pytest.mark.parametrize("name", ["temperature", "target_sum"])
 def test_constants_that_make_no_sense_are_named(name, value, model):
     def change(config: dict) -> None:
-        (config if name == "temperature" else config["preprocessing"])[name] = value
+        config["fitted" if name == "temperature" else "preprocessing"][name] = value
 
     change_config(model, change)
     with pytest.raises(UserError, match=rf"config\.json: {name} "):
@@ -141,6 +141,6 @@ def test_constants_that_make_no_sense_are_named(name, value, model):
 
 
 def test_the_folder_they_are_forged_from_is_a_good_one(model):
-    change_config(model, lambda config: config.update(temperature=np.pi))
+    change_config(model, lambda config: config["fitted"].update(temperature=np.pi))
     change_weights(model, lambda weights: weights["fusion.linear.bias"].zero_())
     assert load_model(model, "celltype").build().fusion.linear.bias.abs().sum() == 0

@@ -162,7 +162,7 @@ def test_a_reader_beside_a_writer_gets_the_old_folder_or_the_new_one(runs, tmp_p
 
     def write(version: float) -> None:
         state = {name: torch.full_like(tensor, version) for name, tensor in saved.state.items()}
-        write_folder(folder, replace(saved, temperature=version, state=state).write)
+        write_folder(folder, replace(saved, fitted={"temperature": version}, state=state).write)
 
     write(1.0)
     writer = os.fork()
@@ -177,8 +177,8 @@ def test_a_reader_beside_a_writer_gets_the_old_folder_or_the_new_one(runs, tmp_p
         for _ in range(150):
             found = load_model(folder, "celltype")
             values = {float(value) for tensor in found.state.values() for value in tensor.unique()}
-            assert values == {found.temperature}
-            versions.append(found.temperature)
+            assert values == {found.fitted["temperature"]}
+            versions.append(found.fitted["temperature"])
         assert len({*versions}) == 2
         assert os.waitpid(writer, os.WNOHANG) == (0, 0)  # no reader has put anything in its way
     finally:

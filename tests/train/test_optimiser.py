@@ -34,7 +34,7 @@ def test_epsilon_and_the_scale_of_a_group_reach_the_optimiser(cells, tmp_path):
         before = {key: p.detach().clone() for key, p in stage.objective.named_parameters()}
         train(stage, tmp_path / name, epochs=1, adam_epsilon=epsilon)
         moved = {key: (p.detach() - before[key]).abs().max().item() for key, p in stage.objective.named_parameters()}
-        head, rest = ([size for key, size in moved.items() if (".classifier." in key) == new] for new in (True, False))
+        head, rest = ([size for key, size in moved.items() if (".head." in key) == new] for new in (True, False))
         assert (max(head) > 1e-4) == (name != "slow") and (max(rest) > 1e-4) == (name == "plain"), name
 
 

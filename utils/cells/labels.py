@@ -10,25 +10,26 @@ import torch
 from utils.errors import UserError
 
 NO_TYPE = {"", "nan", "none", "na", "n/a", "<na>", "unassigned"}
-"""What stands for a missing cell type, in lower case; predict_cell_type.py writes `unassigned` for empty cells."""
+"""Texts that mean a missing cell type, in lower case; predict_cell_type.py writes `unassigned` for empty cells."""
 FEW, MOST_CLUSTERS, CELLS_PER_CLUSTER = 5, 200, 5
-"""Numbers may be cell types if they are few, or whole and no more than clusters are, each of some cells on average."""
+"""Numbers pass as cell types if there are at most FEW, or if they are whole, at most MOST_CLUSTERS, and each has at
+least CELLS_PER_CLUSTER cells on average, as clusters do."""
 MANY = 20
-"""Cell types from which on a column is looked at for being nearly unique."""
+"""A column with more cell types than this is checked for names that are nearly unique."""
 
 
 def check_labels(obs: pd.DataFrame, column: str, path: str | Path, any_labels: bool = False) -> str:
-    """What the cell types of a raw file are like, in words.
+    """Describe the cell types of a raw file in a sentence, or refuse them.
 
     Parameters
     ----------
-    column : of `obs`; only `cell_type`, the default, may be missing
-    any_labels : take numbers, and names that nearly every cell has of its own, as cell types
+    column : column of `obs`; only `cell_type`, the default, may be absent
+    any_labels : accept numbers, and names that are nearly unique, as cell types
 
     Raises
     ------
     UserError
-        If the column is missing, or is there and says nothing, or does not look like cell types.
+        If the column is absent, has only missing values, or does not look like cell types.
     """
     if column not in obs:
         if column != "cell_type":
@@ -38,8 +39,8 @@ def check_labels(obs: pd.DataFrame, column: str, path: str | Path, any_labels: b
     sizes = labels.value_counts()
     if not len(sizes):
         raise UserError(
-            f"{path}: all {len(labels):,} values of obs[{column!r}] are missing; drop the column or name another by "
-            "--label_column"
+            f"{path}: all {len(labels):,} values of obs[{column!r}] are missing; drop the column or name "
+            "another one with --label_column"
         )
     if not any_labels:
         refuse_measurements(obs[column], column, path)
@@ -51,20 +52,20 @@ def check_labels(obs: pd.DataFrame, column: str, path: str | Path, any_labels: b
     if _are_numbers(obs[column]):
         words += "; they are numbers, taken as clusters"
     if len(sizes) == 1:
-        words += "; one class cannot be learned, pretraining can do without"
+        words += "; a single type cannot be learned, but pretraining needs no types"
     alone = sizes.index[sizes == 1]
     if len(alone):
-        words += f"; of a single cell, never validated: {', '.join(alone[:5])}{', …' if len(alone) > 5 else ''}"
+        words += f"; with a single cell, so never validated: {', '.join(alone[:5])}{', …' if len(alone) > 5 else ''}"
     return words
 
 
 def refuse_measurements(values: pd.Series, column: str, path: str | Path) -> None:
-    """Stop where a column holds numbers, or names of single cells, rather than cell types.
+    """Refuse a column of measurements, or of names of single cells, as cell types.
 
     Raises
     ------
     UserError
-        If it does; the message names --any_labels, by which preprocess.py takes it nevertheless.
+        If it is one; the message names --any_labels, which makes preprocess.py accept it.
     """
     labels = clean_labels(values).dropna()
     n = labels.nunique()
@@ -77,8 +78,8 @@ def refuse_measurements(values: pd.Series, column: str, path: str | Path) -> Non
         what = f"{n:,} different names"
     if what:
         raise UserError(
-            f"{path}: obs[{column!r}] holds {what} in {len(labels):,} cells, which are hardly cell types; name another "
-            "by --label_column, or give --any_labels to preprocess.py"
+            f"{path}: obs[{column!r}] holds {what} in {len(labels):,} cells, which do not look like cell types; name "
+            "another column with --label_column, or give --any_labels to preprocess.py"
         )
 
 
@@ -88,13 +89,13 @@ def _are_numbers(values: pd.Series) -> bool:
 
 
 def clean_labels(labels: pd.Series) -> pd.Series:
-    """Labels as strings; what names no cell type (missing, empty, `unassigned`) as NaN."""
+    """Labels as strings; NaN for those that name no cell type (missing, empty, `unassigned`)."""
     text = labels.astype(str)
     return text.where(labels.notna() & ~text.isin([name for name in text.unique() if _is_no_type(name)]))
 
 
 def without_no_types(labels: pd.Series) -> pd.Series:
-    """The labels, missing where they name no cell type, and without a category for it; other types stay as they are."""
+    """The labels with missing values, and no category, where they name no cell type; the rest is unchanged."""
     if isinstance(labels.dtype, pd.CategoricalDtype):
         return labels.cat.remove_categories([name for name in labels.cat.categories if _is_no_type(name)])
     return labels.where(clean_labels(labels).notna())
@@ -105,7 +106,7 @@ def _is_no_type(name) -> bool:
 
 
 def label_candidates(obs: pd.DataFrame, most: int = 6) -> dict[str, dict[str, int]]:
-    """Columns that may hold cell types: text of 2 to 200 values, at most half as many as cells; likely names first.
+    """Columns that may hold cell types: text with 2 to 200 values, at most one per two cells; likely names first.
 
     Returns
     -------
@@ -124,26 +125,26 @@ def label_candidates(obs: pd.DataFrame, most: int = 6) -> dict[str, dict[str, in
 
 
 def encode_labels(cells, column: str) -> tuple[np.ndarray, list[str]]:
-    """Class numbers of all cells; the classes are those of the training cells, in alphabetical order.
+    """Class numbers of all cells. The classes are the labels of the training cells, in alphabetical order.
 
     Parameters
     ----------
     cells : utils.cells.preprocessed.Cells
-    column : of their obs
+    column : column of their obs
 
     Returns
     -------
-    codes [cells] int64, -1 for cells without a label or with one that no training cell has; and the classes
+    codes [cells] int64, -1 for cells without a label or with a label that no training cell has; and the classes
 
     Raises
     ------
     UserError
-        If the column is missing or does not look like cell types, or the training cells have fewer than two classes.
+        If the column is absent or does not look like cell types, or the training cells have fewer than two classes.
     """
     labels = cells.labels(column)
     if labels is None:
         raise UserError(f"{cells.path}: no column {column!r} in obs, only {', '.join(map(str, cells.obs.columns))}")
-    if column != cells.stamp.get("label_column"):  # that one was looked at by preprocess.py
+    if column != cells.stamp.get("label_column"):  # preprocess.py has checked that one
         refuse_measurements(cells.obs[column], column, cells.path)
     cells.need_training()
     classes = sorted(set(labels.iloc[cells.rows("train")].dropna()))
@@ -155,14 +156,14 @@ def encode_labels(cells, column: str) -> tuple[np.ndarray, list[str]]:
 
 
 def limit_labels(codes: np.ndarray, cells, per_type: int, seed: int) -> np.ndarray:
-    """Class numbers with those of all but `per_type` training cells of each type taken away, to learn from few labels.
+    """Class numbers with at most `per_type` labelled training cells of each type; the other labels are hidden.
 
     Parameters
     ----------
     codes : [cells] class numbers, -1 for none
     cells : utils.cells.preprocessed.Cells
-    per_type : 0 for all; validation and test cells keep theirs in any case
-    seed : of the draw, which depends on barcodes but not on their order
+    per_type : 0 for all; validation and test cells always keep their labels
+    seed : seed of the draw, which depends on the barcodes but not on their order
 
     Returns
     -------
@@ -179,13 +180,13 @@ def limit_labels(codes: np.ndarray, cells, per_type: int, seed: int) -> np.ndarr
 
 
 def label_codes(labels, classes: list[str]) -> np.ndarray:
-    """[cells] int64 position of each label in `classes`, -1 where it is not there."""
+    """[cells] int64 position of each label in `classes`, -1 for labels that are not in it."""
     number = {name: i for i, name in enumerate(classes)}
     return np.array([number.get(label, -1) for label in labels], dtype=np.int64)
 
 
 def class_weights(labels: np.ndarray, n_classes: int, balance: float) -> torch.Tensor | None:
-    """Weights proportional to (1 / class size)^balance whose mean over the cells is 1; None for no balance.
+    """[n_classes] weights (1 / class size)^balance, scaled to a mean of 1 over the cells; None for no balance.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""Minibatches: which cells, in which order, on which process, and what each of them carries.
+"""Minibatches: which cells, in which order, on which process, and with which data.
 
-A run of steps is planned from (seed, epoch) alone. The cells of one optimiser step are sorted by their number of
-expressed genes before they are dealt out to micro-batches and processes: the gradient is the same sum in another order,
-and little is spent on padding.
+The order of an epoch is a function of (seed, epoch) alone. Within an optimiser step, cells are sorted by their number
+of expressed genes before they are dealt to micro-batches and processes: the gradient is the same sum in another order,
+and little time goes into padding.
 """
 
 import hashlib
@@ -21,20 +21,20 @@ from utils.cells.false_pairs import FalsePairs
 from utils.files.disk_rows import Rows, row_lengths, select, shuffled
 
 AHEAD = 2
-"""Minibatches that are made before they are asked for."""
+"""Number of minibatches made ahead of their use."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Cells of one forward pass.
+    """The cells of one forward pass.
 
     Attributes
     ----------
-    rows : [B]
-    weight : [B] 0 for filling
-    epoch : of the cells' keys
-    step_cells : cells of the whole optimiser step
-    padded_length : to which the cells' tokens are filled up; 0 for the longest cell's number
+    rows : [B] positions in the dataset
+    weight : [B] 1 for a cell, 0 for padding
+    epoch : the epoch for the cells' keys
+    step_cells : number of cells in the whole optimiser step
+    padded_length : number of tokens to which each cell is padded; 0 for that of the longest cell
     """
 
     rows: np.ndarray
@@ -47,8 +47,8 @@ class MicroBatch:
 class Plan:
     """The order of an epoch, cut into optimiser steps, micro-batches and this process's share of them.
 
-    Iterating yields `micro_batches` MicroBatches per step, equally many on every process: where cells run out, repeats
-    of weight 0 fill up.
+    Iterating yields `micro_batches` MicroBatches per step, equally many on every process: where cells run out,
+    repeats of weight 0 pad the step.
 
     Parameters
     ----------
@@ -56,8 +56,8 @@ class Plan:
     batch_size : cells per micro-batch and process
     micro_batches : micro-batches per optimiser step
     rank, world_size : this process and how many there are
-    seed : of the order
-    shuffle : False keeps the file's order, apart from the sorting by length within a step
+    seed : seed of the order
+    shuffle : False keeps the file's order, except for the sorting by length within a step
     """
 
     def __init__(self, lengths, batch_size, micro_batches=1, rank=0, world_size=1, seed=0, shuffle=False):
@@ -139,17 +139,17 @@ class LengthPlan:
 
 
 class CellDataset:
-    """Cells of one split as minibatches.
+    """The cells of one split, as minibatches.
 
     Parameters
     ----------
-    values : modality → [cells, features] rows of the same cells, in memory or in a file
+    values : modality → [cells, features] of the same cells, in memory or on disk
     barcodes : [cells]
-    seed : of the cells' keys
-    labels : [cells] int class, -1 where unknown, or None
+    seed : seed of the cells' keys
+    targets : name → [cells, …], what a head learns to predict, or None
     latents : modality → [cells, latent_dim], the teacher's latents, or None
-    pairs : draws whose ATAC about half of the cells are shown with, or None for each cell's own
-    resample : True gives a cell another key every epoch; False always the same, for validation
+    pairs : draws another cell's ATAC for about half of the cells; None gives each cell its own
+    resample : True gives a cell a new key in every epoch; False keeps one key, for validation
     """
 
     def __init__(
@@ -157,12 +157,12 @@ class CellDataset:
         values: dict[str, Rows],
         barcodes: pd.Index,
         seed: int = 0,
-        labels: np.ndarray | None = None,
+        targets: dict[str, np.ndarray] | None = None,
         latents: dict[str, np.ndarray] | None = None,
         pairs: FalsePairs | None = None,
         resample: bool = True,
     ):
-        self.values, self.labels, self.latents = values, labels, latents
+        self.values, self.targets, self.latents = values, targets, latents
         self.seed, self.pairs, self.resample = seed, pairs, resample
         self.barcodes = np.asarray(barcodes, dtype=object)
         self.barcode_hash = torch.from_numpy(pd.util.hash_array(self.barcodes).view(np.int64))
@@ -177,7 +177,7 @@ class CellDataset:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of barcodes and of what was measured, which identifies these cells."""
+        """SHA-256 of barcodes and measured values, which identifies these cells."""
         digest = hashlib.sha256(self.barcode_hash.numpy().tobytes())
         for name in sorted(self.values):
             for start in range(0, len(self), 2**12):
@@ -203,8 +203,8 @@ class CellDataset:
         )
         if "rna" in self.values:
             batch.rna = replace(ragged(self.values["rna"], rows), padded_length=plan.padded_length)
-        if self.labels is not None:
-            batch.label = torch.from_numpy(self.labels[rows])
+        if self.targets is not None:
+            batch.target = {name: torch.from_numpy(target[rows]) for name, target in self.targets.items()}
         if self.latents is not None:
             batch.latent = {name: torch.from_numpy(latent[rows]) for name, latent in self.latents.items()}
         atac_rows = rows
@@ -216,7 +216,7 @@ class CellDataset:
 
 
 def ragged(matrix: Rows, rows: np.ndarray) -> Ragged:
-    """Cells as tensors, still sparse."""
+    """These rows of a matrix as tensors, still sparse."""
     part = matrix[rows]
     return Ragged(
         torch.from_numpy(part.indices.astype(np.int64)),
@@ -229,10 +229,10 @@ def ragged(matrix: Rows, rows: np.ndarray) -> Ragged:
 def make_loader(
     dataset: CellDataset, plan: Plan | LengthPlan, device: torch.device | str = "cpu"
 ) -> Iterator[Minibatch]:
-    """The minibatches of `plan`, made by a thread while the one before is computed on.
+    """The minibatches of `plan`, made by a thread while the model computes on the one before.
 
-    Making one is reading and copying, for which Python does not stand still; processes of their own would spend more
-    time on handing tensors over.
+    Reading and copying release Python's lock, so a thread is enough; worker processes would spend more time on passing
+    tensors than they save.
     """
     with ThreadPoolExecutor(1, "loader") as pool:
         coming = deque()
@@ -252,7 +252,7 @@ def train_and_val(
     cells,
     seed: int,
     keep: np.ndarray | None = None,
-    labels: np.ndarray | None = None,
+    targets: dict[str, np.ndarray] | None = None,
     latents: dict[str, np.ndarray] | None = None,
     pairs: tuple[np.ndarray | None, np.ndarray | None] | None = None,
 ) -> tuple[CellDataset, CellDataset]:
@@ -261,11 +261,11 @@ def train_and_val(
     Parameters
     ----------
     cells : utils.cells.preprocessed.Cells
-    seed : of masks and pairs; validation cells always keep the same mask
+    seed : seed of masks and pairs; validation cells keep the same mask in every epoch
     keep : [cells] bool, cells to use, or None for all
-    labels : [cells] int class of each cell, -1 where unknown, or None
+    targets : name → [cells, …], what a head learns to predict, or None
     latents : modality → [cells, latent_dim], or None
-    pairs : the cells' (types, groups) for `FalsePairs`, each [cells] or None; None for true pairs alone
+    pairs : the cells' (types, groups) for `FalsePairs`, each [cells] or None; None for true pairs only
     """
     cells.need_training()
     datasets = []
@@ -277,7 +277,7 @@ def train_and_val(
                 {name: select(matrix, rows) for name, matrix in cells.values.items()},
                 cells.obs.index[rows],
                 seed,
-                labels=None if labels is None else labels[rows],
+                targets=None if targets is None else {name: target[rows] for name, target in targets.items()},
                 latents=None if latents is None else {name: latent[rows] for name, latent in latents.items()},
                 pairs=None
                 if pairs is None

@@ -1,4 +1,4 @@
-"""New cells in the shape a trained model expects, and the file with what the model predicts for them."""
+"""New cells as a trained model takes them, and their file with the model's predictions."""
 
 import re
 import shlex
@@ -24,59 +24,52 @@ from utils.errors import UserError
 from utils.features.normalise import model_values
 from utils.predict.infer import Prediction
 from utils.train.model_folder import SavedModel
+from utils.train.tasks import CELL_TYPES
 
 
 @dataclass(frozen=True)
 class Names:
-    """Where predictions stand in a file.
+    """Names of what a prediction writes into a file.
 
     Attributes
     ----------
     prefix : put before every name, so that predictions of several models, or a user's own columns, do not clash
+    columns : the task's columns of obs, without prefix
     """
 
     prefix: str = ""
+    columns: tuple[str, ...] = tuple(CELL_TYPES.columns)
 
     def __post_init__(self):
         if not re.fullmatch(r"[\w.-]{0,50}", self.prefix):
             raise UserError(f"--prefix {self.prefix!r}: at most 50 letters, digits, dots, hyphens and underscores")
 
     @property
-    def types(self) -> str:
-        """Column of obs with the predicted type."""
-        return f"{self.prefix}predicted_cell_type"
-
-    @property
-    def confidence(self) -> str:
-        """Column of obs with the probability of that type."""
-        return f"{self.prefix}confidence"
-
-    @property
     def embedding(self) -> str:
-        """Key of obsm with the cell embedding."""
+        """Key of obsm for the cell embedding."""
         return f"X_{self.prefix}scmomer"
 
     @property
     def provenance(self) -> str:
-        """Key of uns that says what made the predictions."""
+        """Key of uns for what made the predictions."""
         return f"{self.prefix}scmomer"
 
     @property
     def places(self) -> list[str]:
-        """What a prediction writes per cell, as it is named in messages."""
-        return [f"obs['{self.types}']", f"obs['{self.confidence}']", f"obsm['{self.embedding}']"]
+        """Everything written per cell, as messages name it."""
+        return [*(f"obs['{self.prefix}{column}']" for column in self.columns), f"obsm['{self.embedding}']"]
 
     def claim(self, file: RawFile) -> list[str]:
-        """Check that the names are free, or hold what an earlier prediction wrote, which may be replaced.
+        """Check that the names are free, or hold an earlier prediction, which may be replaced.
 
         Returns
         -------
-        Lines that report what will be replaced
+        Lines that report what is replaced
 
         Raises
         ------
         UserError
-            If the file has something of the user's own under one of the names.
+            If the file holds something else under one of the names.
         """
         held = {f"obs['{column}']" for column in file.obs}
         held |= {name for source in file.modalities.values() for name in source.others}
@@ -89,27 +82,27 @@ class Names:
                 earlier = {key: read_elem(entry[key]) for key in ("model", "written") if key in entry}
         clashes = [name for name in self.places if name in held]
         if earlier is not None and set(clashes) <= set(map(str, earlier["written"])):
-            return [f"replaces the earlier predictions of model {earlier.get('model', 'unknown')}"] if clashes else []
+            return [f"replacing the earlier predictions of model {earlier.get('model', 'unknown')}"] if clashes else []
         if clashes:
             raise UserError(
                 f"{file.path}: has its own {' and '.join(clashes)}, which predictions would replace; choose other "
-                "names by --prefix, for example --prefix new_"
+                "names with --prefix, for example --prefix new_"
             )
         return []
 
 
 @dataclass
 class Query:
-    """Cells to label.
+    """New cells, as a model takes them.
 
     Attributes
     ----------
-    file : what was read
-    dataset : model-ready cells, in the file's order
+    file : the file they come from
+    dataset : model-ready values, in the file's order
     barcodes : [cells]
-    empty : [cells] bool, no count in any gene (or peak) that the model knows
-    report : what was found and done, a line each
-    warnings : those lines that make the predictions doubtful
+    empty : [cells] bool, whether a cell has no count in any of the model's genes (or peaks)
+    report : what was found and done, one line each
+    warnings : the lines of it that make the predictions doubtful
     coverage : share of the model's genes (or peaks) in the file, and share of the file's counts that they hold
     """
 
@@ -124,13 +117,14 @@ class Query:
     def annotate(self, prediction: Prediction, saved: SavedModel, names: Names) -> ad.AnnData | mudata.MuData:
         """The file with predictions; cells that were not read get none.
 
-        Types, confidence and embeddings also stand in each modality of paired cells, where scanpy looks for them.
+        Columns and embeddings also stand in each modality of paired cells, where scanpy looks for them.
         """
         out = self.file.content()
-        columns = pd.DataFrame(
-            {names.types: pd.Categorical(prediction.types), names.confidence: prediction.confidence},
-            index=self.barcodes,
-        )
+        columns = pd.DataFrame(index=self.barcodes)
+        for column, for_empty in saved.task.columns.items():
+            values = prediction[column].copy()
+            values[self.empty] = for_empty
+            columns[names.prefix + column] = pd.Categorical(values) if values.dtype == object else values
         for part in (out, *(out.mod.values() if isinstance(out, mudata.MuData) else ())):
             for name, values in columns.reindex(part.obs_names).items():
                 part.obs[name] = values
@@ -145,7 +139,7 @@ class Query:
         return out
 
     def provenance(self, saved: SavedModel, names: Names) -> dict:
-        """What made the predictions, for uns."""
+        """The entry of uns that records what made the predictions."""
         entry = {
             "written": np.array(names.places, dtype=object),
             "model": saved.path.resolve().name,
@@ -153,25 +147,23 @@ class Query:
             "scmomer_version": __version__,
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "temperature": float(saved.temperature),
-            "calibration": str(saved.calibration or "unknown: the model folder does not say"),
             "trained_on_simulated_cells": saved.is_simulated,
             "n_labelled": int((~self.empty).sum()),
             "n_unassigned": int(self.empty.sum()),
             "warnings": np.array(self.warnings, dtype=object),
         }
-        return entry | self.coverage
+        return entry | saved.task.provenance(saved.fitted) | self.coverage
 
 
 def read_query(file: RawFile, saved: SavedModel, config: IngestConfig, progress: bool = False) -> Query:
-    """Prepare cells as the model's training cells were, always starting from the counts.
+    """Prepare cells in the same way as the model's training cells, always from their counts.
 
     Parameters
     ----------
     file : raw or preprocessed cells
-    saved : the model, which brings vocabulary, species, genome build and constants
+    saved : the model, with its vocabulary, species, genome build and constants
     config : overrides for what cannot be inferred from the file
-    progress : show bars
+    progress : show progress bars
 
     Raises
     ------
@@ -187,7 +179,7 @@ def read_query(file: RawFile, saved: SavedModel, config: IngestConfig, progress:
         )
     barcodes = common_barcodes(file.modalities, inputs)
     if not len(barcodes):
-        raise UserError(f"{file.path}: holds no cell measured in {' and '.join(inputs)}; there is nothing to label")
+        raise UserError(f"{file.path}: holds no cell measured in {' and '.join(inputs)}; nothing can be predicted")
     config = replace(config, genome=config.genome or saved.stamp.get("genome"))
     values, report, warnings, coverage = {}, list(file.notes), [], {}
     empty = np.zeros(len(barcodes), dtype=bool)
@@ -209,8 +201,7 @@ def read_query(file: RawFile, saved: SavedModel, config: IngestConfig, progress:
         report.append(f"{empty.sum():,} cells have no count in the model's features and stay unassigned")
     doubts = []
     if saved.is_simulated:
-        doubts.append(f"{saved.path} was trained on simulated cells; its labels mean nothing for real ones")
-    if saved.calibration is not None and (saved.calibration.few or not saved.calibration.is_enough):
-        doubts.append(str(saved.calibration))
+        doubts.append(f"{saved.path} was trained on simulated cells; its predictions mean nothing for real ones")
+    doubts += saved.task.doubts(saved.fitted)
     report += [f"warning: {doubt}" for doubt in doubts]
     return Query(file, CellDataset(values, barcodes), barcodes, empty, report, warnings + doubts, coverage)

@@ -1,12 +1,11 @@
-"""Making a fine-tuned model's confidence mean what it says, on its validation cells."""
+"""After training: what a task fits on validation cells, for cell types the temperature that calibrates confidence."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from utils.cells.minibatches import CellDataset
-from utils.evaluate.calibration import Calibration, fit_temperature
-from utils.predict.infer import infer
-from utils.train.config import InferConfig, TrainConfig
+from utils.predict.infer import decode
+from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
 from utils.train.folders import write_folder
 from utils.train.lock import sole_writer
@@ -14,33 +13,30 @@ from utils.train.log import copy_log
 from utils.train.model_folder import load_model
 
 
-def calibrate(folder: Path, val: CellDataset, config: TrainConfig, runtime: Runtime) -> float:
-    """Fit the temperature of a saved cell type model on labelled validation cells and save it in the folder.
-
-    The folder also keeps how many cells it was fitted on, so that confidence from too few is not called calibrated.
+def calibrate(folder: Path, kind: str, val: CellDataset, config: InferConfig, runtime: Runtime) -> dict:
+    """Let the task of a trained model fit what it fits on validation cells, and save it in the folder.
 
     Parameters
     ----------
-    folder : of the best model
-    val : labelled cells that were not trained on
+    folder : the model that training has kept
+    kind : name of its task
+    val : cells with a target that the model was not trained on
     config, runtime : how to run it
 
     Returns
     -------
-    The temperature; 1 when there are too few validation cells
+    What was fitted
     """
-    saved, temperature = load_model(folder, "celltype"), 1.0
+    saved, decoded = load_model(folder, kind), {}
     if len(val):
-        model = saved.build()
-        how = InferConfig(config.batch_size or InferConfig.batch_size, config.device, config.precision)
-        _, logits = infer(model, model, val, how, runtime, "calibrating")
-        temperature = float(fit_temperature(logits, val.labels))
-    calibration = Calibration.of(val.labels, saved.labels)
-    runtime.barrier()  # all have read the folder before it is replaced
+        _, decoded = decode(saved, val, config, runtime, "calibrating")
+    fitted = saved.task.fit_after_training(decoded, val.targets, saved.outputs)
+    runtime.barrier()  # every process has read the folder before it is replaced
     with sole_writer(folder, runtime):
         if runtime.is_main:
-            write_folder(folder, replace(saved, temperature=temperature, calibration=calibration).write)
+            write_folder(folder, replace(saved, fitted=fitted).write)
             copy_log(folder)
-    runtime.say(f"temperature {temperature:.3f}; {calibration}")
+    if text := saved.task.describe(fitted):
+        runtime.say(text)
     runtime.barrier()
-    return temperature
+    return fitted

@@ -1,4 +1,4 @@
-"""Running a trained model over cells: results come back in the file's order, from any number of processes."""
+"""Running a trained model on cells: results come back in the file's order, from any number of processes."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -22,11 +22,12 @@ from utils.train.model_folder import SavedModel
 
 
 class CellByCell(TorchFunctionMode):
-    """Within the block, linear layers multiply each cell's matrix by itself, in one batched call.
+    """Within the block, linear layers compute one matrix product per cell, in one batched call.
 
-    Multiplied as one tall matrix, a cell's rows would be summed up in an order that depends on how many cells there are
-    and where it stands among them. With many tokens per cell the cost is the same; a layer on single vectors is slower,
-    and is computed in float32 (in bfloat16 the library would copy the weights for every cell).
+    In one product over all cells, libraries choose the order of summation by the number of rows, so a cell's result
+    would depend on the size of its minibatch in the last bits. A product per cell makes it independent. With many
+    tokens per cell the cost is the same. A layer on single vectors is slower, and is computed in float32 (in bfloat16
+    the library would copy the weights for every cell).
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -62,19 +63,19 @@ def infer(
     Parameters
     ----------
     function : minibatch of B cells → tensors [B, …]
-    model : what the function calls; put on the device and into eval mode
-    dataset, config, runtime : which cells, how, and by which processes
-    title : of the progress bar
+    model : the module that the function calls; it is moved to the device and put into eval mode
+    dataset, config, runtime : which cells, how, and on which processes
+    title : title of the progress bar
 
     Returns
     -------
-    One float32 array [cells, …] per tensor, rows in the dataset's order. On the CPU a cell's row is the same to the bit
-    whatever the minibatch size, the other cells, and the number of processes.
+    One float32 array [cells, …] per tensor, rows in the dataset's order. On a CPU a cell's row is the same to the bit
+    for any minibatch size, any other cells and any number of processes.
 
     Raises
     ------
     UserError
-        If any result is not finite; the cells are named.
+        If a result is not finite; the message names the cells.
     """
     model.to(runtime.device).eval()
     plan = LengthPlan(dataset.lengths, config.batch_size, runtime.rank, runtime.world_size)
@@ -90,7 +91,7 @@ def infer(
         bar.update(int(real.sum()) * runtime.world_size)
     bar.close()
     mine = (np.concatenate(rows), [np.concatenate(parts) for parts in zip(*results, strict=True)]) if rows else None
-    shares = [share for share in runtime.gather(mine) if share is not None]  # a process may have had none
+    shares = [share for share in runtime.gather(mine) if share is not None]  # a process may have got no cells
     order = np.argsort(np.concatenate([rows for rows, _ in shares]), kind="stable")
     found = tuple(np.concatenate(parts)[order] for parts in zip(*(arrays for _, arrays in shares), strict=True))
     bad = np.zeros(len(dataset), dtype=bool)
@@ -120,20 +121,38 @@ def embed_sample(
 
 @dataclass
 class Prediction:
-    """types [cells] str; confidence [cells] calibrated probability of that type; probability [cells, classes];
-    embedding [cells, latent_dim]."""
+    """What a model with a head predicts.
 
-    types: np.ndarray
-    confidence: np.ndarray
-    probability: np.ndarray
+    Attributes
+    ----------
+    values : name → [cells, …], as its task names them (for cell types: predicted_cell_type, confidence, probability)
+    embedding : [cells, latent_dim]
+    """
+
+    values: dict[str, np.ndarray]
     embedding: np.ndarray
 
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.values[name]
 
-def predict_types(saved: SavedModel, dataset: CellDataset, config: InferConfig, runtime: Runtime) -> Prediction:
-    """Cell types of a dataset by a fine-tuned model folder."""
-    model: ScMomer = saved.build()
-    embedding, logits = infer(model, model, dataset, config, runtime, "predicting")
-    probability = torch.softmax(torch.from_numpy(logits) / saved.temperature, dim=1).numpy()
-    best = probability.argmax(1)
-    types = np.array(saved.labels, dtype=object)[best]
-    return Prediction(types, probability[np.arange(len(best)), best], probability, embedding)
+
+def decode(
+    saved: SavedModel, dataset: CellDataset, config: InferConfig, runtime: Runtime, title: str
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Embeddings [cells, latent_dim] of a dataset, and what the model's head decodes, name → [cells, …]."""
+    model, names = saved.build(), []
+
+    def embed_and_decode(batch: Minibatch) -> tuple[Tensor, ...]:
+        embedding, outputs = model(batch)
+        decoded = model.head.decode(outputs)
+        names[:] = decoded
+        return embedding, *decoded.values()
+
+    embedding, *decoded = infer(embed_and_decode, model, dataset, config, runtime, title)
+    return embedding, dict(zip(names, decoded, strict=True))
+
+
+def predict(saved: SavedModel, dataset: CellDataset, config: InferConfig, runtime: Runtime) -> Prediction:
+    """The predictions of a model folder with a head, for all cells of a dataset."""
+    embedding, decoded = decode(saved, dataset, config, runtime, "predicting")
+    return Prediction(saved.task.predict(decoded, saved.outputs, saved.fitted), embedding)

@@ -1,4 +1,4 @@
-"""The teacher's latents on disk: keyed by barcode, signed with the teacher's hash."""
+"""The teacher's latents on disk, by barcode and with the teacher's hash."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def write_latents(
     barcodes : [cells]
     embedding : [cells, latent_dim] joint cell embeddings, kept in X
     latents : modality → [cells, latent_dim], kept in obsm
-    teacher_hash : of the model folder they come from
+    teacher_hash : hash of the teacher's model folder
     """
     path = Path(folder) / f"{split}.h5ad"
     obs = pd.DataFrame(index=pd.Index(barcodes, name="barcode"))
@@ -37,13 +37,13 @@ def write_latents(
 
 
 def read_latents(folders: dict[str, str], cells: Cells, teacher: SavedModel) -> dict[str, np.ndarray]:
-    """Latents of a file's training and validation cells, joined by barcode.
+    """Latents of the training and validation cells of a file, matched by barcode.
 
     Parameters
     ----------
     folders : split → folder with `<split>.h5ad`, or that file
-    cells : the cells that are to be trained on
-    teacher : the model the latents must come from
+    cells : the cells to train on
+    teacher : the model that must have made the latents
 
     Returns
     -------

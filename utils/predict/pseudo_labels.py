@@ -8,7 +8,7 @@ from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import Cells
 from utils.errors import UserError
 from utils.files.disk_rows import select
-from utils.predict.infer import predict_types
+from utils.predict.infer import predict
 from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
 from utils.train.model_folder import SavedModel, check_fits
@@ -22,17 +22,17 @@ def pseudo_labels(
     config: InferConfig,
     runtime: Runtime,
 ) -> np.ndarray:
-    """Class numbers in which training cells without one have what a teacher predicts.
+    """Class numbers, with a teacher's predictions for training cells that have none.
 
-    The teacher sees its cells whole and its pupil does not (feature dropout), as in the noisy student of Xie et al.
-    2020; labels are single classes, as in Lee 2013.
+    The teacher sees whole cells, the model that learns from it only a part of their features (feature dropout), as in
+    the noisy student of Xie et al. 2020. A pseudo-label is the most likely class alone, as in Lee 2013.
 
     Parameters
     ----------
     codes : [cells] int, class or -1 for none
     classes : names of the classes
-    cells : of the file, with all modalities that the teacher reads
-    teacher : fine-tuned on cells of this file
+    cells : with all modalities that the teacher reads
+    teacher : a cell type model that was fine-tuned on cells of this file
     config, runtime : how to run the teacher
 
     Returns
@@ -42,28 +42,29 @@ def pseudo_labels(
     Raises
     ------
     UserError
-        If the teacher was made for other genes or peaks, knows other cell types, or reads what is not there.
+        If the teacher has other genes, peaks or cell types, or reads a modality that is absent.
     """
     check_fits(teacher, cells.features, cells.stamp, cells.path)
     lacking = [name for name in MODALITIES if name in teacher.model_config.inputs and name not in cells.values]
     if lacking:
         raise UserError(
-            f"{teacher.path}: reads {lacking[0].upper()}, which is not read here; give a model that does not"
+            f"{teacher.path}: reads {lacking[0].upper()}, which this run does not; "
+            "give a model that reads no more than this one"
         )
-    unknown = sorted(set(teacher.labels) - set(classes))
+    unknown = sorted(set(teacher.outputs) - set(classes))
     if unknown:
         raise UserError(
-            f"{teacher.path}: knows cell types that no training cell has: {', '.join(unknown[:5])}; "
+            f"{teacher.path}: predicts cell types that no training cell has: {', '.join(unknown[:5])}; "
             "give a model that was fine-tuned on labels of this file"
         )
     train = cells.rows("train")
     rows = train[codes[train] < 0]
     if not len(rows):
-        runtime.say("pseudo-labels: all training cells have a label, there is nothing to do")
+        runtime.say("pseudo-labels: all training cells have a label; none is needed")
         return codes
     values = {name: select(cells.values[name], rows) for name in teacher.model_config.inputs}
-    prediction = predict_types(teacher, CellDataset(values, cells.obs.index[rows]), config, runtime)
+    prediction = predict(teacher, CellDataset(values, cells.obs.index[rows]), config, runtime)
     codes = codes.copy()
-    codes[rows] = label_codes(prediction.types, classes)
-    runtime.say(f"pseudo-labels: {len(rows):,} training cells without a label take those of {teacher.path}")
+    codes[rows] = label_codes(prediction["predicted_cell_type"], classes)
+    runtime.say(f"pseudo-labels: {len(rows):,} training cells without a label get the predictions of {teacher.path}")
     return codes

@@ -1,8 +1,8 @@
-"""Saved models: a folder that is enough by itself, written whole, loaded strictly, without pickle."""
+"""Saved models: a self-contained folder, written as a whole, loaded strictly and without pickle."""
 
 import json
-import math
 import platform
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -21,7 +21,6 @@ from models.scmomer import ScMomer
 from models.shapes import (
     FEATURES,
     ATACEncoderConfig,
-    ClassifierConfig,
     FusionConfig,
     RNAEncoderConfig,
     ScMomerConfig,
@@ -29,44 +28,48 @@ from models.shapes import (
 )
 from utils import __version__
 from utils.errors import UserError, reading
-from utils.evaluate.calibration import Calibration
 from utils.train.folders import read_folder
+from utils.train.tasks import TASKS, Task, check_positive
 from utils.train.weights import check_declared, check_finite, check_shapes, load_strictly, shapes_of, stored_shapes
 
-KINDS = {
+PRETRAINED = {
     "rna": "an RNA encoder (pretrain_rna.py)",
     "atac": "an ATAC encoder (pretrain_atac.py)",
     "multimodal": "a multimodal model (pretrain_multimodal.py)",
     "student": "a model with a student (pretrain_missing_mod.py)",
-    "celltype": "a cell type model (train_missing_celltype_func.py)",
 }
+"""The kinds of folders without a head, in words; those with one are the tasks'."""
 CONFIGS = {
     "rna": RNAEncoderConfig,
     "atac": ATACEncoderConfig,
     "fusion": FusionConfig,
     "student": StudentConfig,
-    "classifier": ClassifierConfig,
 }
+"""Part of a model → dataclass with its shape; the head's is its task's."""
+
+
+def in_words(kind: str) -> str:
+    """A kind of model folder, with the script that makes it."""
+    return TASKS[kind].title if kind in TASKS else PRETRAINED.get(kind, kind)
 
 
 @dataclass
 class SavedModel:
-    """A model as it lies in its folder.
+    """A model and everything else in its folder.
 
     Attributes
     ----------
-    kind : one of KINDS
-    config : the model's shape, part → dataclass
+    kind : one of PRETRAINED, or the name of a task
+    config : the shape of each part, name → dataclass
     state : weights by name
     features : modality → vocabulary, in the model's order
     stamp : constants of the preprocessing
-    labels : cell types in the order of the logits
-    temperature : divisor of the logits that calibrates probabilities
-    calibration : the validation cells that it was fitted on, or None before it was
+    outputs : names of the head's outputs, in their order (for cell types, the types)
+    fitted : what the task fitted on validation cells after training (for cell types, the temperature)
     options : settings of the composed model (missing, other_modality)
-    training : the command line's settings
-    parents : script's flag → hash of the folder given there
-    path, hash : where it was loaded from, and the SHA-256 of its manifest
+    training : the settings of the command line
+    parents : role → hash of a model folder that training started from
+    path, hash : the folder it was loaded from, and the SHA-256 of its manifest
     """
 
     kind: str
@@ -74,9 +77,8 @@ class SavedModel:
     features: dict[str, np.ndarray]
     stamp: dict
     state: dict[str, Tensor] = field(default_factory=dict)
-    labels: list[str] = field(default_factory=list)
-    temperature: float = 1.0
-    calibration: Calibration | None = None
+    outputs: list[str] = field(default_factory=list)
+    fitted: dict = field(default_factory=dict)
     options: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
@@ -84,12 +86,12 @@ class SavedModel:
     hash: str = ""
 
     def writer(self, module: nn.Module) -> Callable[[Path], None]:
-        """A function that writes this folder with the module's weights as they are when it is called."""
+        """A function that writes this folder with the weights that the module has when it is called."""
         return lambda folder: replace(self, state=module.state_dict()).write(folder)
 
     @property
     def identity(self) -> dict:
-        """What makes this training run another than others: its settings and the models it starts from."""
+        """What identifies this training run: its settings and the models it starts from."""
         return self.training | {"parents": self.parents}
 
     def write(self, folder: Path) -> None:
@@ -103,9 +105,8 @@ class SavedModel:
                     "kind": self.kind,
                     "model": {name: asdict(config) for name, config in self.config.items()},
                     "options": self.options,
-                    "labels": self.labels,
-                    "temperature": self.temperature,
-                    "calibration": None if self.calibration is None else asdict(self.calibration),
+                    "outputs": self.outputs,
+                    "fitted": self.fitted,
                     "preprocessing": self.stamp,
                     "training": self.training,
                     "parents": self.parents,
@@ -121,35 +122,41 @@ class SavedModel:
         (folder / "README.md").write_text(self.card())
 
     def card(self) -> str:
-        """The model card: what it is, made from what, for what."""
+        """The model card, in Markdown."""
         sizes = ", ".join(f"{len(names):,} {FEATURES[name]}" for name, names in self.features.items())
         shape = "\n".join(f"- {name}: {asdict(config)}" for name, config in self.config.items())
-        labels = f"\nCell types: {', '.join(self.labels)}\n" if self.labels else ""
-        if self.calibration is not None:
-            labels += f"\nTemperature {self.temperature:.3f}; {self.calibration}.\n"
+        head = f"\nPredicts: {', '.join(self.outputs)}\n" if self.outputs else ""
+        if self.task is not None and (fitted := self.task.describe(self.fitted)):
+            head += f"\nFitted on validation cells: {fitted}.\n"
         parents = "".join(f"- {flag}: {digest}\n" for flag, digest in self.parents.items()) or "- none\n"
         return (
-            f"# scMomer: {KINDS[self.kind]}\n\n{sizes}; {sum(t.numel() for t in self.state.values()):,} numbers "
+            f"# scMomer: {in_words(self.kind)}\n\n{sizes}; {sum(t.numel() for t in self.state.values()):,} numbers "
             "(trained and frozen weights, constants).\n\n"
-            f"Made by `python {Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}`\n{labels}\n"
+            f"Made by `python {Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}`\n{head}\n"
             f"## Shape\n{shape}\n\n## Preprocessing\n{json.dumps(self.stamp)}\n\n## Made from\n{parents}\n"
-            "## Use\nResearch. The model knows the genes, peaks and cell types in this folder, of the cells it "
-            "was trained on, and no others.\n"
+            "## Use\nResearch. The model knows the genes, peaks and outputs in this folder, from the cells that "
+            "it was trained on, and no others.\n"
         )
 
     @property
     def is_simulated(self) -> bool:
-        """Whether the model was trained on simulated cells, so that its labels say nothing about real ones."""
+        """Whether the model was trained on simulated cells, so that its predictions mean nothing for real ones."""
         return bool(self.stamp.get("simulated"))
 
     @property
+    def task(self) -> Task | None:
+        """What the model predicts; None without a head."""
+        return TASKS.get(self.kind)
+
+    @property
     def model_config(self) -> ScMomerConfig:
-        """Shape of the composed model of stages II and later."""
+        """The shape of the composed model (stage II and later), without its head."""
         with reading(self.path, *NO_MODEL):
-            return ScMomerConfig(**self.config, **self.options)
+            parts = {name: shape for name, shape in self.config.items() if name != "head"}
+            return ScMomerConfig(**parts, **self.options)
 
     def build(self) -> ScMomer:
-        """The composed model of stages II and later, with its weights."""
+        """The composed model (stage II and later) with its weights."""
         with reading(self.path, *NO_MODEL):
             model = self._fresh({name: len(features) for name, features in self.features.items()})
         older = {name: x for name, x in model.state_dict().items() if name in NEUTRAL and name not in self.state}
@@ -157,36 +164,37 @@ class SavedModel:
         return model.eval()
 
     def _fresh(self, n_features: dict[str, int]) -> nn.Module:
-        """The module whose weights are saved, without them."""
+        """The module whose weights the folder holds, with fresh weights."""
         if self.kind == "rna":
             return MaskedRNA(RNAEncoder(self.config["rna"], n_features["rna"]), seed=0)
         if self.kind == "atac":
             return MaskedATAC(ATACEncoder(self.config["atac"], n_features["atac"]))
-        return ScMomer(self.model_config, n_features.get("rna", 0), n_features.get("atac", 0), len(self.labels))
+        make_head = self.task and self.task.make_head(self.config["head"], self.outputs)
+        return ScMomer(self.model_config, n_features.get("rna", 0), n_features.get("atac", 0), make_head)
 
     def check(self, n_features: dict[str, int], stored: dict[str, tuple[int, ...]]) -> None:
-        """Compare the model that is declared with the weights' shapes; nothing of its size is built.
+        """Compare the declared model with the shapes of the weights, without building it.
 
         Raises
         ------
         UserError
-            If they do not fit, or a constant makes no sense.
+            If they differ, or a constant is impossible.
         """
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on parts without a single feature
+            warnings.simplefilter("ignore")  # torch warns of parts without any feature
             expected = shapes_of(self._fresh(n_features).state_dict())
         check_shapes(expected, stored, self.path, NEUTRAL)
-        constants = {"temperature": self.temperature}
-        if "rna" in n_features:
-            constants["target_sum"] = self.stamp.get("target_sum")
-        for name, value in constants.items():
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (is_number and math.isfinite(value) and value > 0):
-                raise UserError(f"{self.path / 'config.json'}: {name} is {value}, not a positive number; {NO_MODEL[1]}")
+        try:
+            if "rna" in n_features:
+                check_positive("target_sum", self.stamp.get("target_sum"))
+            if self.task:
+                self.task.check(self.fitted)
+        except ValueError as error:
+            raise UserError(f"{self.path / 'config.json'}: {error}; {NO_MODEL[1]}") from error
 
 
 WEIGHTS = "model.safetensors"
-NEUTRAL = ("classifier.mean", "classifier.deviation")  # not in older folders; fresh ones change nothing
+NEUTRAL = ("head.mean", "head.deviation")  # absent from the first folders; fresh values change nothing
 NO_MODEL = ("is not a valid model folder", "restore the folder, or train the model again")
 
 
@@ -196,13 +204,13 @@ def load_model(path: str | Path, *kinds: str) -> SavedModel:
     Parameters
     ----------
     path : the folder
-    kinds : which of KINDS are accepted
+    kinds : which kinds are accepted
 
     Raises
     ------
     UserError
-        If the folder is damaged or of another kind, its weights are not those of the model it declares, or one of
-        its numbers is not finite.
+        If the folder is damaged or of another kind, its weights do not belong to the declared model, or a number is
+        not finite.
     """
 
     def load(place: Path, digest: str) -> SavedModel:
@@ -213,21 +221,24 @@ def load_model(path: str | Path, *kinds: str) -> SavedModel:
 
 
 def _load(place: Path, folder: Path, digest: str, kinds: tuple[str, ...]) -> SavedModel:
-    """Read what lies at `place`; messages name `folder`."""
+    """Read the folder at `place`; messages name `folder`, which a reader may find moved."""
     saved = json.loads((place / "config.json").read_text())
     if saved["kind"] not in kinds:
-        wanted = " or ".join(KINDS[kind] for kind in kinds)
-        raise UserError(f"{folder}: holds {KINDS.get(saved['kind'], saved['kind'])}; expected {wanted}")
-    stored = stored_shapes(place / WEIGHTS)
+        wanted = " or ".join(map(in_words, kinds))
+        raise UserError(f"{folder}: holds {in_words(saved['kind'])}; expected {wanted}")
+    now = str
+    if "outputs" not in saved:
+        saved, now = _from_version_0_2(saved), lambda name: re.sub("^classifier[.]", "head.", name)
+    stored = {now(name): shape for name, shape in stored_shapes(place / WEIGHTS).items()}
     check_declared(saved["model"], saved["kind"], stored, folder / "config.json")
+    shapes = CONFIGS | ({"head": TASKS[saved["kind"]].shape} if saved["kind"] in TASKS else {})
     model = SavedModel(
         kind=saved["kind"],
-        config={name: CONFIGS[name](**shape) for name, shape in saved["model"].items()},
+        config={name: shapes[name](**shape) for name, shape in saved["model"].items()},
         features={},
         stamp=saved["preprocessing"],
-        labels=saved["labels"],
-        temperature=saved["temperature"],
-        calibration=_calibration(saved.get("calibration")),
+        outputs=saved["outputs"],
+        fitted=saved["fitted"],
         options=saved["options"],
         training=saved["training"],
         parents=saved["parents"],
@@ -240,36 +251,38 @@ def _load(place: Path, folder: Path, digest: str, kinds: tuple[str, ...]) -> Sav
     for name, path in lists.items():
         names = model.features[name] = np.array(path.read_text().splitlines())
         if len(set(names)) != n_features[name]:
-            raise ValueError(f"{path.name} names one of them twice")
-    model.state = load_file(place / WEIGHTS)
+            raise ValueError(f"{path.name} has a repeated line")
+    model.state = {now(name): tensor for name, tensor in load_file(place / WEIGHTS).items()}
     check_finite(model.state, folder / WEIGHTS)
     return model
 
 
 def _count_lines(path: Path) -> int:
-    """Lines of a text file, which may be far too long to be kept."""
+    """Number of lines of a text file that may be too large for memory."""
     with open(path, "rb") as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
 
 
-def _calibration(kept: dict | None) -> Calibration | None:
-    """As `SavedModel.write` kept it; folders of earlier versions have none."""
-    return None if kept is None else Calibration(kept["n_cells"], kept["n_types"], tuple(kept["few"]))
+def _from_version_0_2(saved: dict) -> dict:
+    """A configuration of version 0.2, which knew cell types as the only head, in its present form."""
+    model = {"head" if name == "classifier" else name: shape for name, shape in saved["model"].items()}
+    fitted = {name: saved[name] for name in ("temperature", "calibration") if saved.get(name) is not None}
+    return saved | {"model": model, "outputs": saved["labels"], "fitted": fitted}
 
 
 def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights below `prefix`, under their names there."""
+    """The weights whose names start with `prefix`, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def load_parts(module: nn.Module, state: dict[str, Tensor], new: str | tuple, path: str | Path | None) -> None:
-    """Load a parent's weights into a model that has some parts more, and perhaps others less.
+    """Load a parent's weights into a model with some new parts, and perhaps without some of the parent's.
 
     Parameters
     ----------
     module : the model
     state : the parent's weights
-    new : prefix or prefixes of what the parent may not have (it keeps its fresh weights)
+    new : prefix or prefixes of the new parts, which keep their fresh weights
     path : the parent's folder, for messages
     """
     names = module.state_dict()
@@ -278,18 +291,18 @@ def load_parts(module: nn.Module, state: dict[str, Tensor], new: str | tuple, pa
 
 
 def check_fits(model: SavedModel, features: dict[str, np.ndarray], stamp: dict, data_path: str | Path) -> None:
-    """Refuse data whose genes or peaks are not the model's, or that was normalised with other constants.
+    """Refuse data with other genes or peaks than the model's, or with another normalisation.
 
     Parameters
     ----------
-    model : the model that is to see the data
+    model : the model that will read the data
     features, stamp : vocabularies and preprocessing constants of the data
-    data_path : for the message
+    data_path : the data's file, for the message
 
     Raises
     ------
     UserError
-        If they differ; the message says in what, and what to do.
+        If they differ; the message names the difference and the remedy.
     """
     for name in model.features.keys() & features.keys():
         if not np.array_equal(model.features[name], features[name]):

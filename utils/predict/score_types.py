@@ -1,0 +1,141 @@
+"""Scores of a cell type model beside baselines, on the same cells."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix, hstack
+
+from utils.cells.labels import label_codes, limit_labels
+from utils.cells.minibatches import CellDataset
+from utils.cells.preprocessed import Cells
+from utils.errors import UserError
+from utils.evaluate.baselines import FEW_LABEL_BASELINES, TYPE_BASELINES
+from utils.evaluate.calibration import expected_calibration_error
+from utils.evaluate.embedding import embedding_scores
+from utils.evaluate.metrics import bootstrap_interval, per_class_table
+from utils.evaluate.plots import confusion
+from utils.predict.infer import predict
+from utils.train.config import InferConfig
+from utils.train.distributed import Runtime
+from utils.train.model_folder import SavedModel
+
+
+def score_types(
+    saved: SavedModel,
+    cells: Cells,
+    split: str,
+    config: InferConfig,
+    runtime: Runtime,
+    out: Path,
+    label_column: str | None = None,
+    model_alone: bool = False,
+) -> dict:
+    """Scores of the model and of the baselines, with 95 % bootstrap intervals over cells, and of their embeddings.
+
+    Parameters
+    ----------
+    saved, cells : the model, and cells that fit it
+    split : train, val or test
+    config, runtime : how to run the model
+    out : folder for the confusion matrix, per_type_<split>.csv and predicted_<split>.csv
+    label_column : of obs; by default the one that the model learned from
+    model_alone : leave out the baselines
+
+    Returns
+    -------
+    method → scores; also n_cells, calibration and embeddings
+
+    Raises
+    ------
+    UserError
+        If the column is missing, no cell of the split has a label in it, or none of its types is the model's.
+    """
+    column = label_column or saved.training.get("label_column")
+    labels = cells.labels(column)
+    rows = labelled_rows(saved, cells, labels, column, split)
+    truth = labels.iloc[rows].to_numpy()
+
+    inputs = saved.model_config.inputs
+    dataset = CellDataset({name: cells.values[name][rows] for name in inputs}, cells.obs.index[rows])
+    prediction = predict(saved, dataset, config, runtime)
+    types = prediction["predicted_cell_type"]
+    predicted = {"scmomer": types}
+    probability = {"scmomer": (prediction["probability"], saved.outputs)}
+    embeddings, settings = {"scmomer": prediction.embedding}, {}
+    baselines = {} if model_alone else fit_baselines(saved, cells, labels)
+    x = features(cells, inputs, rows)
+    for name, (estimator, setting) in baselines.items():
+        predicted[name], settings[name] = estimator.predict(x), setting
+        probability[name] = estimator.predict_proba(x), list(estimator.classes_)
+        if name == "nearest neighbours":
+            embeddings["50 principal components"] = estimator["pca"].transform(x)
+
+    confusion(truth, types, out / f"confusion_{split}.png")
+    per_class_table(truth, types).to_csv(out / f"per_type_{split}.csv")
+    by_cell = pd.DataFrame({"label": truth} | predicted, index=cells.obs.index[rows])
+    by_cell.to_csv(out / f"predicted_{split}.csv", index_label="barcode")
+    never = pd.Series(truth[~np.isin(truth, types)]).value_counts()
+    if len(never):
+        print("never predicted by the model: " + ", ".join(f"{name} ({n:,} cells)" for name, n in never.items()))
+
+    table = {}
+    for name in predicted:
+        table[name] = saved.task.scores(truth, predicted[name])
+        for score in ("accuracy", "macro_f1"):
+            table[name][f"{score}_95%"] = bootstrap_interval(truth, predicted[name], score)
+        share, classes = probability[name]
+        codes = label_codes(truth, classes)  # -1 for types that the method does not know
+        table[name]["calibration_error"] = expected_calibration_error(share[codes >= 0], codes[codes >= 0])
+        if settings.get(name) is not None:
+            table[name]["setting"] = settings[name]  # penalty C, or number of neighbours, chosen on validation cells
+    batches = cells.obs.get((cells.stamp.get("split") or {}).get("split_by"))
+    batches = None if batches is None else batches.iloc[rows]
+    return table | {
+        "n_cells": len(rows),
+        "calibration": saved.task.provenance(saved.fitted)["calibration"],
+        "embeddings": {name: embedding_scores(embedding, truth, batches) for name, embedding in embeddings.items()},
+    }
+
+
+def labelled_rows(saved: SavedModel, cells: Cells, labels: pd.Series | None, column: str, split: str) -> np.ndarray:
+    """Rows of the split's cells that have a label.
+
+    Raises
+    ------
+    UserError
+        If there are none, or no label is one of the model's types.
+    """
+    if labels is None:
+        raise UserError(f"{cells.path}: no column {column!r} in obs; name the labels with --label_column")
+    rows = cells.rows(split)
+    rows = rows[labels.notna().to_numpy()[rows]]
+    if not len(rows):
+        raise UserError(f"{cells.path}: no {split} cell has a label in {column}; choose another --label_column")
+    if not labels.iloc[rows].isin(saved.outputs).any():
+        raise UserError(
+            f"{cells.path}: none of the types in {column} is the model's, such as {saved.outputs[0]!r}; "
+            "choose another --label_column"
+        )
+    return rows
+
+
+def features(cells: Cells, inputs: tuple[str, ...], rows: np.ndarray) -> csr_matrix:
+    """[rows, features] the model-ready values of the modalities `inputs`, side by side."""
+    return hstack([cells.values[name][rows] for name in inputs], format="csr")
+
+
+def fit_baselines(saved: SavedModel, cells: Cells, labels: pd.Series) -> dict[str, tuple]:
+    """Baselines, name → (estimator, setting chosen on validation cells), from the labels that the model learned from.
+
+    Where the model saw unlabelled training cells, baselines that can use them see the same cells.
+    """
+    known_types = label_codes(labels, sorted(set(labels.dropna())))
+    per_type = saved.training.get("labels_per_type", 0)
+    is_known = limit_labels(known_types, cells, per_type, saved.training["seed"]) >= 0
+    train, val = (rows[is_known[rows]] for rows in (cells.rows("train"), cells.rows("val")))
+    inputs = saved.model_config.inputs
+    x_train, x_val, x_all = (features(cells, inputs, rows) for rows in (train, val, cells.rows("train")))
+    y_train, y_val = labels.iloc[train].to_numpy(), labels.iloc[val].to_numpy()
+    baselines = TYPE_BASELINES | (FEW_LABEL_BASELINES if x_all.shape[0] > x_train.shape[0] else {})
+    return {name: fit(x_train, y_train, x_val, y_val, seed=0, x_all=x_all) for name, fit in baselines.items()}

@@ -1,0 +1,112 @@
+"""One training run, as all training scripts have it around their data, model and objective."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from models.objectives import Objective
+from utils.cells.minibatches import CellDataset
+from utils.cells.preprocessed import Cells, read_cells
+from utils.train.config import InferConfig, TrainConfig
+from utils.train.distributed import Runtime, distributed_run
+from utils.train.loop import fit, starts_anew
+from utils.train.model_folder import SavedModel, check_fits, load_model
+
+
+@dataclass
+class Stage:
+    """What a training script reads, starts from and writes.
+
+    Attributes
+    ----------
+    kind : of the model folder to write
+    flags : the script's own flags, with data_path, ckpt_dir and model_name (or model)
+    config : how to train
+    runtime : this process
+    parents : role → hash of the model folders that the run starts from
+    """
+
+    kind: str
+    flags: object
+    config: TrainConfig
+    runtime: Runtime
+    parents: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The model folder to write."""
+        return Path(self.flags.ckpt_dir) / getattr(self.flags, "model_name", getattr(self.flags, "model", None))
+
+    @property
+    def starts_anew(self) -> bool:
+        """Whether training starts at the first step, and does not resume an earlier run."""
+        return starts_anew(self.folder, self.config, self.runtime)
+
+    @property
+    def infer_config(self) -> InferConfig:
+        """How to run a trained model during this stage."""
+        return InferConfig(self.config.batch_size or InferConfig.batch_size, self.config.device, self.config.precision)
+
+    def read(self, *modalities: str) -> Cells:
+        """The preprocessed cells of --data_path, in these modalities."""
+        return read_cells(self.flags.data_path, modalities, say=self.runtime.say)
+
+    def start_from(self, role: str, path: str, *kinds: str) -> SavedModel:
+        """Load a model folder of one of these kinds, and record its hash as the run's parent."""
+        model = load_model(path, *kinds)
+        self.parents[role] = model.hash
+        return model
+
+    def check_fits(self, parent: SavedModel, cells: Cells) -> None:
+        """Refuse cells whose features or normalisation are not the parent's."""
+        check_fits(parent, cells.features, cells.stamp, self.flags.data_path)
+
+    def fit(
+        self,
+        objective: Objective,
+        train: CellDataset,
+        val: CellDataset,
+        parts: dict,
+        like: Cells | SavedModel,
+        *,
+        saves: nn.Module | None = None,
+        options: dict | None = None,
+        outputs: list[str] | None = None,
+    ) -> dict[str, float]:
+        """Train the objective and write the model folder.
+
+        Parameters
+        ----------
+        objective, train, val : what is trained, on which cells
+        parts : part of the model → dataclass with its shape
+        like : cells or model whose features and preprocessing constants the folder takes over
+        saves : the module whose weights are saved; the objective by default
+        options : settings of the composed model (missing, other_modality)
+        outputs : names of the head's outputs
+
+        Returns
+        -------
+        The metrics of the epoch that was kept
+        """
+        saved = SavedModel(
+            kind=self.kind,
+            config=parts,
+            options=options or {},
+            features=like.features,
+            stamp=like.stamp,
+            outputs=outputs or [],
+            training=asdict(self.flags) | asdict(self.config),
+            parents=self.parents,
+        )
+        write = saved.writer(objective if saves is None else saves)
+        return fit(objective, train, val, self.config, self.runtime, self.folder, write, saved.identity)
+
+
+@contextmanager
+def training_stage(kind: str, flags: object, config: TrainConfig) -> Iterator[Stage]:
+    """Within the block, this process takes part in the training of a model of this kind."""
+    with distributed_run(config.device) as runtime:
+        yield Stage(kind, flags, config, runtime)
