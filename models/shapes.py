@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 MODALITIES = ("rna", "atac")
+FEATURES = {"rna": "genes", "atac": "peaks"}
+"""What the features of each modality are called, in messages and in the file names of a model folder."""
 OtherModality = Literal["student", "zeros", "measured"]
 
 

@@ -1,7 +1,8 @@
-"""Reading: what is accepted, what is refused in one sentence, and files that are written whole."""
+"""Raw files that are read or refused, preprocessed cells, and files that are written completely or not at all."""
 
 import json
 import os
+import re
 
 import anndata as ad
 import mudata
@@ -30,6 +31,7 @@ def atac(n: int = 4) -> ad.AnnData:
 
 
 def stamped(content, **changes):
+    """Mark the cells as preprocessed."""
     content.uns[STAMP] = json.dumps({"version": 1, "label_column": "kind"} | changes)
     return content
 
@@ -52,7 +54,7 @@ def test_modalities_are_recognised(tmp_path, content, name, modalities):
         np.testing.assert_array_equal(source.matrices["X"][0].rows(0, 4).toarray(), rna().X.toarray())
 
 
-def test_columns_of_the_file_and_of_the_modalities_are_seen(tmp_path):
+def test_obs_has_the_columns_of_the_file_and_of_its_modalities(tmp_path):
     content = mudata.MuData({"rna": rna(donor=list("abab")), "atac": atac()})
     content.obs["plate"] = [1, 2, 3, 4]
     content.write(tmp_path / "a.h5mu")
@@ -61,7 +63,7 @@ def test_columns_of_the_file_and_of_the_modalities_are_seen(tmp_path):
     assert obs["donor"].tolist() == list("abab")
 
 
-def twice() -> ad.AnnData:
+def duplicated_barcodes() -> ad.AnnData:
     content = rna()
     content.obs_names = ["a", "b", "a", "c"]
     return content
@@ -69,22 +71,22 @@ def twice() -> ad.AnnData:
 
 BAD = {
     "absent.h5ad": (None, "no such file"),
-    "folder.h5ad": ("folder", "a folder with no matrix.mtx"),
-    "words.csv": ("cell,CD4\nc1,many\n", "column 'CD4' holds 'many'"),
-    "line.tsv": ("cell\tCD4\n", "has 1 line(s)"),
-    "binary.txt": ("\x00\x01\x02\n\x00\n", "not a table"),
-    "text.h5ad": ("not a matrix\n", "not a readable .h5ad file"),
-    "text.h5mu": ("not a matrix\n", "not a readable .h5mu file"),
+    "folder.h5ad": ("folder", "matrix.mtx"),
+    "words.csv": ("cell,CD4\nc1,many\n", "'many'"),
+    "line.tsv": ("cell\tCD4\n", "1 line"),
+    "binary.txt": ("\x00\x01\x02\n\x00\n", "table"),
+    "text.h5ad": ("not a matrix\n", ".h5ad"),
+    "text.h5mu": ("not a matrix\n", ".h5mu"),
     "empty.h5ad": ("", "is empty"),
     "empty.csv": ("", "is empty"),
-    "other.h5mu": (mudata.MuData({"adt": rna()}), "no modality named rna or atac, only adt"),
-    "twice.h5ad": (twice(), "barcodes of rna are not unique"),
+    "other.h5mu": (mudata.MuData({"adt": rna()}), "adt"),
+    "twice.h5ad": (duplicated_barcodes(), "unique"),
 }
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_read_is_named(tmp_path, name):
+def test_unreadable_files_are_named(tmp_path, name):
     content, message = BAD[name]
     path = tmp_path / name
     if isinstance(content, str):
@@ -95,8 +97,9 @@ def test_what_cannot_be_read_is_named(tmp_path, name):
         os.rename(written, path)
     with pytest.raises(UserError) as error:
         read_raw(path)
-    assert str(error.value).startswith(f"{path}: ")
-    assert message in str(error.value)
+    named, _, problem = str(error.value).partition(": ")
+    assert named == str(path)
+    assert message in problem
     assert "\n" not in str(error.value)
 
 
@@ -104,7 +107,7 @@ def test_a_truncated_file_is_named(tmp_path):
     path = tmp_path / "a.h5ad"
     rna(400).write(path)
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(UserError, match="not a readable"):
+    with pytest.raises(UserError, match=f"{path}: "):
         read_raw(path)
 
 
@@ -127,7 +130,7 @@ def test_cells_of_two_modalities_are_joined_by_barcode(tmp_path):
     assert cells.features["atac"].tolist() == atac().var_names.tolist()
 
 
-def test_labels_are_those_of_the_stamp_and_missing_ones_stay_missing(tmp_path):
+def test_labels_come_from_the_stamped_column_and_missing_ones_stay_missing(tmp_path):
     kind = pd.Categorical(["T", None, "B", "T", ""], categories=["", "B", "T"])
     content = rna(5, split=["train"] * 5, kind=kind, number=[1, 2, 1, 2, 3])
     stamped(content).write(tmp_path / "a.h5ad")
@@ -144,14 +147,14 @@ FOREIGN = ("foo", "", "[1]", '{"model": "x"}', {"prediction": {"model": "x"}}, 3
 
 
 def foreign(what) -> ad.AnnData:
-    """A file in which another tool, or a prediction, has used our name."""
+    """A file in which another program, or a prediction, wrote something under our key of uns."""
     content = rna(4)
     content.uns[STAMP] = what
     return content
 
 
 @pytest.mark.parametrize("what", FOREIGN)
-def test_what_is_no_stamp_makes_a_raw_file(what, tmp_path):
+def test_a_file_with_a_foreign_stamp_is_a_raw_file(what, tmp_path):
     foreign(what).write(tmp_path / "a.h5ad")
     file = read_raw(tmp_path / "a.h5ad")
     assert file.stamp is None
@@ -171,7 +174,7 @@ def test_what_is_no_stamp_makes_a_raw_file(what, tmp_path):
         (stamped(rna()), ("atac",), "holds rna only, but this stage needs atac"),
     ],
 )
-def test_cells_that_are_not_ready(tmp_path, content, modalities, message):
+def test_cells_that_are_not_preprocessed_are_refused(tmp_path, content, modalities, message):
     path = tmp_path / "a.h5ad"
     content.write(path)
     with pytest.raises(UserError) as error:
@@ -180,7 +183,7 @@ def test_cells_that_are_not_ready(tmp_path, content, modalities, message):
 
 
 def partly_paired(tmp_path, split: list[str]):
-    """Of ten cells six have both; the first four have RNA alone."""
+    """Write ten cells: the first four have RNA only, the other six have both modalities."""
     both = mudata.MuData({"rna": rna(10), "atac": atac(10)[4:].copy()})
     both.obs["split"] = split
     stamped(both).write(tmp_path / "a.h5mu")
@@ -190,19 +193,19 @@ def partly_paired(tmp_path, split: list[str]):
 def test_cells_without_a_modality_are_counted(tmp_path):
     path = partly_paired(tmp_path, ["train"] * 10)
     (note,) = read_cells(path, ("rna", "atac")).notes
-    assert note == "a.h5mu: 6 of 10 cells were measured in both rna and atac; the other 4 are left out"
+    assert re.match(r"a\.h5mu: 6 of 10 cells .* both rna and atac; .* 4 ", note)
     (note,) = read_cells(path, ("atac",)).notes
-    assert note == "a.h5mu: 6 of 10 cells were measured in atac; the other 4 are left out"
+    assert re.match(r"a\.h5mu: 6 of 10 cells .* atac; .* 4 ", note)
     assert read_cells(path, ("rna",)).notes == []
 
 
-def test_no_paired_cell_for_training(tmp_path):
-    """Such cells may still be predicted; only training stops."""
+def test_training_needs_a_paired_training_cell(tmp_path):
+    """Such files can still be read, for example to evaluate a model; only training stops."""
     path = partly_paired(tmp_path, ["train"] * 4 + ["test"] * 6)
     cells = read_cells(path, ("rna", "atac"))
     assert len(cells.rows("test")) == 6
     for use in (cells.need_training, lambda: cells.train_mean("rna"), lambda: train_and_val(cells, 0)):
-        with pytest.raises(UserError, match=f"{path}: none of its 6 cells measured in rna and atac is a training cell"):
+        with pytest.raises(UserError, match=f"{path}: none of its 6 cells .*--test_groups"):
             use()
     cells.obs["kind"] = ["T", "B"] * 3
     with pytest.raises(UserError, match="none of its 6 cells"):
@@ -218,24 +221,24 @@ def test_simulated_cells_are_marked(simulation, raw_file, tmp_path):
     assert not read_raw(tmp_path / "real.h5ad").simulated
 
 
-def test_no_cell_in_both(tmp_path):
+def test_modalities_without_a_common_cell_are_refused(tmp_path):
     both = mudata.MuData({"rna": rna(3, "left"), "atac": atac(3)})
     stamped(both).write(tmp_path / "a.h5mu")
-    with pytest.raises(UserError, match="no cell was measured in both rna and atac"):
+    with pytest.raises(UserError, match=f"{tmp_path / 'a.h5mu'}: no cell .* rna and atac"):
         read_cells(tmp_path / "a.h5mu", ("rna", "atac"))
 
 
 # Writing -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_written_whole_and_into_new_folders(tmp_path):
+def test_a_file_is_written_into_new_folders(tmp_path):
     path = tmp_path / "new" / "deep" / "a.h5ad"
     write_whole(rna(), path)
     np.testing.assert_array_equal(ad.read_h5ad(path).X.toarray(), rna().X.toarray())
     assert os.listdir(path.parent) == ["a.h5ad"]
 
 
-def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.h5ad"
     write_whole(rna(3), path)
     bad = rna(5)
@@ -246,7 +249,7 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["a.h5ad"]
 
 
-def test_a_place_that_cannot_be_written_to_is_a_users_error(tmp_path):
+def test_a_path_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match=f"{tmp_path / 'file' / 'a.h5ad'}: .*--out_path"):
         write_whole(rna(), tmp_path / "file" / "a.h5ad")

@@ -205,10 +205,10 @@ def test_the_doctor_tells_and_writes_nothing(rna, tmp_path, capsys):
     assert findings["counts per cell"]["median"] == pytest.approx(np.median(totals))
     assert list(found["labels"]) == ["kind", "batch"]
     assert found["labels"]["kind"] == {"T": 60, "B": 36}
-    assert "no cell types in cell_type; name the column by --label_column, perhaps kind" in found["worth_a_look"]
-    for words in ("98.3%", "MARCH1 → MARCHF1", "T 60, B 36", "what will happen", "warnings"):
+    assert any("--label_column" in note and "kind" in note for note in found["notes"])
+    for words in ("98.3%", "MARCH1 → MARCHF1", "T 60, B 36", "what will happen", "notes"):
         assert words in text
-    assert "must fix" not in text
+    assert "problems" not in text
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_the_doctor_looks_at_what_one_count_becomes(median, target_sum, hint, tm
     adata.X = csr_matrix(counts)
     adata.write(tmp_path / "cells.h5ad")
     _, text = doctor(capsys, "--data_path", tmp_path / "cells.h5ad", *command_line(target_sum), "--json")
-    notes = " ".join(json.loads(text)["worth_a_look"])
+    notes = " ".join(json.loads(text)["notes"])
     assert ("consider --target_sum" in notes) == bool(hint)
     assert hint in notes
 
@@ -253,7 +253,7 @@ def test_the_doctor_writes_numbers_one_way(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("ids", "words"),
     [
-        ([f"RP11-{i}P{i % 20}.{i % 9 + 1}" for i in range(100, 120)], "names of clones"),
+        ([f"RP11-{i}P{i % 20}.{i % 9 + 1}" for i in range(100, 120)], "clone names"),
         ([f"ENST{i:011d}.2" for i in range(20)], "transcripts"),
         ([f"thing_{i}" for i in range(20)], "(thing_0, thing_1, thing_2, …)"),
     ],
@@ -263,7 +263,7 @@ def test_the_doctor_says_what_unknown_ids_are(ids, words, tmp_path, capsys):
     adata.var_names = [*adata.var_names[:20], *ids]
     adata.write(tmp_path / "cells.h5ad")
     _, text = doctor(capsys, "--data_path", tmp_path / "cells.h5ad", "--species", "human", "--json")
-    (note,) = [note for note in json.loads(text)["worth_a_look"] if "no known human gene" in note]
+    (note,) = [note for note in json.loads(text)["notes"] if "not known human genes" in note]
     assert words in note
     assert ("transcript" in note) == (words == "transcripts")
 
@@ -300,7 +300,7 @@ def test_the_doctor_names_what_to_mend_and_goes_on(rna, tmp_path, capsys):
     code, text = doctor(capsys, "--data_path", tmp_path / "cells.h5mu", "--json", "--genome", "hg38")
     found = json.loads(text)
     assert (code, found["usable"]) == (2, False)
-    assert "negative values: scaled, centred or batch-corrected data in X" in found["to_mend_first"][0]
+    assert "negative values: scaled, centred or batch-corrected data in X" in found["problems"][0]
     assert found["atac"]["peaks"] == 30
     assert found["atac"]["genome build"] == ["hg19", "hg38"]
     assert not found["what_will_happen"]
@@ -344,7 +344,7 @@ def test_a549_goes_in_although_a_peak_passes_a_chromosomes_end(genome, shared_da
     code, text = doctor(capsys, *" ".join(paths).split(), *command_line(genome), "--json")
     found = json.loads(text)
     assert (code, found["atac"]["genome build"], found["atac"]["peaks"]) == (0, ["hg19"], 52_761)
-    notes = " ".join(found["worth_a_look"])
+    notes = " ".join(found["notes"])
     assert "1,441 peaks lie on 23 unplaced contigs (chrhs37d5," in notes
     assert "1 of 52,761 peaks lie outside hg19 (chr17:81194897-81195261)" in notes
 

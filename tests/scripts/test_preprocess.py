@@ -210,7 +210,7 @@ def test_types_that_a_split_leaves_without_cells_are_named(mdata, tmp_path, caps
     text = capsys.readouterr().out
     with pytest.raises(SystemExit):
         run("preprocess", data_path=tmp_path / "in.h5ad", **SPLIT, json=True)
-    for lines in (text, "\n".join(json.loads(capsys.readouterr().out)["worth_a_look"])):
+    for lines in (text, "\n".join(json.loads(capsys.readouterr().out)["notes"])):
         assert "1 of 4 cell types have no training cell" in lines
         assert "B (5)" in lines
         assert "1 of 4 cell types have no validation cell" in lines

@@ -1,4 +1,4 @@
-"""How to understand a user's file; known before anything that reads files is imported."""
+"""Flags that override what is inferred from a file; imported before the libraries that read files, which are slow."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,11 +11,11 @@ from utils.errors import UserError
 class IngestConfig:
     """Overrides for what cannot be inferred from a file."""
 
-    values: Literal["auto", "counts", "log1p", "cpm"] = flag("what X contains; overrides detection", "auto")
+    values: Literal["auto", "counts", "log1p", "cpm"] = flag("what X holds, if detection is wrong", "auto")
     species: Literal["auto", "human", "mouse", "other"] = flag(
-        "whose genes: human symbols are updated, those of mouse and other species stay", "auto"
+        "species of the genes: human symbols are updated, those of mouse and other species are not", "auto"
     )
-    genome: str | None = flag("build of the peaks: hg19, hg38, mm10 or mm39; they are checked against it", None)
+    genome: str | None = flag("genome build to check the peaks against: hg19, hg38, mm10 or mm39", None)
     min_gene_coverage: float = flag("minimum share of the genes (or peaks) asked for that the file must have", 0.3)
     min_count_coverage: float = flag("minimum share of the file's RNA counts that the genes asked for must hold", 0.1)
 
@@ -24,6 +24,6 @@ class IngestConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} {getattr(self, name)} is a share: give a number from 0 to 1")
         if self.genome is not None:
-            from utils.features.peaks import chrom_sizes  # here, because pandas takes a while to import
+            from utils.features.peaks import chrom_sizes  # imports pandas, which is slow
 
             chrom_sizes(self.genome)

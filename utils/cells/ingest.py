@@ -1,7 +1,7 @@
-"""The one way in: what a file holds becomes counts in the columns that are wanted, and all of it is reported.
+"""Find the counts in a file, and give them out in the columns that a model or an output file has.
 
-`preprocess.py`, its doctor and `predict_cell_type.py` all take their cells in here. A file is passed over twice: once
-to see what it holds (`ingest`), once to hand out its counts, a block of cells at a time (`Ingested.blocks`).
+`preprocess.py`, its `--check` and `predict_cell_type.py` all read new cells through this module. A file is read twice:
+`ingest` looks at all values and sums them up, then `Ingested.blocks` yields the counts, a block of cells at a time.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
+from models.shapes import FEATURES
 from utils.cells.config import IngestConfig
 from utils.errors import UserError
 from utils.features.count_detection import Values, to_counts
@@ -19,27 +20,27 @@ from utils.features.peaks import CHROM_SIZES
 from utils.files.source import Source
 from utils.progress import progress_bar
 
-FEATURES = {"rna": "genes", "atac": "peaks"}
 LOW_COUNT_COVERAGE = 0.3
-"""Share of a file's counts below which a user is warned that a model looks at little of each cell. A model of a panel
-of some hundred genes may work there; below --min_count_coverage (by default a tenth) it is more likely that its genes
-are others than those that these cells express."""
+"""If the genes asked for hold a smaller share of a file's counts than this, the user is warned that the model sees
+little of each cell. A model of a panel of a few hundred genes may still work. Below --min_count_coverage (by default
+0.1) the run stops, because the genes are probably not those that these cells express."""
 
 
 @dataclass
 class Ingested:
-    """One modality of a file, understood.
+    """One modality of a file: where its counts are, how they map to the output's columns, and their sums.
 
     Attributes
     ----------
-    source : where it lies
-    place, values : which of its matrices is read, and what that holds
-    alignment : how its columns become the output's
-    totals : [cells] sum of the output's columns
-    all_totals : [cells] sum of all the file's columns
-    n_expressed : [cells] features above zero
-    column_sums : [n_in] total of each of the file's columns
-    config : the user's word
+    source : the modality in the file
+    place : which of the source's matrices is read: X, raw or a layer
+    values : what this matrix holds
+    alignment : maps the file's columns to the output's
+    totals : [cells] sum over the output's columns
+    all_totals : [cells] sum over all the file's columns
+    n_expressed : [cells] number of the file's features above zero
+    column_sums : [n_in] sum of each of the file's columns over the cells
+    config : user overrides
     """
 
     source: Source
@@ -54,63 +55,68 @@ class Ingested:
 
     @property
     def modality(self) -> str:
-        """Rna or atac."""
+        """The modality's name, `rna` or `atac`."""
         return self.source.modality
 
     @property
     def barcodes(self) -> pd.Index:
-        """[cells] of the file, in its order."""
+        """[cells] barcodes of all cells, in the file's order."""
         return self.source.obs.index
 
     @property
     def genome(self) -> str | None:
-        """Build of the peaks, if it was stated or only one fits."""
+        """Genome build of the peaks: the one given by --genome, else the only one that fits, else None."""
         fitting = self.alignment.genomes
         return self.config.genome or (fitting[0] if len(fitting) == 1 else None)
 
     @property
     def measured(self) -> np.ndarray:
-        """[cells] bool, whether the cell has anything in the output's columns."""
+        """[cells] bool, whether the cell has a count in the output's columns."""
         return self.totals > 0
 
     @property
     def count_coverage(self) -> float:
-        """Share of the file's counts that the output keeps."""
+        """Share of the file's counts that lie in columns which the output keeps."""
         return float(self.column_sums[self.alignment.used].sum() / max(self.column_sums.sum(), 1e-30))
 
     @property
     def warnings(self) -> list[str]:
-        """What makes the result doubtful, a line each."""
+        """Reasons to doubt the result, a line each."""
         if self.modality == "rna" and self.alignment.by_reference and self.count_coverage < LOW_COUNT_COVERAGE:
             return [
-                f"the genes asked for hold only {self.count_coverage:.1%} of the file's counts; what its cells express "
-                f"most is not looked at{listed(self.alignment.most_expressed_unused(self.column_sums), 3)}"
+                f"the genes asked for hold only {self.count_coverage:.1%} of the file's counts; the most expressed "
+                f"genes are not among them{listed(self.alignment.most_expressed_unused(self.column_sums), 3)}"
             ]
         return []
 
     def blocks(self, keep: np.ndarray | None = None, progress: bool = False) -> Iterator[csr_matrix]:
-        """Counts (or values in proportion to them) in the output's columns, float32, a block of cells at a time.
+        """Yield the counts in the output's columns, a block of cells at a time.
 
         Parameters
         ----------
-        keep : [cells] bool, cells to hand out, in the file's order; None for all
-        progress : show a bar
+        keep : [cells] bool, cells to yield, in the file's order; None for all
+        progress : show a progress bar
+
+        Yields
+        ------
+        [cells of the block, features] float32 CSR; where counts cannot be recovered, values proportional to them
         """
         matrix, _ = self.source.matrices[self.place]
-        for start, block in _passing(matrix, f"{self.modality}: writing", progress):
+        for start, block in _blocks_with_progress(matrix, f"{self.modality}: writing", progress):
             counts, _ = to_counts(block, self.values)
+            # [cells, n_in] @ [n_in, n_out]: duplicates are summed, and unknown columns are dropped.
             aligned = (counts @ self.alignment.projection).tocsr()
             aligned.sort_indices()
             yield aligned if keep is None else aligned[keep[start : start + block.shape[0]]]
 
     def report(self) -> list[str]:
-        """What was found, done and lost, a line each."""
+        """Report what was found, changed and left out, a line each."""
         alignment, genes = self.alignment, self.alignment.genes
-        what = FEATURES[self.modality]
-        size = f"{len(self.barcodes):,} cells × {len(alignment.ids):,} {what}"
+        features = FEATURES[self.modality]
+        size = f"{len(self.barcodes):,} cells × {len(alignment.ids):,} {features}"
         lines = [f"{self.modality}: {size}; {self.values} in {self.place}"]
         if genes:
-            lines.append(_gene_report(self))
+            lines.append(_gene_report(alignment))
         elif alignment.genomes:
             lines.append(f"  peaks fit the genome build {' or '.join(alignment.genomes)}")
         else:
@@ -119,18 +125,19 @@ class Ingested:
         if alignment.by_reference:
             how = f" {alignment.how}" if alignment.how else ""
             lines.append(
-                f"  {alignment.n_found:,} of the {len(alignment.features):,} {what} asked for are in the file{how} "
+                f"  {alignment.n_found:,} of the {len(alignment.features):,} {features} asked for are in the file{how} "
                 f"({alignment.coverage:.1%}) and hold {self.count_coverage:.1%} of its counts; "
-                f"{(~alignment.used).sum():,} of its {what} are dropped"
+                f"{(~alignment.used).sum():,} of its {features} are dropped"
             )
         lines += [f"  warning: {warning}" for warning in self.warnings]
         if not self.measured.all():
-            lines.append(f"  {(~self.measured).sum():,} cells without a count in these {what}")
+            lines.append(f"  {count((~self.measured).sum(), 'cell')} without a count in these {features}")
         return lines
 
 
-def _gene_report(intake: Ingested) -> str:
-    genes = intake.alignment.genes
+def _gene_report(alignment: Alignment) -> str:
+    """Report how the genes were named, in one line."""
+    genes = alignment.genes
     species = f"{genes.species} species:" if genes.species in ("unknown", "other") else genes.species
     words = [f"{species} {genes.id_type}" + ("" if genes.column == "index" else f" in var['{genes.column}']")]
     words += [f"{genes.known.mean():.1%} known"] if genes.species in ("human", "mouse") else []
@@ -139,45 +146,49 @@ def _gene_report(intake: Ingested) -> str:
         words.append(f"dates repaired: {', '.join(f'{old} → {new}' for old, new in genes.repaired.items())}")
     if genes.ambiguous:
         meanings = [f"{gene}: {' or '.join(symbols)}" for gene, symbols in genes.ambiguous.items()]
-        words.append(f"{len(meanings):,} ambiguous and left{listed(meanings, 3)}")
+        words.append(f"{len(meanings):,} ambiguous and unchanged{listed(meanings, 3)}")
     merged = [f"{symbol} from {' and '.join(ids)}" for symbol, ids in genes.merged.items()]
     words.append(f"{count(genes.n_duplicates, 'duplicate')} summed{listed(merged, 2)}")
     if genes.species == "unknown":
-        words.append("the species is not clear, no symbol is updated: state it by --species")
+        words.append("no symbol is updated, because the species is unclear; name it with --species")
     return "  " + "; ".join(words)
 
 
-def count(n: int, what: str) -> str:
-    """`1 gene`, `2 genes`."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+def count(n: int, noun: str) -> str:
+    """Write a number with its noun: `1 gene`, `2 genes`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def listed(items: list[str], n: int) -> str:
-    """` (a, b, …)`, or nothing for an empty list."""
+    """Write the first `n` items in parentheses after a space, ` (a, b, …)`; an empty string if there are none."""
     return f" ({', '.join(items[:n])}{', …' if len(items) > n else ''})" if items else ""
 
 
-def not_carried(source: Source) -> list[str]:
-    """What preprocessing leaves behind, in words."""
-    return [f"  stay in the input only:{listed(source.others, 6)}"] if source.others else []
+def not_copied(source: Source) -> list[str]:
+    """Name the layers, embeddings and other entries of the input that preprocessing does not copy: one line or none."""
+    return [f"  not copied to the output:{listed(source.others, 6)}"] if source.others else []
 
 
 def ingest(
     source: Source, config: IngestConfig, reference: np.ndarray | None = None, progress: bool = False
 ) -> Ingested:
-    """Find a modality's counts, name its features, and pass over all its cells once.
+    """Find a modality's counts, match its features to the output's, and read all its cells once.
 
     Parameters
     ----------
-    source : the modality
-    config : the user's word, where the file is not to be believed
-    reference : [n_out] names of the genes or peaks wanted, or None for all the file's
-    progress : show a bar
+    source : the modality in the file
+    config : user overrides for what is otherwise inferred from the file
+    reference : [n_out] names of the genes or peaks asked for, or None for all the file's
+    progress : show a progress bar
+
+    Returns
+    -------
+    The modality's place, alignment and sums; no counts are kept in memory
 
     Raises
     ------
     UserError
-        If there are no usable values, or too few of the features wanted; the message names the way out.
+        If no matrix holds usable values, or too few of the features asked for are there.
     """
     place, values = source.choose(config.values)
     _, var = source.matrices[place]
@@ -185,31 +196,46 @@ def ingest(
         alignment = align_genes(var, config.species, reference, source.path)
     else:
         alignment = align_peaks(var, config.genome, reference, source.path)
-    intake = _survey(source, place, values, alignment, config, progress)
-    if values.exact and not intake.values.exact:  # some cell further down has no whole counts
-        intake = _survey(source, place, intake.values, alignment, config, progress)
-    check_coverage(alignment, intake.column_sums, config.min_gene_coverage, source.path)
-    if intake.warnings and intake.count_coverage < config.min_count_coverage:
+    ingested = _sum_up(source, place, values, alignment, config, progress)
+    # `values` was detected in a sample. If another cell has no whole counts, all cells are read as shares instead.
+    if values.exact and not ingested.values.exact:
+        ingested = _sum_up(source, place, ingested.values, alignment, config, progress)
+    check_coverage(alignment, ingested.column_sums, config.min_gene_coverage, source.path)
+    if ingested.warnings and ingested.count_coverage < config.min_count_coverage:
         raise UserError(
             f"{source.path}: has {alignment.coverage:.1%} of the genes asked for, but they hold only "
-            f"{intake.count_coverage:.1%} of its counts (--min_count_coverage is {config.min_count_coverage:g}); use a "
-            "model that was trained on such cells, or lower --min_count_coverage; most expressed unmatched: "
-            + ", ".join(alignment.most_expressed_unused(intake.column_sums))
+            f"{ingested.count_coverage:.1%} of its counts (--min_count_coverage is {config.min_count_coverage:g}); use "
+            "a model that was trained on such cells, or lower --min_count_coverage; most expressed unmatched genes: "
+            + ", ".join(alignment.most_expressed_unused(ingested.column_sums))
         )
-    if not intake.measured.any():
-        raise UserError(f"{source.path}: no cell has a count in {source.modality}; there is nothing to learn or label")
-    return intake
+    if not ingested.measured.any():
+        raise UserError(
+            f"{source.path}: no cell has a count in the {FEATURES[source.modality]} that are used; give a file of "
+            "cells with counts in them"
+        )
+    return ingested
 
 
-def _survey(
+def _sum_up(
     source: Source, place: str, values: Values, alignment: Alignment, config: IngestConfig, progress: bool
 ) -> Ingested:
-    """Pass over all cells, check every value, and sum."""
+    """Read all cells once, check every value, and sum over cells and over features.
+
+    Parameters
+    ----------
+    values : what the matrix is expected to hold; the result says `exact=False` if a cell has no whole counts
+
+    Raises
+    ------
+    UserError
+        If a value is invalid, or a matrix of whole counts has a fraction in a cell outside the sample.
+    """
     matrix, _ = source.matrices[place]
+    # [n_in] number of output columns that each input column goes to, so the output's totals need no projection here.
     weight = np.diff(alignment.projection.indptr).astype(np.float64)
-    sums = np.zeros(matrix.shape[1])
+    column_sums = np.zeros(matrix.shape[1])
     totals, all_totals, n_expressed, exact = [], [], [], True
-    for start, block in _passing(matrix, f"{source.modality}: reading", progress):
+    for start, block in _blocks_with_progress(matrix, f"{source.modality}: reading", progress):
         source.check_values(place, block, start)
         counts, whole = to_counts(block, values)
         exact &= whole is None or bool(whole.all())
@@ -217,28 +243,28 @@ def _survey(
             row = int(np.flatnonzero(~whole)[0])
             value = next(v for v in block[row].data if v != np.floor(v))
             raise UserError(
-                f"{source.path}: {place} of {source.modality} holds counts, but {value:g} in cell "
-                f"{source.obs.index[start + row]} is none; save the raw counts in layers['counts'], use the values "
-                "as shares of a cell by --values cpm, or take them as estimated counts by --values counts"
+                f"{source.path}: {place} of {source.modality} holds whole counts, except for {value:g} in cell "
+                f"{source.obs.index[start + row]}; save the raw counts in layers['counts'], or use --values cpm for "
+                "shares of a cell's total, or --values counts for estimated counts"
             )
         totals.append(counts @ weight)
         all_totals.append(np.asarray(counts.sum(1)).ravel())
         n_expressed.append(np.diff(counts.indptr))
-        sums += np.asarray(counts.sum(0)).ravel()
+        column_sums += np.asarray(counts.sum(0)).ravel()
     return Ingested(
         source,
         place,
         values if exact else replace(values, exact=False),
         alignment,
         *(np.concatenate(part) for part in (totals, all_totals, n_expressed)),
-        sums,
+        column_sums,
         config,
     )
 
 
-def _passing(matrix, what: str, progress: bool) -> Iterator[tuple[int, csr_matrix]]:
-    """The blocks of a matrix, with a bar over its cells."""
-    with progress_bar(matrix.shape[0], what, shown=progress, leave=False) as bar:
+def _blocks_with_progress(matrix, title: str, progress: bool) -> Iterator[tuple[int, csr_matrix]]:
+    """Yield the first row and the rows of each block of a matrix, with a progress bar over its cells."""
+    with progress_bar(matrix.shape[0], title, shown=progress, leave=False) as bar:
         for start, block in matrix.blocks():
             yield start, block
             bar.update(block.shape[0])

@@ -1,4 +1,4 @@
-"""The doctor: what is in a file of cells, what preprocessing would do with it, and what must be fixed first."""
+"""The doctor (preprocess.py --check) reports what a file holds, what preprocessing would do, what must be fixed."""
 
 import json
 from collections.abc import Callable
@@ -9,72 +9,78 @@ import numpy as np
 import pandas as pd
 
 from models.rna_encoder import N_BINS
+from models.shapes import FEATURES
 from utils.cells.config import IngestConfig
-from utils.cells.ingest import FEATURES, Ingested, count, ingest, not_carried
+from utils.cells.ingest import Ingested, count, ingest, listed, not_copied
 from utils.cells.labels import check_labels, label_candidates
 from utils.cells.preprocessed import RawFile, open_cells
 from utils.cells.split import types_that_lack_cells
 from utils.errors import UserError
-from utils.features import normalise as prepare
 from utils.features.gene_symbols import is_clone_name
+from utils.features.normalise import choose_target_sum
+from utils.features.peaks import CHROM_SIZES
 
 QUANTILES = {"least": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "most": 1.0}
+"""Quantiles that describe counts per cell, by their names in JSON."""
 SHOWN = {"least": "min", "most": "max"}
-"""Names in the table of what has another one in JSON, which programs rely on."""
+"""Shorter names in the table. JSON keeps the names above, because programs rely on them."""
 WIDTH = 110
+"""Columns of text in a line of the table."""
 NAME = 22
+"""Columns of text for the name of a finding."""
+ITEMS = 8
+"""A longer list is cut after this many items."""
 HIGH_BIN = 3
-"""If one count of the median cell falls into this bin of expression or a higher one, few are left for more counts."""
+"""If a single count of the median cell falls into this expression bin or a higher one, few bins are left for higher
+counts, and the user is advised to choose a smaller --target_sum."""
+FEW_KNOWN = 0.7
+"""If a smaller share of the ids are known genes of the species, the doctor adds a note with a likely reason."""
 
 
 @dataclass
 class Examination:
-    """What was found.
+    """The doctor's findings.
 
     Attributes
     ----------
     sections : title → name → finding (text, number, list, or dict of numbers)
-    happens : what preprocess.py would do
-    notes : warnings, and what else a user should look at
-    problems : what must be fixed first; until then nothing else will happen
+    actions : what preprocess.py would do
+    notes : warnings and advice
+    problems : what must be fixed first; while there is a problem, preprocess.py does nothing
     """
 
     sections: dict[str, dict]
-    happens: list[str]
+    actions: list[str]
     notes: list[str]
     problems: list[str]
 
     def text(self, as_json: bool = False) -> str:
-        """A table for people, or JSON for programs."""
+        """Format the findings as a table for people, or as JSON for programs."""
         if as_json:
-            endings = {"what_will_happen": self.happens, "worth_a_look": self.notes, "to_mend_first": self.problems}
-            return json.dumps({"usable": not self.problems} | self.sections | endings, indent=1)
-        endings = {"what will happen": self.happens, "warnings": self.notes, "must fix": self.problems}
+            lists = {"what_will_happen": self.actions, "notes": self.notes, "problems": self.problems}
+            return json.dumps({"usable": not self.problems} | self.sections | lists, indent=1)
+        lists = {"what will happen": self.actions, "notes": self.notes, "problems": self.problems}
         lines = []
         for title, findings in self.sections.items():
             lines.append(title)
             for name, finding in findings.items():
                 rows = wrap(_in_words(finding), WIDTH - NAME - 2) or [""]
                 lines += [f"  {name if i == 0 else '':<{NAME}}{row}" for i, row in enumerate(rows)]
-        for title, items in endings.items():
+        for title, items in lists.items():
             if items:
                 lines.append(title)
-                lines += [
-                    line
-                    for item in items
-                    for line in wrap(item, WIDTH, initial_indent="  - ", subsequent_indent="    ")
-                ]
+                for item in items:
+                    lines += wrap(item, WIDTH, initial_indent="  - ", subsequent_indent="    ")
         return "\n".join(lines)
 
 
 def _in_words(finding) -> str:
+    """Format a finding for the table; long lists are cut."""
     if isinstance(finding, dict):
         return ", ".join(f"{SHOWN.get(name, name)} {_in_words(value)}" for name, value in finding.items()) or "none"
     if isinstance(finding, list):
-        return (
-            ", ".join(map(_in_words, finding[:8])) + (f", … ({len(finding):,} in all)" if len(finding) > 8 else "")
-            or "none"
-        )
+        shown = ", ".join(map(_in_words, finding[:ITEMS])) or "none"
+        return shown + (f", … ({len(finding):,} in all)" if len(finding) > ITEMS else "")
     if isinstance(finding, float):
         return f"{finding:,.0f}" if abs(finding) >= 1000 else f"{finding:.4g}"
     return f"{finding:,}" if isinstance(finding, int) else str(finding)
@@ -89,15 +95,19 @@ def examine(
     any_labels: bool,
     target_sum: str,
 ) -> Examination:
-    """Read all of a file, and write nothing.
+    """Report what a file holds and what preprocessing would do; read all of it, and write nothing.
 
     Parameters
     ----------
-    inputs : what the flags --data_path, --rna_path and --atac_path name
-    config : the user's word, where the file is not to be believed
-    reference : modality → names to align to, or empty
-    split : what will divide the cells, given their annotation; raises UserError if the flags for it do not fit
+    inputs : values of the flags --data_path, --rna_path and --atac_path
+    config : user overrides for what is otherwise inferred from the file
+    reference : modality → names of the genes or peaks asked for; empty for all the file's
+    split : assigns cells to train, val or test, given their annotation; raises UserError if the flags do not fit it
     label_column, any_labels, target_sum : the flags of preprocess.py
+
+    Returns
+    -------
+    The findings; an error that the user can fix is one of their problems, and does not hide the other findings
     """
     try:
         with open_cells(*inputs) as file:
@@ -109,21 +119,23 @@ def examine(
 def _examine(
     file: RawFile, config: IngestConfig, reference: dict, split, label_column: str, any_labels: bool, target_sum: str
 ) -> Examination:
+    """Examine an opened file; parameters as of `examine`."""
     paths = ", ".join(dict.fromkeys(str(source.path) for source in file.modalities.values()))
     found = Examination({"file": {"path": paths, "format": file.format}}, [], list(file.notes), [])
-    for name, source in file.modalities.items():
+    for modality, source in file.modalities.items():
         try:
-            intake = ingest(source, config, reference.get(name), progress=True)
-            scale = prepare.choose_target_sum(target_sum, intake.totals) if name == "rna" else 0.0
+            ingested = ingest(source, config, reference.get(modality), progress=True)
+            scale = choose_target_sum(target_sum, ingested.totals) if modality == "rna" else 0.0
         except UserError as error:
-            found.sections[name] = {"cells": len(source.obs)}
+            found.sections[modality] = {"cells": len(source.obs)}
             found.problems.append(str(error))
             continue
-        found.sections[name] = _genes(intake) if name == "rna" else _peaks(intake)
-        found.sections[name] |= _values(intake)
-        _report(intake, found, scale)
-        found.happens += [f"{name}: {line.strip()}" for line in not_carried(source)]
-    _labels(file, label_column, any_labels, found)
+        findings = _gene_findings(ingested) if modality == "rna" else _peak_findings(ingested)
+        found.sections[modality] = findings | _value_findings(ingested)
+        found.actions += _actions(ingested)
+        found.notes += _notes(ingested, scale)
+        found.actions += [f"{modality}: {line.strip()}" for line in not_copied(source)]
+    _add_labels(found, file, label_column, any_labels)
     try:
         parts = split(file.obs)
         if label_column in file.obs and not found.problems:
@@ -131,19 +143,20 @@ def _examine(
     except UserError as error:
         found.problems.append(str(error))
     if file.simulated:
-        found.notes.append("the cells are marked as simulated; so will be all models that are trained on them")
-    found.happens.append(f"an {file.suffix} file is written, with cells split into training, validation and test")
+        found.notes.append("the cells are marked as simulated, and so will be every model that is trained on them")
+    found.actions.append(f"an {file.suffix} file is written, with cells split into training, validation and test")
     if file.stamp is not None:
-        found.happens = ["nothing: the file is preprocessed already; give it to the training scripts"]
+        found.actions = ["nothing: the file is preprocessed already; give it to the training scripts"]
     if found.problems:
-        found.happens = []
+        found.actions = []
     return found
 
 
-def _genes(intake: Ingested) -> dict:
-    genes = intake.alignment.genes
+def _gene_findings(ingested: Ingested) -> dict:
+    """Name → finding: which genes the file has, and what becomes of their names."""
+    genes = ingested.alignment.genes
     findings = {
-        "cells": len(intake.barcodes),
+        "cells": len(ingested.barcodes),
         "genes": len(genes.symbols),
         "ids": genes.id_type + (" in the index" if genes.column == "index" else f" in var['{genes.column}']"),
         "species": genes.species,
@@ -154,121 +167,125 @@ def _genes(intake: Ingested) -> dict:
         "duplicates": genes.n_duplicates,
         "summed": [f"{symbol} from {' and '.join(ids)}" for symbol, ids in genes.merged.items()],
     }
-    return findings | (
-        {"spreadsheet dates": [f"{a} → {b}" for a, b in genes.repaired.items()]} if genes.repaired else {}
-    )
+    if genes.repaired:
+        findings["spreadsheet dates"] = [f"{date} → {symbol}" for date, symbol in genes.repaired.items()]
+    return findings
 
 
-def _peaks(intake: Ingested) -> dict:
+def _peak_findings(ingested: Ingested) -> dict:
+    """Name → finding: how many peaks the file has, and of which genome build."""
     return {
-        "cells": len(intake.barcodes),
-        "peaks": len(intake.alignment.ids),
-        "genome build": intake.alignment.genomes or "none of those known fits",
+        "cells": len(ingested.barcodes),
+        "peaks": len(ingested.alignment.ids),
+        "genome build": ingested.alignment.genomes or f"none of {', '.join(CHROM_SIZES)} fits",
     }
 
 
-def _values(intake: Ingested) -> dict:
-    alignment = intake.alignment
+def _value_findings(ingested: Ingested) -> dict:
+    """Name → finding: what the values are, and how many each cell has."""
+    alignment = ingested.alignment
     quantiles = lambda values: {
         name: int(q) if float(q).is_integer() else round(float(q), 2)
         for name, q in zip(QUANTILES, np.quantile(values, list(QUANTILES.values())), strict=True)
     }
-    what = FEATURES[intake.modality]
+    features = FEATURES[ingested.modality]
     findings = {
-        "values": f"{intake.values} in {intake.place}",
-        "counts per cell" if intake.values.exact else "sum per cell": quantiles(intake.all_totals),
-        f"{what} per cell": quantiles(intake.n_expressed),
-        "empty cells": int((~intake.measured).sum()),
+        "values": f"{ingested.values} in {ingested.place}",
+        "counts per cell" if ingested.values.exact else "sum per cell": quantiles(ingested.all_totals),
+        f"{features} per cell": quantiles(ingested.n_expressed),
+        "empty cells": int((~ingested.measured).sum()),
     }
     if alignment.by_reference:
         findings["asked for"] = (
-            f"{alignment.n_found:,} of {len(alignment.features):,} {what} found {alignment.how} "
-            f"({alignment.coverage:.1%}), with {intake.count_coverage:.1%} of the counts"
+            f"{alignment.n_found:,} of {len(alignment.features):,} {features} found {alignment.how} "
+            f"({alignment.coverage:.1%}), with {ingested.count_coverage:.1%} of the counts"
         )
     return findings
 
 
-def _report(intake: Ingested, found: Examination, target_sum: float) -> None:
-    """Add what will happen to a modality, and what a user should look at; `target_sum` is of RNA."""
-    name, alignment, genes = intake.modality, intake.alignment, intake.alignment.genes
-    what = FEATURES[name]
+def _actions(ingested: Ingested) -> list[str]:
+    """List what preprocessing would do to a modality."""
+    modality, alignment, genes = ingested.modality, ingested.alignment, ingested.alignment.genes
+    values, features = ingested.values, FEATURES[ingested.modality]
+    n_features = f"{modality}: {len(alignment.features):,} {features}"
     if genes:
-        changed = len(genes.updated) + len(genes.repaired)
-        found.happens.append(
-            f"{name}: {count(changed, 'symbol')} updated, {count(genes.n_duplicates, 'duplicate')} summed as counts, "
-            f"{len(alignment.features):,} genes written in "
-            + ("the order asked for" if alignment.by_reference else "alphabetical order")
-        )
-        if genes.ambiguous:
-            found.notes.append(
-                f"{len(genes.ambiguous):,} ids may mean several genes and stay as they are; rename those that matter"
-            )
-        if genes.species == "unknown":
-            found.notes.append("the species is not clear and no symbol is updated; state it by --species")
-        elif genes.species != "other" and genes.known.mean() < 0.7:
-            found.notes.append(
-                f"{1 - genes.known.mean():.0%} of the ids are no known {genes.species} gene" + _guess(genes.unknown)
-            )
+        order = "the order asked for" if alignment.by_reference else "alphabetical order"
+        n_updated = len(genes.updated) + len(genes.repaired)
+        changes = [f"{count(n_updated, 'symbol')} updated"] if n_updated else []
+        changes += [f"{count(genes.n_duplicates, 'duplicate')} summed"] if genes.n_duplicates else []
+        actions = ["; ".join([f"{n_features} are written in {order}", *changes])]
     else:
-        found.notes += alignment.notes
-        found.happens.append(
-            f"{name}: {len(alignment.features):,} peaks are written in genome order, open where above 0"
-        )
-        if intake.config.genome is None:
-            found.notes.append("peaks are checked against the genome build when it is stated by --genome")
-    if intake.values.kind == "log1p" or not intake.values.exact:
-        kind = "estimated counts" if intake.values.kind == "counts" else intake.values.kind
-        state = (
-            "turned back into counts" if intake.values.exact else "scaled to one sum per cell; no counts are written"
-        )
-        if intake.values.kind != "open":
-            found.happens.append(f"{name}: values in {intake.place} are {kind} and are {state}")
-    if intake.values.guessed:
-        found.notes.append("the base of the logarithm does not follow from the values and is taken to be e")
-    found.notes += intake.warnings
-    if not intake.measured.all():
-        found.happens.append(f"{name}: {(~intake.measured).sum():,} cells without a count in these {what} are left out")
-    if name == "rna":
-        found.notes += coarse_bins(intake, target_sum)
+        actions = [f"{n_features} are written in genome order; a peak is open in a cell if its count is above 0"]
+    # Whole counts stay as they are, and any peak value above zero counts as open: nothing to report.
+    if values.kind in ("log1p", "cpm") or (values.kind == "counts" and not values.exact):
+        kind = "estimated counts" if values.kind == "counts" else f"{values.kind} values"
+        becomes = "turned back into counts" if values.exact else "scaled to one sum per cell; no counts are written"
+        actions.append(f"{modality}: the {kind} in {ingested.place} are {becomes}")
+    if not ingested.measured.all():
+        n_empty = (~ingested.measured).sum()
+        are = "is" if n_empty == 1 else "are"
+        actions.append(f"{modality}: {count(n_empty, 'cell')} without a count in these {features} {are} left out")
+    return actions
 
 
-def coarse_bins(intake: Ingested, target_sum: float) -> list[str]:
-    """A line of advice where few bins of expression are left above a single count of the median cell, or none.
+def _notes(ingested: Ingested, target_sum: float) -> list[str]:
+    """List warnings and advice about a modality; `target_sum` matters for RNA only."""
+    genes, notes = ingested.alignment.genes, []
+    if genes and genes.ambiguous:
+        notes.append(f"{count(len(genes.ambiguous), 'ambiguous id')} may mean several genes and will not be changed")
+    if genes and genes.species == "unknown":
+        notes.append("no symbol will be updated, because the species is unclear; name it with --species")
+    elif genes and genes.species != "other" and genes.known.mean() < FEW_KNOWN:
+        share = f"{1 - genes.known.mean():.0%}"
+        notes.append(f"{share} of the ids are not known {genes.species} genes{_hint(genes.unknown)}")
+    notes += ingested.alignment.notes
+    if not genes and ingested.config.genome is None:
+        notes.append("give --genome to check the peaks against their genome build")
+    if ingested.values.guessed:
+        notes.append("the base of the logarithm cannot be inferred from the values and is assumed to be e")
+    notes += ingested.warnings
+    return notes + (coarse_bins(ingested, target_sum) if genes else [])
+
+
+def coarse_bins(ingested: Ingested, target_sum: float) -> list[str]:
+    """Advise a smaller --target_sum if low counts already fall into high expression bins: one line, or none.
 
     Parameters
     ----------
-    intake : of RNA
+    ingested : the RNA of a file
     target_sum : counts per cell after scaling
     """
-    median = float(np.median(intake.totals[intake.measured]))
+    median = float(np.median(ingested.totals[ingested.measured]))
     bin_of_one = int(np.log2(1 + target_sum / median))
-    if not (intake.values.exact or intake.values.kind == "counts") or bin_of_one < HIGH_BIN:
+    if not (ingested.values.exact or ingested.values.kind == "counts") or bin_of_one < HIGH_BIN:
         return []
+    # At three times the median total, one count becomes log2(1 + 3) = 2, the bin below HIGH_BIN.
+    better = max(100, round(3 * median, -2))
     return [
-        f"one count of the median cell, which has {median:,.0f}, falls into bin {min(bin_of_one, N_BINS - 1)} "
-        f"(0 … {N_BINS - 1}) at --target_sum {target_sum:g}; consider --target_sum "
-        f"{max(100, round(3 * median, -2)):.0f}"
+        f"at --target_sum {target_sum:g}, a single count of the median cell ({median:,.0f} counts) already falls into "
+        f"expression bin {min(bin_of_one, N_BINS - 1)} of 0 to {N_BINS - 1}; consider --target_sum {better:.0f}"
     ]
 
 
-def _guess(unknown: list[str]) -> str:
-    """What ids that mean no known gene may be."""
-    shares = {
-        "; most of these are names of clones, as older annotations have them for lncRNAs": is_clone_name,
-        "; most of these are transcripts, not genes": lambda gene: gene.startswith(("ENST", "ENSMUST", "NM_", "NR_")),
+def _hint(unknown: list[str]) -> str:
+    """Say what most ids that match no known gene look like, if that is clear, and name the first of them."""
+    looks = {
+        "; most look like clone names, which older annotations use for lncRNAs": is_clone_name,
+        "; most are transcripts, not genes": lambda gene: gene.startswith(("ENST", "ENSMUST", "NM_", "NR_")),
     }
-    words = (word for word, fits in shares.items() if 2 * sum(map(fits, unknown)) > len(unknown))
-    return f"{next(words, '')} ({', '.join(unknown[:3])}{', …' if len(unknown) > 3 else ''}); they stay as they are"
+    hints = (hint for hint, fits in looks.items() if 2 * sum(map(fits, unknown)) > len(unknown))
+    return f"{next(hints, '')}{listed(unknown, 3)}; they are kept unchanged"
 
 
-def _labels(file: RawFile, column: str, any_labels: bool, found: Examination) -> None:
+def _add_labels(found: Examination, file: RawFile, column: str, any_labels: bool) -> None:
+    """Add the columns that may hold cell types, and what is in the one that is used."""
     candidates = label_candidates(file.obs)
-    found.sections["labels"] = {name: sizes for name, sizes in candidates.items()} or {"candidates": "none"}
+    found.sections["labels"] = candidates or {"candidates": "none"}
     try:
         words = check_labels(file.obs, column, file.path, any_labels)
     except UserError as error:
         found.problems.append(str(error))
         return
-    if words == "no cell types" and candidates:
-        words += f" in {column}; name the column by --label_column, perhaps {next(iter(candidates))}"
+    if column not in file.obs and candidates:
+        words += f" in {column}; name their column with --label_column, perhaps {next(iter(candidates))}"
     found.notes.append(words)

@@ -1,4 +1,4 @@
-"""Reading files: raw ones as a user has them, and stamped ones as `preprocess.py` leaves them."""
+"""Opens a user's raw files (RawFile), and reads the model-ready cells that preprocess.py writes (Cells)."""
 
 import json
 import re
@@ -24,30 +24,31 @@ from utils.files.disk_rows import FileRows, Rows, select
 from utils.files.open_any import open_file
 from utils.files.source import Source
 
-mudata.set_options(pull_on_update=False)
+mudata.set_options(pull_on_update=False)  # columns of a modality must not be copied to the whole file under new names
 
 STAMP = "scmomer"
+"""Key of uns that holds the stamp of a preprocessed file."""
 STAMP_VERSION = 1
 STAMPED = "preprocessing"
-"""Where the stamp of a preprocessed file stands once predictions have taken its place in uns."""
+"""Key below uns[STAMP] to which the stamp is moved when predictions are written to the file."""
 SIMULATED = "scmomer_simulated"
-"""What marks, in uns, cells that `simulate.py` made."""
+"""Key of uns that marks cells as simulated."""
 
 
 @dataclass
 class RawFile:
-    """Cells as a user has them, in one file or, paired, in two.
+    """An opened file of cells, or two opened files with the RNA and the ATAC of paired cells.
 
     Attributes
     ----------
-    path : where
-    format : of the file, in words
+    path : the file or folder; of two files, the one with RNA
+    format : the file's format, for messages
     modalities : modality → source
-    obs : annotation of all cells, the file's own and the modalities' columns
-    stamp : what preprocessing left in it, or None
-    simulated : whether the cells are marked as simulated ones
-    notes : what a user should know before all else (how two files came together …), a line each
-    handles : open HDF5 files, closed at the end of a `with`
+    obs : annotation of all cells: the file's own columns and those of its modalities
+    stamp : constants of the preprocessing, or None for a raw file
+    simulated : whether the cells are marked as simulated
+    notes : what the user should know first (how two files were joined …), a line each
+    handles : open HDF5 files, closed at the end of a `with` block
     """
 
     path: Path
@@ -61,12 +62,12 @@ class RawFile:
 
     @property
     def paths(self) -> list[Path]:
-        """The files that are read; none for a folder."""
+        """The files that are read; empty for a folder."""
         return [path for path in dict.fromkeys(source.path for source in self.modalities.values()) if path.is_file()]
 
     @property
     def suffix(self) -> str:
-        """Of a file that is to hold the same modalities."""
+        """Suffix of an output file that holds the same modalities: .h5ad or .h5mu."""
         return ".h5mu" if len(self.modalities) > 1 or self.format == ".h5mu" else ".h5ad"
 
     def __enter__(self) -> "RawFile":
@@ -77,7 +78,7 @@ class RawFile:
             handle.close()
 
     def content(self) -> ad.AnnData | mudata.MuData:
-        """All of it in memory, with everything that the file holds beside counts and annotation."""
+        """Load everything that the file holds into memory, also what is neither counts nor annotation."""
         if self.format in (".h5ad", ".h5mu"):
             with reading(self.path, "is damaged", "copy or download it again"):
                 return ad.read_h5ad(self.path) if self.format == ".h5ad" else mudata.read_h5mu(self.path)
@@ -90,7 +91,7 @@ class RawFile:
 
 
 def read_raw(path: str | Path) -> RawFile:
-    """Open a file or folder of cells, whatever it is; .h5ad and .h5mu stay on disk until their values are asked for.
+    """Open a file or folder of cells in any known format; values in .h5ad and .h5mu files stay on disk.
 
     Raises
     ------
@@ -99,7 +100,7 @@ def read_raw(path: str | Path) -> RawFile:
     """
     path = Path(path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of repeated gene names and old formats, which are taken care of
+        warnings.simplefilter("ignore")  # about repeated gene names and old formats, which are handled here
         kind, modalities, obs, hdf5 = open_file(path)
     if obs is None:
         obs = next(iter(modalities.values())).obs
@@ -113,18 +114,18 @@ def read_raw(path: str | Path) -> RawFile:
         stamp, entry = _stamp(hdf5), hdf5.get(f"uns/{STAMP}")
         is_prediction = isinstance(entry, h5py.Group) and "written" in entry
         if stamp is None and entry is not None and not is_prediction:
-            notes.append(f"uns['{STAMP}'] is not of preprocess.py: the cells are taken as raw ones")
+            notes.append(f"uns['{STAMP}'] was not written by preprocess.py, so the cells are read as raw ones")
         groups = ("", *(f"mod/{name}/" for name in hdf5.get("mod", ())))
         simulated = any(f"{group}uns/{SIMULATED}" in hdf5 for group in groups) or bool((stamp or {}).get("simulated"))
     return RawFile(path, kind, modalities, obs, stamp, simulated, notes, [hdf5])
 
 
 def _stamp(hdf5: h5py.File) -> dict | None:
-    """What preprocessing left in a file, also below later predictions; anything else under its name is no stamp."""
+    """Read the stamp of a preprocessed file, also from below later predictions; None if there is no valid one."""
     entry = hdf5.get(f"uns/{STAMP}")
     if isinstance(entry, h5py.Group):
         entry = entry.get(STAMPED)
-    with suppress(Exception):  # whatever another program wrote there
+    with suppress(Exception):  # another program may have written anything under this key
         stamp = json.loads(read_elem(entry))
         if isinstance(stamp, dict) and "version" in stamp:
             return stamp
@@ -132,12 +133,12 @@ def _stamp(hdf5: h5py.File) -> dict | None:
 
 
 def open_cells(data_path: str | None, rna_path: str | None, atac_path: str | None) -> RawFile:
-    """Open what the flags --data_path, or --rna_path and --atac_path, name.
+    """Open the file named by --data_path, or the two named by --rna_path and --atac_path.
 
     Raises
     ------
     UserError
-        If neither or both are given, or a file cannot be read.
+        If neither or both ways are used, or a file cannot be read.
     """
     if bool(data_path) == bool(rna_path or atac_path) or bool(rna_path) != bool(atac_path):
         raise UserError("give --data_path, or --rna_path and --atac_path together")
@@ -145,9 +146,9 @@ def open_cells(data_path: str | None, rna_path: str | None, atac_path: str | Non
 
 
 def read_pair(rna_path: str | Path, atac_path: str | Path) -> RawFile:
-    """Open RNA and ATAC of the same cells from two files; cells are joined by barcode, the others are left out.
+    """Open the RNA and the ATAC of the same cells from two files, and keep the cells that are in both.
 
-    Where barcodes of the two agree but for a suffix such as 10x's `-1`, the suffix is overlooked.
+    Cells are joined by barcode. If more barcodes agree without a suffix such as 10x's `-1`, the suffix is ignored.
 
     Raises
     ------
@@ -167,7 +168,7 @@ def read_pair(rna_path: str | Path, atac_path: str | Path) -> RawFile:
         bare = pd.Index(_stripped(ours)), pd.Index(_stripped(theirs))
         more = len(bare[0].intersection(bare[1])) > len(ours.intersection(theirs))
         if more and bare[0].is_unique and bare[1].is_unique:
-            (ours, theirs), suffix = bare, ", suffixes such as -1 overlooked"
+            (ours, theirs), suffix = bare, ", ignoring suffixes such as -1"
     position = theirs.get_indexer(ours)
     rows = {"rna": np.flatnonzero(position >= 0), "atac": position[position >= 0]}
     if not len(rows["rna"]):
@@ -179,9 +180,8 @@ def read_pair(rna_path: str | Path, atac_path: str | Path) -> RawFile:
     joined = {name: source.take(rows[name], barcodes) for name, source in sources.items()}
     obs = _fill(joined["rna"].obs, joined["atac"].obs)
     n = len(barcodes)
-    note = (
-        f"{n:,} cells joined by barcode{suffix}; left out: {len(ours) - n:,} of RNA alone, {len(theirs) - n:,} of ATAC"
-    )
+    left_out = f"left out: {len(ours) - n:,} cells with RNA only and {len(theirs) - n:,} with ATAC only"
+    note = f"{n:,} cells joined by barcode{suffix}; {left_out}"
     handles = [handle for file in files.values() for handle in file.handles]
     simulated = any(file.simulated for file in files.values())
     notes = [note, *(f"{file.path}: {line}" for file in files.values() for line in file.notes)]
@@ -189,15 +189,15 @@ def read_pair(rna_path: str | Path, atac_path: str | Path) -> RawFile:
 
 
 def _stripped(barcodes: pd.Index) -> list[str]:
-    """Barcodes without the -1 that Cell Ranger appends."""
+    """Remove the -1 (or -2 …) that Cell Ranger appends to barcodes."""
     return [re.sub(r"-\d+$", "", barcode) for barcode in barcodes]
 
 
 def _fill(obs: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
-    """Add columns, and values where there were none, from the annotation of some of the cells; nothing changes type.
+    """Add columns, and fill missing values, from a modality's annotation of some of the cells.
 
-    Where cells have no value, whole numbers and truth values become pandas' nullable ones. A column that holds numbers
-    here and text there becomes text.
+    Values keep their type. If some cells have no value, integers and booleans get pandas' nullable type. A column that
+    holds numbers in one annotation and text in the other becomes text.
     """
     obs = obs.copy()
     for column in more:
@@ -217,7 +217,7 @@ def _fill(obs: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
 
 
 def _category(values: pd.Series, *sources: pd.Series) -> pd.Series:
-    """Text as a category, classes in the order of the categories it comes from."""
+    """Make text a category; its classes keep the order that they have in the sources."""
     known = [str(name) for s in sources if isinstance(s.dtype, pd.CategoricalDtype) for name in s.cat.categories]
     names = list(dict.fromkeys([*known, *sorted(set(values.dropna()))]))
     return values.astype(pd.CategoricalDtype([name for name in names if name in set(values.dropna())]))
@@ -225,17 +225,17 @@ def _category(values: pd.Series, *sources: pd.Series) -> pd.Series:
 
 @dataclass
 class Cells:
-    """Model-ready cells, all measured in every modality that is there.
+    """Model-ready cells; each is measured in all of the modalities that were asked for.
 
     Attributes
     ----------
-    path : the file they come from
-    obs : [cells] annotation, barcodes as index; `split` says train, val or test
-    values : modality → [cells, features]; log-normalised RNA, open peaks. They stay in the file if they lie there as
-        preprocess.py leaves them; `values[name][rows]` is float32 CSR in either case
+    path : the preprocessed file
+    obs : [cells] annotation, barcodes as index; the column `split` holds train, val or test
+    values : modality → [cells, features] log-normalised RNA or open peaks. In the layout that preprocess.py writes they
+        stay on disk, otherwise they are in memory; `values[modality][rows]` is float32 CSR in both cases
     features : modality → names of genes or peaks
     stamp : constants of the preprocessing
-    notes : what was left out, a line each
+    notes : cells that were left out, a line each
     """
 
     path: Path
@@ -246,11 +246,11 @@ class Cells:
     notes: list[str] = field(default_factory=list)
 
     def rows(self, split: str) -> np.ndarray:
-        """Positions of the cells of a split."""
+        """Row numbers of the cells of a split: train, val or test."""
         return np.flatnonzero(self.obs["split"].to_numpy() == split)
 
     def need_training(self) -> None:
-        """Stop where there is nothing to train on.
+        """Raise an error if there is no cell to train on.
 
         Raises
         ------
@@ -264,14 +264,14 @@ class Cells:
             )
 
     def labels(self, column: str | None = None) -> pd.Series | None:
-        """The label column (default: the one the file was stamped with) as strings, missing ones as NaN, or None."""
+        """Return a label column (default: the stamp's) as strings, NaN where missing; None if there is no column."""
         column = column or self.stamp.get("label_column")
         if column not in self.obs:
             return None
         return clean_labels(self.obs[column])
 
     def train_mean(self, modality: str) -> torch.Tensor:
-        """[features] float32 mean of a modality's values over the training cells, of which there must be some."""
+        """Return the mean of a modality's values over the training cells: [features] float32."""
         self.need_training()
         rows = self.rows("train")
         blocks = (self.values[modality][rows[start : start + 2**12]] for start in range(0, len(rows), 2**12))
@@ -279,12 +279,12 @@ class Cells:
         return torch.from_numpy((total / len(rows)).astype(np.float32))
 
     def codes(self, column: str, flag: str) -> np.ndarray:
-        """[cells] int64 number of each cell's class in a column of obs, -1 where it is missing.
+        """Return the class number of each cell in a column of obs: [cells] int64, -1 where missing.
 
         Parameters
         ----------
-        column : of obs
-        flag : that named it, for the message
+        column : a column of obs
+        flag : the flag that named the column, for the error message
 
         Raises
         ------
@@ -299,18 +299,18 @@ class Cells:
 
 
 def read_cells(path: str | Path, modalities: tuple[str, ...], say: Callable[[str], None] | None = None) -> Cells:
-    """Read a stamped file, keeping the cells measured in all of `modalities`.
+    """Read a preprocessed file, and keep the cells measured in all of `modalities`.
 
     Parameters
     ----------
     path : the file
     modalities : rna, atac or both
-    say : prints what was left out, if anything was
+    say : called with a line for the user if cells are left out; None for silence
 
     Raises
     ------
     UserError
-        If the file is missing, not stamped, or lacks a modality; the message holds the command to run.
+        If the file is missing, not preprocessed, or lacks a modality.
     """
     with read_raw(path) as file:
         path, raw = file.path, file.modalities
@@ -326,14 +326,16 @@ def read_cells(path: str | Path, modalities: tuple[str, ...], say: Callable[[str
         if absent:
             raise UserError(f"{path}: holds {' and '.join(raw)} only, but this stage needs {' and '.join(modalities)}")
         barcodes = common_barcodes(raw, modalities)
-        measured, lost = f"measured in {'both ' * (len(modalities) > 1)}{' and '.join(modalities)}", []
+        measured = f"measured in {'both ' * (len(modalities) > 1)}{' and '.join(modalities)}"
         if not len(barcodes):
-            raise UserError(f"{path}: no cell was {measured}")
+            raise UserError(f"{path}: no cell was {measured}; give a file of such cells")
+        notes = []
         if len(barcodes) < len(file.obs):
             count = f"{len(barcodes):,} of {len(file.obs):,} cells were {measured}"
-            lost.append(f"{path.name}: {count}; the other {len(file.obs) - len(barcodes):,} are left out")
-        for note in lost if say else ():
-            say(note)
+            notes.append(f"{path.name}: {count}; the other {len(file.obs) - len(barcodes):,} are left out")
+        if say:
+            for note in notes:
+                say(note)
         values, features = {}, {}
         for name in modalities:
             matrix, var = raw[name].matrices["X"]
@@ -341,11 +343,11 @@ def read_cells(path: str | Path, modalities: tuple[str, ...], say: Callable[[str
             whole = rows_of(matrix)
             values[name] = whole if len(rows) == whole.shape[0] and (np.diff(rows) == 1).all() else select(whole, rows)
             features[name] = var.index.to_numpy().astype(str)
-        return Cells(path, file.obs.loc[barcodes], values, features, file.stamp, lost)
+        return Cells(path, file.obs.loc[barcodes], values, features, file.stamp, notes)
 
 
 def common_barcodes(sources: dict[str, Source], modalities: tuple[str, ...]) -> pd.Index:
-    """Cells measured in all of the modalities, in the order of the first."""
+    """Return the barcodes of cells measured in all of the modalities, in the first one's order."""
     barcodes = sources[modalities[0]].obs.index
     for name in modalities[1:]:
         barcodes = barcodes[barcodes.isin(sources[name].obs.index)]
@@ -353,9 +355,9 @@ def common_barcodes(sources: dict[str, Source], modalities: tuple[str, ...]) -> 
 
 
 def rows_of(matrix: Matrix) -> Rows:
-    """A matrix whose rows are read when they are wanted; in memory if it is compressed, or not CSR."""
+    """Return a matrix whose rows are read from disk on demand; if it is compressed or not CSR, it is loaded instead."""
     if matrix.order is None and isinstance(matrix.content, CSRDataset):
-        with suppress(ValueError):
+        with suppress(ValueError):  # FileRows cannot read this layout
             return FileRows(matrix.content.group, matrix.path)
     csr = matrix.rows(0, matrix.shape[0]).astype(np.float32)
     csr.sort_indices()

@@ -1,4 +1,4 @@
-"""What cells are matched to: the genes and peaks of a model folder, of a list or of another file."""
+"""Reads the genes and peaks to which a file is aligned: those of a model folder, a list or another file."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from models.shapes import FEATURES
 from utils.errors import UserError, reading
 from utils.features.gene_ids import name_genes, share_known, translate
 from utils.files.open_any import open_file
@@ -15,29 +16,33 @@ HEADERS = {"", "x", "gene", "genes", "symbol", "symbols", "name", "names", "id",
 
 
 def read_reference(path: str | Path) -> dict[str, np.ndarray]:
-    """What to align to: the vocabularies of a model folder, or the genes of a text file (one per line) or an .h5ad.
+    """Read the vocabularies of a model folder, or the genes of a text file (one per line) or an .h5ad.
+
+    Parameters
+    ----------
+    path : value of the flag --gene_reference
 
     Returns
     -------
-    modality → names; those of a model folder to the letter, else current human symbols
+    modality → names; a model folder's are unchanged, others are updated to current human symbols
 
     Raises
     ------
     UserError
-        If there is no such file, or nothing in it.
+        If there is no such file, or it names no gene.
     """
     path = Path(path)
     flag = f"--gene_reference {path}"
-    vocabularies = {"rna": path / "genes.txt", "atac": path / "peaks.txt"}
-    found = {name: file for name, file in vocabularies.items() if file.is_file()}
+    vocabularies = {modality: path / f"{features}.txt" for modality, features in FEATURES.items()}
+    found = {modality: file for modality, file in vocabularies.items() if file.is_file()}
     remedy = "give a model folder, a text file (a gene per line) or an .h5ad"
     if path.is_dir() and not found:
-        raise UserError(f"{flag}: a folder without genes.txt; {remedy}")
+        raise UserError(f"{flag}: this folder has no genes.txt; {remedy}")
     if not path.is_file() and not found:
         raise UserError(f"{flag}: no such file; {remedy}")
     with reading(flag, "cannot be read", remedy):
         if found:
-            names = {name: file.read_text(encoding="utf-8").splitlines() for name, file in found.items()}
+            names = {modality: file.read_text(encoding="utf-8").splitlines() for modality, file in found.items()}
         elif h5py.is_hdf5(path):
             sources = open_file(path)[1]
             matrix_vars = [var for _, var in sources["rna"].matrices.values()] if "rna" in sources else []
@@ -46,11 +51,11 @@ def read_reference(path: str | Path) -> dict[str, np.ndarray]:
             names = {"rna": _listed_genes(path.read_text(encoding="utf-8"))}
     if not all(len(listed) for listed in names.values()):
         raise UserError(f"{flag}: holds no gene; {remedy}")
-    return {name: np.array(list(dict.fromkeys(map(str, listed)))) for name, listed in names.items()}
+    return {modality: np.array(list(dict.fromkeys(map(str, listed)))) for modality, listed in names.items()}
 
 
 def _listed_genes(text: str) -> list[str]:
-    """Symbols of a list: one per line, or the column of a table that holds the most known ids; without its header."""
+    """Return the symbols in a list (one per line) or in a table's column with the most known ids, without a header."""
     rows = [[field.strip(' "') for field in re.split(r"[\t,;]", line)] for line in text.splitlines() if line.strip()]
     if not rows:
         return []

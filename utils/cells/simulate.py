@@ -1,4 +1,4 @@
-"""Simulated paired RNA + ATAC cells whose whole truth is known.
+"""Simulates paired RNA and ATAC of cells, and returns all parameters that were used (the truth).
 
 The generative model, for cell c of type t and donor d, gene g, peak p:
 
@@ -8,11 +8,12 @@ The generative model, for cell c of type t and donor d, gene g, peak p:
     ATAC       l_cp = baseline_p + link · Σ_g L_pg z_cg + Σ_k D_pk a_ck + donor_dp             logit of accessibility
                o_cp ~ Bernoulli(depth_c · σ(l_cp) / Σ_p σ(l_cp)), counts 1 or 2 where open
 
-z_cg is the gene's log rate W_g·a_c, z-scored over cells, and L the peak-gene links, which decay with distance; D are
-distal peaks that belong to a lineage or a type and follow no gene. Both modalities are thus driven by the same
-activity: accessibility can be predicted from RNA, within a type through the cell states, yet the distal peaks and the
-evenly scaled links add to what a cell's noisy RNA says about its sub-type. Gene symbols are real; all positions are
-invented.
+z_cg is the gene's log rate W_g·a_c, z-scored over cells. L are weights of peak-gene links, which decay with distance. D
+are effects of distal peaks, which belong to a lineage or a type and follow no gene.
+
+The same activity drives both modalities, so accessibility can be predicted from RNA; within a type, the cell states
+make this possible. A cell's RNA counts are noisy, so the distal peaks and the links, which are scaled alike for all
+genes, add information about its sub-type. Gene symbols are real; all positions are invented.
 """
 
 from dataclasses import dataclass, field
@@ -29,7 +30,6 @@ from utils.errors import UserError
 from utils.features.gene_symbols import load_gene_table
 from utils.features.peaks import chrom_sizes, format_peaks
 
-# (type, lineage) in the order in which types are added, the most common first.
 CELL_TYPES = (
     ("CD4 naive", "T"),
     ("CD14 monocyte", "myeloid"),
@@ -48,18 +48,19 @@ CELL_TYPES = (
     ("pDC", "pDC"),
     ("cDC1", "myeloid"),
 )
-BIN = 1_000  # one peak at most per bin of this many base pairs, so peaks never overlap
-LINK_REACH = 100_000  # base pairs between a gene's start and the peaks linked to it
-LINK_DECAY = 30_000  # base pairs over which a link's weight falls by e
-NEAR_GENES = 0.75  # share of peaks placed within reach of a gene
-GENE_SHARES = (0.20, 0.06, 0.15)  # of the genes in a programme of a lineage, a type, a state
-PEAK_SHARES = (0.30, 0.06, 0.0)  # of the distal peaks in such a programme
-BLOCK = 8_000_000  # values in the largest dense array
+"""(type, lineage) in the order in which types are added, the most common first."""
+BIN = 1_000  # base pairs; a bin of this size holds one peak at most, so peaks never overlap
+LINK_REACH = 100_000  # largest distance in base pairs between a gene's start and the peaks linked to it
+LINK_DECAY = 30_000  # distance in base pairs over which a link's weight falls by a factor e
+NEAR_GENES = 0.75  # share of peaks that are placed within reach of a gene
+GENE_SHARES = (0.20, 0.06, 0.15)  # shares of the genes that a programme of a lineage, a type or a state affects
+PEAK_SHARES = (0.30, 0.06, 0.0)  # shares of the distal peaks that such a programme affects
+BLOCK = 8_000_000  # number of values in the largest dense array
 
 
 @dataclass(frozen=True)
 class SimulationConfig:
-    """Size and hardness of the simulated data."""
+    """Size and difficulty of the simulated data."""
 
     n_cells: int = field(default=3000, metadata={"help": "number of cells"})
     n_genes: int = field(default=1000, metadata={"help": "number of genes"})
@@ -70,47 +71,49 @@ class SimulationConfig:
     atac_depth: float = field(
         default=400.0, metadata={"help": "median open peaks per cell, at most a fifth of the peaks"}
     )
-    imbalance: float = field(default=12.0, metadata={"help": "how many times commoner the first type is than the last"})
+    imbalance: float = field(default=12.0, metadata={"help": "how many times as common the first type is as the last"})
     lineage_effect: float = field(default=1.0, metadata={"help": "sd of the log fold changes between lineages"})
     type_effect: float = field(default=0.8, metadata={"help": "sd of the log fold changes between a lineage's types"})
     state_effect: float = field(default=0.5, metadata={"help": "sd of the log fold changes per sd of a cell state"})
-    blur: float = field(default=0.2, metadata={"help": "mean share of a cell's type programme lent to a sibling type"})
+    blur: float = field(
+        default=0.2, metadata={"help": "mean share of a cell's type activity that goes to another type of its lineage"}
+    )
     dispersion: float = field(default=0.3, metadata={"help": "median negative-binomial dispersion of a gene"})
-    link_effect: float = field(default=2.0, metadata={"help": "logit per sd of the log rate of a gene at the peak"})
+    link_effect: float = field(default=2.0, metadata={"help": "change of a peak's logit per sd of its gene's log rate"})
     distal_effect: float = field(default=1.0, metadata={"help": "sd of the logits of distal peaks"})
     donor_effect: float = field(default=0.15, metadata={"help": "sd of a donor's log rates and logits"})
-    last_donor_shift: float = field(default=2.0, metadata={"help": "how many times larger the last donor's effect is"})
+    last_donor_shift: float = field(default=2.0, metadata={"help": "factor on the effects of the last donor"})
     n_states: int = field(default=3, metadata={"help": "number of continuous cell states"})
-    seed: int = field(default=0, metadata={"help": "the same seed gives the same data"})
+    seed: int = field(default=0, metadata={"help": "random seed; the same seed gives the same data"})
 
 
 @dataclass
 class Simulation:
-    """Simulated cells and what was planted in them.
+    """Simulated cells and the parameters that generated them.
 
     Attributes
     ----------
     mdata
-        Modalities ``rna`` and ``atac``, raw integer counts in CSR float32; peaks stand in genome order. ``obs`` holds
-        ``cell_type`` and ``donor``, in the whole and in each modality; ``uns["scmomer_simulated"]`` marks all three.
+        Modalities ``rna`` and ``atac``: raw integer counts as float32 CSR, peaks in genome order. The file and both
+        modalities have ``cell_type`` and ``donor`` in ``obs``, and the mark ``uns["scmomer_simulated"]``.
     truth
-        T types, D donors, K programmes, S states, N cells, G genes, P peaks, E links. Rows follow the data's order.
+        T types, D donors, K programmes, S states, N cells, G genes, P peaks, E links; in the order of ``mdata``.
 
-        - ``types`` [T], ``lineages`` [T] (each type's), ``type_proportions`` [T]
-        - ``programmes`` [K] names; ``gene_programmes`` [G, K] log fold changes W; ``type_programmes`` [T, K] a type's
-          mean activity
+        - ``types`` [T] names; ``lineages`` [T] lineage of each type; ``type_proportions`` [T]
+        - ``programmes`` [K] names; ``gene_programmes`` [G, K] log fold changes W; ``type_programmes`` [T, K] mean
+          activity of each type
         - ``genes`` [G] symbols; ``gene_chrom`` [G], ``gene_tss`` [G] base pairs, invented; ``gene_base`` [G] log rate;
           ``gene_dispersion`` [G]
-        - ``link_peak``, ``link_gene`` [E] positions; ``link_weight`` [E] L; ``link_distance`` [E] base pairs
-        - ``peak_distal`` [P, K] distal logits D; ``peak_base`` [P] and ``peak_programmes`` [P, K] the logit's intercept
-          and slopes in activity, links and distal logits together
+        - ``link_peak``, ``link_gene`` [E] indices; ``link_weight`` [E] L; ``link_distance`` [E] base pairs
+        - ``peak_distal`` [P, K] distal effects D; ``peak_base`` [P] and ``peak_programmes`` [P, K] intercept and slopes
+          of the logit as a function of activity (links and distal effects together)
         - ``donor_rna`` [D, G], ``donor_atac`` [D, P] shifts of log rate and logit
-        - ``type_expression`` [T, G] mean counts and ``type_accessibility`` [T, P] P(open) of a cell of median depth,
+        - ``type_expression`` [T, G] mean counts and ``type_accessibility`` [T, P] P(open) of a cell with median depth,
           mean activity and no donor effect
-        - ``programme_activity`` [N, K]; ``cell_state`` [N, S], its last S columns
+        - ``programme_activity`` [N, K]; ``cell_state`` [N, S], a copy of its last S columns
         - ``rna_depth``, ``atac_depth`` [N] expected counts and open peaks
     config
-        The configuration.
+        Sizes, difficulty and seed.
     """
 
     mdata: MuData
@@ -124,7 +127,7 @@ def simulate(config: SimulationConfig | None = None) -> Simulation:
     Parameters
     ----------
     config
-        Sizes, hardness and seed; the defaults if None.
+        Sizes, difficulty and seed; the defaults if None.
 
     Returns
     -------
@@ -133,12 +136,12 @@ def simulate(config: SimulationConfig | None = None) -> Simulation:
     Raises
     ------
     UserError
-        If a size cannot be made.
+        If a size is out of range.
     """
     config = config or SimulationConfig()
     _check(config)
     rng = np.random.default_rng(config.seed)
-    truth = _types(config)
+    truth = _type_truth(config)
     truth |= _gene_truth(config, truth, rng)
     intervals = _place_peaks(config, truth, rng)
     truth |= _link_peaks(intervals, truth)
@@ -154,6 +157,7 @@ def simulate(config: SimulationConfig | None = None) -> Simulation:
 
 
 def _check(config: SimulationConfig) -> None:
+    """Raise an error for the first size that is out of range."""
     least = {"n_cells": 1, "n_genes": 10, "n_peaks": 10, "n_types": 1, "n_donors": 1, "n_states": 0}
     most = {"n_genes": len(load_gene_table()), "n_peaks": 2_000_000}
     for name, low in least.items():
@@ -164,29 +168,29 @@ def _check(config: SimulationConfig) -> None:
         if getattr(config, name) <= 0:
             raise UserError(f"{name} is {getattr(config, name)}; make it positive")
     if not 0 <= config.blur < 0.5:
-        raise UserError(f"blur is {config.blur}; at 0.5 types are alike, so choose a share from 0 to less than 0.5")
+        raise UserError(f"blur is {config.blur}; make it at least 0 and below 0.5, where two types become one")
 
 
 def _open_peaks(config: SimulationConfig) -> float:
-    """Median open peaks per cell; capped so that a small peak set still differs between cells."""
+    """Return the median number of open peaks per cell; the cap keeps cells different if there are few peaks."""
     return min(float(config.atac_depth), config.n_peaks / 5)
 
 
 def _chromosomes() -> dict[str, int]:
-    """The chromosomes that hold genes and peaks, with their lengths: those that every donor has."""
+    """Return the lengths of the chromosomes that hold genes and peaks. Y is left out: not every donor has one."""
     return {chrom: size for chrom, size in chrom_sizes().items() if chrom not in ("chrY", "chrM")}
 
 
-def _types(config: SimulationConfig) -> dict[str, np.ndarray]:
-    """Names and lineages, proportions, and each type's mean activity of lineage, type and state programmes."""
+def _type_truth(config: SimulationConfig) -> dict[str, np.ndarray]:
+    """Choose the types and lineages, their proportions, and each type's mean activity in each programme."""
     listed = list(CELL_TYPES[: config.n_types])
     listed += [(f"type {i + 1}", f"lineage {i // 4}") for i in range(len(listed), config.n_types)]
     types, lineages = (np.array(column) for column in zip(*listed, strict=True))
     names, lineage = np.unique(lineages, return_inverse=True)
     n = config.n_types
     proportions = config.imbalance ** -(np.arange(n) / max(n - 1, 1))
-    own_and_lent = (1 - config.blur) * np.eye(n) + config.blur * _siblings(lineages)
-    activity = np.hstack([np.eye(len(names))[lineage], own_and_lent, np.zeros((n, config.n_states))])
+    own_and_shared = (1 - config.blur) * np.eye(n) + config.blur * _siblings(lineages)
+    activity = np.hstack([np.eye(len(names))[lineage], own_and_shared, np.zeros((n, config.n_states))])
     states = [f"state {i + 1}" for i in range(config.n_states)]
     return {
         "types": types,
@@ -198,46 +202,46 @@ def _types(config: SimulationConfig) -> dict[str, np.ndarray]:
 
 
 def _siblings(lineages: np.ndarray) -> np.ndarray:
-    """[T, T] a type's even shares of its lineage's other types; itself where it has none."""
+    """Return even weights over the other types of each type's lineage, or over itself if it has none: [T, T]."""
     same = (lineages[:, None] == lineages) & ~np.eye(len(lineages), dtype=bool)
     count = same.sum(1, keepdims=True)
     return np.where(count > 0, same / np.maximum(count, 1), np.eye(len(lineages)))
 
 
-def _kinds(config: SimulationConfig, truth: dict, lineage: float, of_type: float, state: float) -> np.ndarray:
-    """One value per programme, by its kind: [K]."""
+def _per_programme(config: SimulationConfig, truth: dict, lineage: float, of_type: float, state: float) -> np.ndarray:
+    """Return one value per programme, by its kind: [K]."""
     n_lineages = len(truth["programmes"]) - config.n_types - config.n_states
     return np.repeat([lineage, of_type, state], [n_lineages, config.n_types, config.n_states])
 
 
 def _sparse_normal(rng: np.random.Generator, n: int, share: np.ndarray, sd: np.ndarray) -> np.ndarray:
-    """[n, K] normal values, of which only a share is not zero; share and standard deviation [K] per column."""
+    """Draw [n, K] normal values; `share` [K] of each column is not zero and has standard deviation `sd` [K]."""
     return np.where(rng.random((n, len(sd))) < share, rng.normal(0, 1, (n, len(sd))) * sd, 0.0)
 
 
 def _gene_truth(config: SimulationConfig, truth: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Symbols, invented positions, base rates and programmes of the genes."""
+    """Choose the genes' symbols, and draw their positions, base rates, dispersions and programmes."""
     table = load_gene_table()
     coding = table["protein_coding"].to_numpy()
-    # Protein-coding genes first, the others only when there are more genes than those.
+    # Random order, but protein-coding genes come first: others are taken only if there are not enough of these.
     order = np.argsort(rng.random(len(table)) + ~coding)[: config.n_genes]
     sizes = _chromosomes()
     lengths = np.array(list(sizes.values()))
     chrom = rng.choice(len(sizes), config.n_genes, p=lengths / lengths.sum())
     tss = rng.integers(LINK_REACH, lengths[chrom] - LINK_REACH)
-    effect = _kinds(config, truth, config.lineage_effect, config.type_effect, config.state_effect)
+    effect = _per_programme(config, truth, config.lineage_effect, config.type_effect, config.state_effect)
     return {
         "genes": table["symbol"].to_numpy(dtype=str)[order],
         "gene_chrom": np.array(list(sizes))[chrom],
         "gene_tss": tss,
         "gene_base": rng.normal(0, 1.2, config.n_genes),
         "gene_dispersion": config.dispersion * rng.lognormal(0, 0.4, config.n_genes),
-        "gene_programmes": _sparse_normal(rng, config.n_genes, _kinds(config, truth, *GENE_SHARES), effect),
+        "gene_programmes": _sparse_normal(rng, config.n_genes, _per_programme(config, truth, *GENE_SHARES), effect),
     }
 
 
 def _place_peaks(config: SimulationConfig, truth: dict, rng: np.random.Generator) -> pd.DataFrame:
-    """Peaks of 200-900 bp in genome order, one per bin: most within reach of a gene, the others anywhere."""
+    """Place peaks of 200 to 900 bp, at most one per bin: most near a gene, the others anywhere; in genome order."""
     sizes = _chromosomes()
     n_bins = np.array(list(sizes.values())) // BIN
     first_bin = np.concatenate([[0], np.cumsum(n_bins)])
@@ -246,7 +250,7 @@ def _place_peaks(config: SimulationConfig, truth: dict, rng: np.random.Generator
     gene = rng.integers(config.n_genes, size=near)
     offset = np.clip(rng.laplace(0, LINK_DECAY, near), -0.95 * LINK_REACH, 0.95 * LINK_REACH)
     bins = np.unique(first_bin[chrom[gene]] + (truth["gene_tss"][gene] + offset).astype(int) // BIN)
-    while (missing := config.n_peaks - len(bins)) > 0:  # bins drawn twice are filled up from the whole genome
+    while (missing := config.n_peaks - len(bins)) > 0:  # duplicates are replaced by bins from anywhere
         bins = np.unique(np.concatenate([bins, rng.integers(first_bin[-1], size=missing)]))
     chrom = np.searchsorted(first_bin, bins, side="right") - 1
     width = rng.integers(200, 901, config.n_peaks)
@@ -255,11 +259,11 @@ def _place_peaks(config: SimulationConfig, truth: dict, rng: np.random.Generator
 
 
 def _link_peaks(intervals: pd.DataFrame, truth: dict) -> dict[str, np.ndarray]:
-    """All pairs of a peak and a gene within reach; a peak's weights have length 1 at most, however many its genes."""
+    """Link each peak to all genes within reach; a peak's weights are scaled to a Euclidean norm of 1 at most."""
     centre = (intervals["start"] + intervals["end"]).to_numpy() // 2
     chrom, pairs = intervals["chrom"].to_numpy(dtype=str), []
     for name in np.unique(chrom):
-        peaks = np.flatnonzero(chrom == name)  # in order of position
+        peaks = np.flatnonzero(chrom == name)  # sorted by position
         genes = np.flatnonzero(truth["gene_chrom"] == name)
         low = np.searchsorted(centre[peaks], truth["gene_tss"][genes] - LINK_REACH)
         high = np.searchsorted(centre[peaks], truth["gene_tss"][genes] + LINK_REACH, side="right")
@@ -275,24 +279,25 @@ def _link_peaks(intervals: pd.DataFrame, truth: dict) -> dict[str, np.ndarray]:
 def _draw_cells(
     config: SimulationConfig, truth: dict, rng: np.random.Generator
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Donor, type, barcode, activity and depth of each cell, in random order."""
+    """Draw donor, type, barcode, activity and depth of each cell; the cells are in random order."""
     n, n_types = config.n_cells, config.n_types
     share = np.stack([rng.dirichlet(200 * truth["type_proportions"]) for _ in range(config.n_donors)])
-    # Two cells of each type per donor where there are enough cells, so that every split holds every type.
+    # If there are enough cells, each donor has at least two of each type, so every split holds every type.
     least = 2 if n >= 2 * share.size else 0
     extra = rng.multinomial(n - least * share.size, share.ravel() / share.sum())
     group = rng.permutation(np.repeat(np.arange(share.size), least + extra))
     donor, cell_type = np.divmod(group, n_types)
 
-    # A cell lends a share of its type programme to one sibling's, so that some cells lie between two types.
-    lent = rng.beta(4 * config.blur, 4 * (1 - config.blur), (n, 1)) if config.blur else np.zeros((n, 1))
+    # A share of each cell's type activity goes to one other type of its lineage, so some cells lie between two types.
+    shared = rng.beta(4 * config.blur, 4 * (1 - config.blur), (n, 1)) if config.blur else np.zeros((n, 1))
     activity = truth["type_programmes"][cell_type]
     siblings = _siblings(truth["lineages"])[cell_type]
     sibling = (siblings * rng.random(siblings.shape)).argmax(1)
     one_hot = np.eye(n_types)
-    activity[:, _kinds(config, truth, 0, 1, 0) == 1] = (1 - lent) * one_hot[cell_type] + lent * one_hot[sibling]
+    is_type, is_state = (_per_programme(config, truth, *values) == 1 for values in ((0, 1, 0), (0, 0, 1)))
+    activity[:, is_type] = (1 - shared) * one_hot[cell_type] + shared * one_hot[sibling]
     state = rng.normal(size=(n, config.n_states))
-    activity[:, _kinds(config, truth, 0, 0, 1) == 1] = state
+    activity[:, is_state] = state
 
     codes = rng.choice(4**16, n, replace=False)  # 16 bases, two bits each
     bases = np.array(list("ACGT"))[(codes[:, None] >> (2 * np.arange(16))) & 3]
@@ -304,7 +309,7 @@ def _draw_cells(
         },
         index=[f"{donors[d]}_{''.join(b)}" for d, b in zip(donor, bases, strict=True)],
     )
-    quality = rng.normal(size=n)  # a good cell is deep in both modalities
+    quality = rng.normal(size=n)  # shared, so a cell with many RNA counts also has many open peaks
     depth = {
         f"{name}_depth": median * np.exp(0.35 * (0.6 * quality + 0.8 * rng.normal(size=n)))
         for name, median in (("rna", config.rna_depth), ("atac", _open_peaks(config)))
@@ -313,7 +318,7 @@ def _draw_cells(
 
 
 def _effects(config: SimulationConfig, truth: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Donor effects, distal peaks, and the loadings that turn activity into accessibility."""
+    """Draw the donors' and the distal peaks' effects, and compute how accessibility depends on activity."""
     scale = np.full((config.n_donors, 1), config.donor_effect)
     if config.n_donors > 1:
         scale[-1] *= config.last_donor_shift
@@ -322,9 +327,9 @@ def _effects(config: SimulationConfig, truth: dict, rng: np.random.Generator) ->
         (truth["link_weight"], (truth["link_peak"], truth["link_gene"])), shape=(config.n_peaks, config.n_genes)
     )
     sd = (activity @ loadings.T).std(0)[:, None]
-    z = loadings / np.where(sd > 1e-6, sd, np.inf)  # genes that never vary have no say
-    effect = _kinds(config, truth, config.distal_effect, config.distal_effect, 0)
-    distal = _sparse_normal(rng, config.n_peaks, _kinds(config, truth, *PEAK_SHARES), effect)
+    z = loadings / np.where(sd > 1e-6, sd, np.inf)  # a gene that never varies has no effect
+    effect = _per_programme(config, truth, config.distal_effect, config.distal_effect, 0)
+    distal = _sparse_normal(rng, config.n_peaks, _per_programme(config, truth, *PEAK_SHARES), effect)
     distal[np.unique(truth["link_peak"])] = 0
     slopes = config.link_effect * (linked @ z) + distal
     return {
@@ -337,14 +342,14 @@ def _effects(config: SimulationConfig, truth: dict, rng: np.random.Generator) ->
 
 
 def _expression(truth: dict, activity: np.ndarray, donor: np.ndarray | float, depth: np.ndarray) -> np.ndarray:
-    """Expected counts [cells, G] of cells with an activity [cells, K], donor shift [cells, G] and depth [cells]."""
+    """Return expected counts [cells, G], given activity [cells, K], donor shift [cells, G] and depth [cells]."""
     log_rate = truth["gene_base"] + activity @ truth["gene_programmes"].T + donor
     rate = np.exp(log_rate - log_rate.max(1, keepdims=True))
     return depth[:, None] * rate / rate.sum(1, keepdims=True)
 
 
 def _accessibility(truth: dict, activity: np.ndarray, donor: np.ndarray | float, depth: np.ndarray) -> np.ndarray:
-    """P(open) [cells, P] of cells with an activity [cells, K], donor shift [cells, P] and expected open peaks."""
+    """Return P(open) [cells, P], given activity [cells, K], donor shift [cells, P] and expected open peaks [cells]."""
     logit = truth["peak_base"] + activity @ truth["peak_programmes"].T + donor
     accessibility = 1 / (1 + np.exp(-logit))
     return np.minimum(depth[:, None] * accessibility / accessibility.sum(1, keepdims=True), 0.95)
@@ -353,7 +358,7 @@ def _accessibility(truth: dict, activity: np.ndarray, donor: np.ndarray | float,
 def _draw_counts(
     config: SimulationConfig, truth: dict, donor: np.ndarray, rng: np.random.Generator
 ) -> tuple[csr_matrix, csr_matrix]:
-    """Counts [N, G] and [N, P]; only a block of cells is ever dense."""
+    """Draw counts [N, G] and [N, P], a block of cells at a time, because a block is dense in memory."""
     rna, atac = [], []
     size = max(1, BLOCK // max(config.n_genes, config.n_peaks))
     for first in range(0, config.n_cells, size):
@@ -364,18 +369,19 @@ def _draw_counts(
         rna.append(csr_matrix(rng.poisson(rng.gamma(shape, mean / shape)).astype(np.float32)))
         p = _accessibility(truth, activity, truth["donor_atac"][d], truth["atac_depth"][cells])
         draw = rng.random(p.shape)
-        # A second fragment with probability p: draw < p² given draw < p.
+        # A peak is open if draw < p. An open one has a second fragment with probability p: P(draw < p² | draw < p) = p.
         atac.append(csr_matrix((draw < p).astype(np.float32) + (draw < p * p)))
     return vstack(rna, format="csr", dtype=np.float32), vstack(atac, format="csr", dtype=np.float32)
 
 
 def _to_mudata(rna: csr_matrix, atac: csr_matrix, obs: pd.DataFrame, genes: np.ndarray, peaks: np.ndarray) -> MuData:
+    """Put counts and annotation together, and mark them as simulated."""
     kinds = {"rna": (rna, genes, "Gene Expression"), "atac": (atac, peaks, "Peaks")}
     modalities = {
         name: AnnData(counts, obs=obs.copy(), var=pd.DataFrame({"feature_types": kind}, index=pd.Index(features)))
         for name, (counts, features, kind) in kinds.items()
     }
-    with mudata.set_options(pull_on_update=False):  # the annotations are the cells', not a modality's
+    with mudata.set_options(pull_on_update=False):  # obs belongs to the cells, and is set below
         mdata = MuData(modalities)
     mdata.obs[list(obs)] = obs
     for part in (mdata, *modalities.values()):

@@ -63,3 +63,19 @@ def binarise(counts: csr_matrix) -> csr_matrix:
     is_open.sort_indices()
     is_open.data = np.ones_like(is_open.data, dtype=np.float32)
     return is_open
+
+
+def model_values(modality: str, counts: csr_matrix, target_sum: float | None) -> csr_matrix:
+    """Turn counts into the values that the models read; preprocessing and prediction both use this function.
+
+    Parameters
+    ----------
+    modality : rna (log-normalised) or atac (binarised)
+    counts : [cells, features]
+    target_sum : RNA counts per cell after scaling; ATAC does not use it
+
+    Returns
+    -------
+    [cells, features] float32 CSR
+    """
+    return log_normalise(counts, target_sum) if modality == "rna" else binarise(counts)

@@ -21,7 +21,7 @@ from utils.cells.ingest import ingest
 from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import STAMP, STAMPED, RawFile, common_barcodes
 from utils.errors import UserError
-from utils.features import normalise as prepare
+from utils.features.normalise import model_values
 from utils.predict.infer import Prediction
 from utils.train.model_folder import SavedModel
 from utils.train.tasks import CELL_TYPES
@@ -188,8 +188,7 @@ def read_query(file: RawFile, saved: SavedModel, config: IngestConfig, progress:
         report, warnings = report + intake.report(), warnings + intake.warnings
         coverage |= {f"{name}_coverage": intake.alignment.coverage, f"{name}_count_coverage": intake.count_coverage}
         prepared = [
-            prepare.log_normalise(counts, saved.stamp["target_sum"]) if name == "rna" else prepare.binarise(counts)
-            for counts in intake.blocks(progress=progress)
+            model_values(name, counts, saved.stamp.get("target_sum")) for counts in intake.blocks(progress=progress)
         ]
         rows = intake.barcodes.get_indexer(barcodes)
         values[name] = vstack(prepared, format="csr")[rows]

@@ -13,6 +13,7 @@ from typing import TypeVar
 from safetensors import SafetensorError
 
 from utils.errors import UserError, first_line
+from utils.files.file_hash import file_hash
 
 MANIFEST = "manifest.json"
 METRICS, CURVE, TENSORBOARD = "metrics.jsonl", "loss_curve.png", "tensorboard"
@@ -23,12 +24,6 @@ OF_OTHERS = {".DS_Store", ".gitattributes", ".git", ".cache"}
 TRIES, PAUSE = 20, 0.01
 """How often a reader starts again when the writer replaces the folder meanwhile; seconds to wait, growing each time."""
 T = TypeVar("T")
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal text."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _previous(path: Path) -> Path:

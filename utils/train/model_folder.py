@@ -19,6 +19,7 @@ from models.objectives import MaskedATAC, MaskedRNA
 from models.rna_encoder import RNAEncoder
 from models.scmomer import ScMomer
 from models.shapes import (
+    FEATURES,
     ATACEncoderConfig,
     FusionConfig,
     RNAEncoderConfig,
@@ -97,7 +98,7 @@ class SavedModel:
         """Write all files into an empty folder (see `utils.train.folders.write_folder`)."""
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.state.items()}, folder / WEIGHTS)
         for name, features in self.features.items():
-            (folder / f"{FEATURE_FILES[name]}.txt").write_text("".join(f"{feature}\n" for feature in features))
+            (folder / f"{FEATURES[name]}.txt").write_text("".join(f"{feature}\n" for feature in features))
         (folder / "config.json").write_text(
             json.dumps(
                 {
@@ -122,7 +123,7 @@ class SavedModel:
 
     def card(self) -> str:
         """The model card, in Markdown."""
-        sizes = ", ".join(f"{len(names):,} {FEATURE_FILES[name]}" for name, names in self.features.items())
+        sizes = ", ".join(f"{len(names):,} {FEATURES[name]}" for name, names in self.features.items())
         shape = "\n".join(f"- {name}: {asdict(config)}" for name, config in self.config.items())
         head = f"\nPredicts: {', '.join(self.outputs)}\n" if self.outputs else ""
         if self.task is not None and (fitted := self.task.describe(self.fitted)):
@@ -195,7 +196,6 @@ class SavedModel:
 WEIGHTS = "model.safetensors"
 NEUTRAL = ("head.mean", "head.deviation")  # absent from the first folders; fresh values change nothing
 NO_MODEL = ("is not a valid model folder", "restore the folder, or train the model again")
-FEATURE_FILES = {"rna": "genes", "atac": "peaks"}
 
 
 def load_model(path: str | Path, *kinds: str) -> SavedModel:
@@ -245,7 +245,7 @@ def _load(place: Path, folder: Path, digest: str, kinds: tuple[str, ...]) -> Sav
         path=folder,
         hash=digest,
     )
-    lists = {name: place / f"{file}.txt" for name, file in FEATURE_FILES.items() if (place / f"{file}.txt").is_file()}
+    lists = {name: place / f"{file}.txt" for name, file in FEATURES.items() if (place / f"{file}.txt").is_file()}
     n_features = {name: _count_lines(path) for name, path in lists.items()}
     model.check(n_features, stored)
     for name, path in lists.items():
@@ -307,7 +307,7 @@ def check_fits(model: SavedModel, features: dict[str, np.ndarray], stamp: dict, 
     for name in model.features.keys() & features.keys():
         if not np.array_equal(model.features[name], features[name]):
             raise UserError(
-                f"{data_path}: its {len(features[name])} {FEATURE_FILES[name]} are not the {len(model.features[name])} "
+                f"{data_path}: its {len(features[name])} {FEATURES[name]} are not the {len(model.features[name])} "
                 f"of {model.path}, in their order; give the preprocessed file that the model was made from"
             )
     both_have_rna = "rna" in model.features and "rna" in features  # ATAC is not normalised

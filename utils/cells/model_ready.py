@@ -1,0 +1,142 @@
+"""The steps with which preprocess.py makes a model-ready file from an opened raw file."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from utils.cells.ingest import Ingested
+from utils.cells.labels import check_labels, without_no_types
+from utils.cells.preprocessed import STAMP, STAMP_VERSION, RawFile
+from utils.cells.split import types_that_lack_cells
+from utils.errors import UserError
+from utils.features.normalise import LOG_BASE, choose_target_sum, model_values
+from utils.files.file_hash import file_hash
+from utils.files.write import write_in_blocks
+
+Split = Callable[[pd.DataFrame], np.ndarray]
+"""Assigns cells to train, val or test, given their annotation; raises UserError if the flags do not fit it."""
+
+
+def check_before_reading(file: RawFile, label_column: str, any_labels: bool, target_sum: str, split: Split) -> None:
+    """Raise an error for mistaken flags before the counts are read, which takes minutes for a large file.
+
+    Parameters
+    ----------
+    file : the opened file
+    label_column, any_labels, target_sum : the flags of preprocess.py
+    split : assigns each cell to train, val or test
+
+    Raises
+    ------
+    UserError
+        If the file is preprocessed already, or a flag does not fit it.
+    """
+    if file.stamp is not None:
+        raise UserError(f"{file.path}: is preprocessed already; give it to the training scripts as it is")
+    check_labels(file.obs, label_column, file.path, any_labels)
+    split(file.obs)
+    choose_target_sum(target_sum, np.ones(1))  # the totals do not matter here, only whether the flag is valid
+
+
+def measured_cells(obs: pd.DataFrame, by_modality: dict[str, Ingested]) -> pd.DataFrame:
+    """Return a copy of `obs` that holds only cells with a count in at least one modality."""
+    barcodes = [ingested.barcodes[ingested.measured] for ingested in by_modality.values()]
+    return obs.loc[obs.index.isin(np.concatenate(barcodes))].copy()
+
+
+def assign_cells(obs: pd.DataFrame, split: Split, label_column: str) -> list[str]:
+    """Write the split into obs["split"], and set labels that name no cell type (such as `unassigned`) to missing.
+
+    Parameters
+    ----------
+    obs : [cells] annotation, changed in place
+    split : assigns each cell to train, val or test
+    label_column : column of `obs` with cell types, if it exists
+
+    Returns
+    -------
+    Notices for the user, a line each
+    """
+    notices = []
+    if "split" in obs:
+        notices.append("obs['split'] was there already: it is kept as obs['split_before']")
+        obs["split_before"] = obs["split"]
+    obs["split"] = split(obs)
+    if label_column in obs:
+        obs[label_column] = without_no_types(obs[label_column])
+        notices += types_that_lack_cells(obs[label_column], obs["split"].to_numpy())
+    return notices
+
+
+def make_stamp(
+    file: RawFile,
+    by_modality: dict[str, Ingested],
+    obs: pd.DataFrame,
+    label_column: str,
+    target_sum: str,
+    split_flags: dict,
+) -> dict:
+    """Record how the cells were preprocessed, so that later stages and predictions use the same constants.
+
+    Parameters
+    ----------
+    file : the raw cells
+    by_modality : modality → what was ingested
+    obs : [cells] annotation of the cells that are written, with their split
+    label_column, target_sum : the flags of preprocess.py
+    split_flags : name → value of the flags that determine the split
+
+    Returns
+    -------
+    The stamp, which can be written as JSON
+    """
+    stamp = {
+        "version": STAMP_VERSION,
+        "log_base": LOG_BASE,
+        "label_column": label_column if label_column in obs else None,
+        "source": [{"name": path.name, "sha256": file_hash(path)} for path in file.paths],
+        "split": split_flags,
+        "simulated": file.simulated,
+    }
+    if "rna" in by_modality:
+        rna = by_modality["rna"]
+        is_train = (obs.loc[rna.barcodes[rna.measured], "split"] == "train").to_numpy()
+        stamp["target_sum"] = choose_target_sum(target_sum, rna.totals[rna.measured][is_train])
+        stamp["species"] = rna.alignment.genes.species
+    if "atac" in by_modality:
+        stamp["genome"] = by_modality["atac"].genome
+    return stamp
+
+
+def write_ready(path: str | Path, by_modality: dict[str, Ingested], obs: pd.DataFrame, stamp: dict) -> None:
+    """Write the model-ready file, a block of cells at a time: model values in X, counts in layers["counts"].
+
+    Parameters
+    ----------
+    path : .h5ad for one modality, .h5mu for two
+    by_modality : modality → what was ingested
+    obs : [cells] annotation of the cells to write
+    stamp : as `make_stamp` returns it
+
+    Raises
+    ------
+    UserError
+        If the file cannot be written.
+    """
+    frames = {
+        modality: ad.AnnData(
+            obs=obs.loc[ingested.barcodes[ingested.measured]],
+            var=pd.DataFrame(index=ingested.alignment.features),
+        )
+        for modality, ingested in by_modality.items()
+    }
+    with write_in_blocks(path, frames, obs, {STAMP: json.dumps(stamp)}) as out:
+        for modality, ingested in by_modality.items():
+            for counts in ingested.blocks(keep=ingested.measured, progress=True):
+                # Only whole counts are written to layers["counts"], not estimated counts or shares of a cell.
+                layers = {"counts": counts} if ingested.values.exact else {}
+                out.append(modality, X=model_values(modality, counts, stamp.get("target_sum")), **layers)
