@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from models.objectives import Objective
 from utils.cells.minibatches import CellDataset, MicroBatch
 from utils.errors import UserError
 from utils.memory import forget_peak_memory, peak_memory
-from utils.train.config import BatchSize
+from utils.train.config import TrainConfig
 from utils.train.distributed import Runtime
 
 SHARE = 0.8
@@ -114,7 +114,7 @@ def largest_fit(steps: list[Step], memory: float) -> int:
     return max(int(last.cells + (memory - last.peak) // per_cell), 0)
 
 
-def choose_batch_size(objective: Objective, train: CellDataset, config, runtime: Runtime):
+def choose_batch_size(objective: Objective, train: CellDataset, config: TrainConfig, runtime: Runtime) -> TrainConfig:
     """Cut the cells of an optimiser step, --grad_acc times the stage's usual minibatch, into the best micro-batches.
 
     The longest training cells are measured. What is learned does not depend on the cut, but for rounding.
@@ -133,7 +133,7 @@ def choose_batch_size(objective: Objective, train: CellDataset, config, runtime:
     UserError
         If not even one cell fits.
     """
-    usual = next(field.default for field in fields(config) if field.name == "batch_size")
+    usual = type(config).batch_size  # the default: the stage's own, or the preset's
     cells = usual * config.grad_acc
     longest = np.argsort(train.lengths, kind="stable")[::-1]
 
@@ -152,4 +152,4 @@ def choose_batch_size(objective: Objective, train: CellDataset, config, runtime:
             "smaller --dim or --depth"
         )
     runtime.say(f"--batch_size auto: {size} cells at a time, {cells // size} times per step and process")
-    return replace(config, batch_size=BatchSize(size), grad_acc=cells // size)
+    return replace(config, batch_size=size, grad_acc=cells // size)

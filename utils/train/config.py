@@ -7,16 +7,13 @@ from utils.cli import check_numbers
 from utils.errors import UserError
 
 
-class BatchSize(int):
-    """Cells per forward pass: a number, or `auto`, which is 0."""
+def number_or_auto(text: str) -> int | None:
+    """Return the value of `--batch_size` as a number, or None for `auto`.
 
-    def __new__(cls, value: int | str):
-        if value == "auto":
-            return int.__new__(cls, 0)
-        number = int.__new__(cls, value)
-        if isinstance(value, str) and number < 1:
-            raise UserError(f"--batch_size {value} must be at least 1, or auto")
-        return number
+    It stands as a field's type below, because `transformers.HfArgumentParser` calls a field's type on the flag's text;
+    an ordinary `int | None` would not accept the word `auto`.
+    """
+    return None if text == "auto" else int(text)
 
 
 @dataclass
@@ -24,8 +21,8 @@ class TrainConfig:
     """How to train; common to all stages. Defaults are the published values where there are any."""
 
     epochs: int = field(default=100, metadata={"help": "passes over the training cells"})
-    batch_size: BatchSize = field(
-        default=BatchSize(3),
+    batch_size: number_or_auto = field(
+        default=3,
         metadata={"help": "cells per forward pass and process; auto cuts a step into as many as fit and are fastest"},
     )
     grad_acc: int = field(default=1, metadata={"help": "forward passes per optimiser step"})
@@ -66,7 +63,9 @@ class TrainConfig:
 
     def __post_init__(self):
         check_numbers(self, "epochs", "grad_acc", "save_steps", "val_every", least=1)
-        check_numbers(self, "batch_size", "patience", "max_steps", "seed", "learning_rate", "weight_decay")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"--batch_size {self.batch_size} must be at least 1, or auto")
+        check_numbers(self, "patience", "max_steps", "seed", "learning_rate", "weight_decay")
         check_numbers(self, "warmup_epochs")
         check_numbers(self, "adam_epsilon", least=1e-12)
         check_numbers(self, "cycle_epochs", least=1e-3)

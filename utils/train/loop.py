@@ -84,7 +84,7 @@ def _fit(objective, train, val, config, runtime, folder, write_model, identity) 
     )
     progress, best_metrics = Progress(), {}
     resume = not starts_anew(folder, config, runtime)
-    if not config.batch_size:
+    if config.batch_size is None:
         cut = saved_cut(state_folder) if resume else None
         config = replace(config, **cut) if cut else choose_batch_size(objective, train, config, runtime)
     identity = (identity or {}) | asdict(config) | {"cells": train.fingerprint}
