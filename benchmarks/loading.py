@@ -110,8 +110,8 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.loading", "--only", str(path), "--seconds", str(flags.seconds)]
             run = subprocess.run(command, check=True, capture_output=True, text=True)
             found[n_cells] = json.loads(run.stdout.splitlines()[-1]) | {"file_mb": size}
-            told = ", ".join(f"{name} {value:,.4g}" for name, value in found[n_cells].items())
-            print(f"{n_cells:,} cells: {told}", flush=True)
+            measured = ", ".join(f"{name} {value:,.4g}" for name, value in found[n_cells].items())
+            print(f"{n_cells:,} cells: {measured}", flush=True)
             path.unlink()
     small, large = found[min(found)], found[max(found)]
     rows = [

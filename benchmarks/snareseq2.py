@@ -56,7 +56,7 @@ def main() -> None:
     for row in rows:
         study.add(row)
     run = load_run(results)
-    print(f"\n{types_table([run], ALL, n=1000)}\n\n{results} holds {', '.join(run.told['rows'])}")
+    print(f"\n{types_table([run], ALL, n=1000)}\n\n{results} holds {', '.join(run.metadata['rows'])}")
 
 
 class Study:
@@ -66,18 +66,18 @@ class Study:
         out.mkdir(parents=True, exist_ok=True)
         self.data, self.out, self.ready = from_root(data), out, from_root(out / "ready.h5mu")
         self.fold, self.seed, self.results, self.stages = fold, seed, results, Stages(out / "stages.json")
-        self.told: dict = {"fold": fold, "seed": seed, "rows": {}, "stages": {}, "translation": {}, "settings": {}}
+        self.metadata: dict = {"fold": fold, "seed": seed, "rows": {}, "stages": {}, "translation": {}, "settings": {}}
         self.cells: dict[str, pd.DataFrame] = {}
         if results.is_file():
             earlier = load_run(results)
-            if (earlier.fold, earlier.told["seed"]) != (fold, seed):
-                of = f"fold {earlier.fold}, seed {earlier.told['seed']}"
+            if (earlier.fold, earlier.metadata["seed"]) != (fold, seed):
+                of = f"fold {earlier.fold}, seed {earlier.metadata['seed']}"
                 raise UserError(f"{results}: is of {of}, not of fold {fold}, seed {seed}; name another --results_path")
-            self.told, self.cells = earlier.told, earlier.names()
+            self.metadata, self.cells = earlier.metadata, earlier.names()
 
     def add(self, row: str) -> None:
         """Run what a row consists of, and add it to the results; not if they hold it."""
-        if row in self.told["rows"]:
+        if row in self.metadata["rows"]:
             print(f"{row}: stands in {self.results}; to run it again, remove that file or name another --results_path")
             return
         self.preprocess()
@@ -87,9 +87,9 @@ class Study:
             self.ablations()
         else:
             self.peer(row)
-        self.told["rows"][row] = when_and_where()
-        self.told["stages"] |= self.stages.used
-        save_run(self.results, self.cells, **self.told)
+        self.metadata["rows"][row] = when_and_where()
+        self.metadata["stages"] |= self.stages.used
+        save_run(self.results, self.cells, **self.metadata)
 
     def path(self, name: str) -> str:
         return from_root(self.out / name)
@@ -171,10 +171,10 @@ class Study:
         cells = pd.read_csv(folder / "predicted_test.csv", index_col="barcode", dtype=str, keep_default_na=False)
         self.keep(group, cells.rename(columns={"scmomer": method}))
         table = json.loads((folder / "evaluation_test.json").read_text())
-        self.told["settings"][f"{method}, {group}"] = {
+        self.metadata["settings"][f"{method}, {group}"] = {
             row: scores["setting"] for row, scores in table.items() if isinstance(scores, dict) and "setting" in scores
         }
-        self.told.setdefault("embeddings", table["embeddings"])
+        self.metadata.setdefault("embeddings", table["embeddings"])
 
     def keep(self, group: str, cells: pd.DataFrame) -> None:
         """Add methods to a group, in place of what it had under their names."""
@@ -199,7 +199,7 @@ class Study:
     def translation(self, name: str) -> None:
         self.stages.run(f"evaluate {name}", f"evaluate.py --data_path {self.ready} --model_path {self.path(name)}")
         table = json.loads((self.out / name / "evaluation" / "evaluation_test.json").read_text())
-        self.told["translation"] |= {row: scores for row, scores in table.items() if isinstance(scores, dict)}
+        self.metadata["translation"] |= {row: scores for row, scores in table.items() if isinstance(scores, dict)}
 
     def ablations(self) -> None:
         """What each part is good for, with all labels."""
@@ -235,9 +235,9 @@ class Study:
         )
         for path in sorted(folder.glob("*.csv")):
             self.keep(path.stem, pd.read_csv(path, index_col="barcode", dtype=str, keep_default_na=False))
-        told = json.loads((folder / "told.json").read_text())
-        self.told["translation"] |= told.pop("translation")
-        self.told.setdefault("peers", {})[method] = told
+        details = json.loads((folder / "details.json").read_text())
+        self.metadata["translation"] |= details.pop("translation")
+        self.metadata.setdefault("peers", {})[method] = details
 
 
 def folder_name(method: str, group: str) -> str:

@@ -64,15 +64,17 @@ def main() -> None:
 
 def covered(runs: list[Run]) -> str:
     """Which folds and seeds there are, when and where they were run."""
-    which = ", ".join(f"fold {run.fold} seed {run.told['seed']}" for run in runs)
-    where = "; ".join(sorted({f"{at['machine']}, {at['date']}" for run in runs for at in run.told["rows"].values()}))
+    which = ", ".join(f"fold {run.fold} seed {run.metadata['seed']}" for run in runs)
+    where = "; ".join(
+        sorted({f"{at['machine']}, {at['date']}" for run in runs for at in run.metadata["rows"].values()})
+    )
     return textwrap.fill(f"{len(runs)} runs ({which}); {where}.", 120)
 
 
 def by_data(runs: list[Run]) -> dict[str, list[Run]]:
     """Runs by the data set they are of."""
-    names = dict.fromkeys(run.told["data"] for run in runs)
-    return {name: [run for run in runs if run.told["data"] == name] for name in names}
+    names = dict.fromkeys(run.metadata["data"] for run in runs)
+    return {name: [run for run in runs if run.metadata["data"] == name] for name in names}
 
 
 def groups_of(runs: list[Run]) -> list[str]:
@@ -116,7 +118,7 @@ def runs_table(runs: list[Run], n: int) -> str:
     for run in runs:
         cells = [spoken(mean_score([run], ALL, OURS, s), interval([run], ALL, OURS, s, n=n)) for s in SCORES]
         cells += [" / ".join(f"{mean_score([run], ALL, name, s):.3f}" for s in SCORES) for name in LINEAR]
-        name = f"fold {run.fold} seed {run.told['seed']}"
+        name = f"fold {run.fold} seed {run.metadata['seed']}"
         lines.append(f"| {name} | {len(run.cells[ALL]):,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -160,7 +162,7 @@ def parts_table(runs: list[Run], n: int) -> str:
 
 def translation_table(runs: list[Run]) -> str:
     """Mean over the runs, with the least and the largest."""
-    names = dict.fromkeys(name for run in runs for name in run.told["translation"])
+    names = dict.fromkeys(name for run in runs for name in run.metadata["translation"])
     measures = {
         "peak_auroc": "AUROC per peak",
         "cell_auroc": "AUROC per cell",
@@ -169,7 +171,7 @@ def translation_table(runs: list[Run]) -> str:
     }
     lines = [f"| | runs | {' | '.join(measures.values())} |", "|---|---|" + "---|" * len(measures)]
     for name in names:
-        rows = [run.told["translation"][name] for run in runs if name in run.told["translation"]]
+        rows = [run.metadata["translation"][name] for run in runs if name in run.metadata["translation"]]
         cells = []
         for measure in measures:
             values = [row[measure] for row in rows]
@@ -181,8 +183,8 @@ def translation_table(runs: list[Run]) -> str:
 def cost_table(runs: list[Run]) -> str:
     """Of every stage, the least seconds of the runs (others may have had to share the machine) and the most memory."""
     lines = ["| stage | seconds, least of the runs | peak memory (GB), most of the runs |", "|---|---|---|"]
-    for name in dict.fromkeys(name for run in runs for name in run.told["stages"]):
-        used = [run.told["stages"][name] for run in runs if name in run.told["stages"]]
+    for name in dict.fromkeys(name for run in runs for name in run.metadata["stages"]):
+        used = [run.metadata["stages"][name] for run in runs if name in run.metadata["stages"]]
         seconds, memory = min(row["seconds"] for row in used), max(row["peak_memory_gb"] for row in used)
         lines.append(f"| {name} | {seconds:.0f} | {memory:.2f} |")
     return "\n".join(lines)

@@ -28,8 +28,8 @@ def main() -> None:
         if not path.is_file():
             lines.append(f"| {script}.py | | not measured | |")
             continue
-        rows, told = read_rows(path)
-        machines.setdefault(f"{told['date']}, {told['machine']}", []).append(f"{script}.py")
+        rows, metadata = read_rows(path)
+        machines.setdefault(f"{metadata['date']}, {metadata['machine']}", []).append(f"{script}.py")
         for row in rows:
             bound, missed = "≤" if row.at_most else "≥", "" if row.ratio >= 1 else ", **missed**"
             lines.append(

@@ -91,12 +91,12 @@ def save_rows(name: str, rows: list[Row], folder: str | Path, **more) -> None:
         print(row, flush=True)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    told = when_and_where() | {"rows": [asdict(row) for row in rows]}
-    (folder / f"{name}.json").write_text(to_json(told | more))
+    metadata = when_and_where() | {"rows": [asdict(row) for row in rows]}
+    (folder / f"{name}.json").write_text(to_json(metadata | more))
     print(f"wrote {folder / f'{name}.json'}")
 
 
 def read_rows(path: str | Path) -> tuple[list[Row], dict]:
     """The rows of a result, and all that it holds."""
-    told = json.loads(Path(path).read_text())
-    return [Row(**row) for row in told["rows"]], told
+    metadata = json.loads(Path(path).read_text())
+    return [Row(**row) for row in metadata["rows"]], metadata
