@@ -1,8 +1,8 @@
-"""The results of `make bench` as one table.
+"""Collect the results of `make bench` in one table.
 
     python -m benchmarks.table
 
-Reads what the scripts beside this one have left in benchmarks/results/ and writes table.md there.
+Reads the results of the other benchmarks from benchmarks/results/ and writes table.md there.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SCRIPTS = ("rna_encoder", "atac_encoder", "loading", "throughput", "busy_neighbo
 
 @dataclass
 class Flags:
-    out_path: str = flag("folder of the results", RESULTS)
+    out_path: str = flag("folder with the results", RESULTS)
 
 
 def main() -> None:
