@@ -73,7 +73,7 @@ def test_rows_are_added_to_those_that_are_there(new_study, capfd, monkeypatch):
 def test_results_of_another_run_are_not_added_to(new_study):
     study = new_study()
     save_run(study.results, {ALL: pd.DataFrame({"label": ["CD4 naive"]})}, **study.metadata)
-    with pytest.raises(UserError, match="fold 0, seed 0, not of fold 1, seed 0; .*--results_path"):
+    with pytest.raises(UserError, match=r"fold 0, seed 0, not of fold 1, seed 0; .*--results_path"):
         new_study(fold=1)
     with pytest.raises(UserError, match="seed 0, not of fold 0, seed 1"):
         new_study(seed=1)

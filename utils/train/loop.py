@@ -93,6 +93,7 @@ def _fit(objective, train, val, config, runtime, folder, write_model, identity) 
     if config.batch_size is None:  # --batch_size auto: as the interrupted run chose, or measured now
         chosen = saved_batch_size(state_folder) if resume else None
         config = replace(config, **chosen) if chosen else choose_batch_size(objective, train, config, runtime)
+    # What a resumed run must have in common with the interrupted one; and so must all processes of a run.
     identity = (identity or {}) | asdict(config) | {"cells": train.fingerprint}
     for rank, cells in enumerate(runtime.gather(identity["cells"])):
         if cells != identity["cells"]:
@@ -113,8 +114,10 @@ def _fit(objective, train, val, config, runtime, folder, write_model, identity) 
         plan = Plan(train.lengths, config.batch_size, config.grad_acc, seed=config.seed, shuffle=True, **process)
         progress.step_size = plan.step_size
         val_plan = Plan(val.lengths, config.batch_size, config.grad_acc, **process)
+        # The forecast measures the bare objective, without exchange of gradients: an exchange would wait for all
+        # processes, but they may measure different numbers of passes.
         forward = lambda batch: run(objective, batch, config, runtime)
-        expected = forecast(objective, forward, train, plan, val_plan, config, progress.step)
+        expected_time = forecast(objective, forward, train, plan, val_plan, config, progress.step)
         module = objective
         if runtime.world_size > 1:
             module = share_gradients(objective, train[next(iter(plan))], config, runtime)
@@ -138,7 +141,7 @@ def _fit(objective, train, val, config, runtime, folder, write_model, identity) 
         n_trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
         runtime.say(
             f"{folder.name}: {len(train):,} training and {len(val):,} validation cells, {n_parameters:,} parameters "
-            f"({n_trained:,} trained), {runtime.world_size} × {runtime.device}\n  {expected}"
+            f"({n_trained:,} trained), {runtime.world_size} × {runtime.device}\n  {expected_time}"
         )
         guard = FiniteGuard(train.barcodes)
         while has_more_to_do():
@@ -149,29 +152,28 @@ def _fit(objective, train, val, config, runtime, folder, write_model, identity) 
             )
             metrics = {"loss": math.inf} | means(sums, runtime)  # `sums` has no loss if every step was left out
             metrics |= {"skipped": progress.skipped} if progress.skipped else {}
-            # --max_steps may end a run within an epoch; `done` counts epochs, fractions included.
-            at_end = progress.step_in_epoch == plan.n_steps
-            done = progress.epoch + progress.step_in_epoch / plan.n_steps
-            log.add("train", done, progress.step, metrics | speed)
+            is_complete = progress.step_in_epoch == plan.n_steps  # False if --max_steps was reached within the epoch
+            epochs_done = progress.epoch + progress.step_in_epoch / plan.n_steps
+            log.add("train", epochs_done, progress.step, metrics | speed)
             is_due, is_best = (progress.epoch + 1) % config.val_every == 0, False
             is_last = progress.epoch + 1 >= config.epochs or 0 < config.max_steps <= progress.step
-            validates = is_due or is_last or not at_end
+            validates = is_due or is_last or not is_complete
             if validates:
                 if len(val):
                     metrics = evaluate(objective, make_loader(val, val_plan, runtime.device), config, runtime)
-                    log.add("val", done, progress.step, metrics)
+                    log.add("val", epochs_done, progress.step, metrics)
                     if metrics.get("spread", 1.0) < LEAST_SPREAD:
                         runtime.say(COLLAPSED.format(metrics["spread"]))
                 values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-                runtime.say(f"  {epoch_name(done)}: {values}")
+                runtime.say(f"  {epoch_name(epochs_done)}: {values}")
                 is_best = metrics["loss"] < progress.best
                 if is_best or (config.keep == "last" and math.isfinite(metrics["loss"])):
-                    best_metrics = {"epoch": done} | metrics
+                    best_metrics = {"epoch": epochs_done} | metrics
                     if runtime.is_main:
                         write_folder(folder, write_model)
-            # Only validations that are due by --val_every count for patience and for the best loss. The others happen
-            # because the run ends here; a run that is resumed with more epochs must go on as if they had not happened.
-            if at_end:
+            # Only validations that are due by --val_every count for patience and for the best loss. Others happen
+            # because the run ends here; if it is resumed with more epochs, it must continue as if they had not happened.
+            if is_complete:
                 progress.epoch, progress.step_in_epoch, progress.sums, sums = progress.epoch + 1, 0, {}, {}
                 if is_due:
                     progress.epochs_since_best = 0 if is_best else progress.epochs_since_best + config.val_every
@@ -317,10 +319,10 @@ def train_epoch(
         bar.update(batch.step_cells)
         if config.max_steps and progress.step >= config.max_steps:
             break
-        at_end = progress.step_in_epoch == plan.n_steps
-        if not at_end and (is_stopping or progress.step % config.save_steps == 0):
+        is_complete = progress.step_in_epoch == plan.n_steps
+        if not is_complete and (is_stopping or progress.step % config.save_steps == 0):
             save_state(sums)
-        if is_stopping and not at_end:  # at the end of an epoch, `fit` validates first
+        if is_stopping and not is_complete:  # at the end of an epoch, `fit` validates first
             bar.close()
             stop_here(progress, stop, runtime)
     bar.close()
