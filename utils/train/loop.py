@@ -172,7 +172,7 @@ def _fit(objective, train, val, config, runtime, folder, write_model, identity) 
                     if runtime.is_main:
                         write_folder(folder, write_model)
             # Only validations that are due by --val_every count for patience and for the best loss. Others happen
-            # because the run ends here; if it is resumed with more epochs, it must continue as if they had not happened.
+            # because the run ends here; a run that is resumed with more epochs must continue as if they had not.
             if is_complete:
                 progress.epoch, progress.step_in_epoch, progress.sums, sums = progress.epoch + 1, 0, {}, {}
                 if is_due:
