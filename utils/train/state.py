@@ -1,4 +1,4 @@
-"""Save and load the state of a training run, and refuse to resume a run with different settings or data."""
+"""The state of a training run on disk: begin or resume a run, and refuse to resume one with other settings or data."""
 
 import json
 import math
