@@ -1,10 +1,10 @@
-"""What the number of peaks costs: ATAC pretraining at the published size, and the decoder of the later stages.
+"""Measure how ATAC pretraining and the peak decoder scale with the number of peaks, at the published size.
 
     python -m benchmarks.atac_encoder
 
-Minibatches of 4 cells with 10,000 open peaks each, of 115,000 and of 1,154,464 peaks in all, in turn; the median
-counts. The decoder's loss is taken by stretches of peaks: what it holds at most is counted. Prints what is to be
-reached and what was measured, and writes atac_encoder.json into --out_path.
+Times training steps on minibatches of 4 cells with 10,000 open peaks each, of 115,000 and of 1,154,464 peaks in turn,
+and takes the median. The loss of the decoder is computed in blocks of peaks; the size of the largest block is reported.
+Prints targets and measured values, and writes atac_encoder.json into --out_path.
 """
 
 import time
@@ -25,13 +25,13 @@ N_CELLS, N_OPEN, FEW, MANY = 4, 10_000, 115_000, 1_154_464
 
 @dataclass
 class Flags:
-    repeats: int = flag("of each measurement; the median counts", 5)
-    threads: int = flag("of the CPU", 2)
+    repeats: int = flag("repeats of each measurement; the median is reported", 5)
+    threads: int = flag("CPU threads", 2)
     out_path: str = flag("folder for the result", RESULTS)
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the largest tensor that any operation within the block makes, of those `counts` is true for."""
+    """Records the size of the largest tensor that any operation in the block makes and for which `counts` is true."""
 
     def __init__(self, counts):
         super().__init__()

@@ -1,12 +1,12 @@
-"""Training beside other busy processes: how much of its speed is left, and what the bound on spinning threads costs.
+"""Measure how much speed training keeps beside other busy processes, and what our limit on spinning threads costs.
 
     python -m benchmarks.busy_neighbour
 
-Trains an RNA encoder by `pretrain_rna.py --preset small` on simulated cells, on all threads, and counts the optimiser
-steps of a fixed number of seconds after the first epoch has begun: with OpenMP's own waiting and with the one that the
-scripts set (utils/cli.py), alone and beside busy processes, each of which multiplies matrices by one thread. The four
-take turns, several times; medians count. Run it on a machine that does nothing else. Prints a table and what is to be
-reached, and writes busy_neighbour.json into --out_path.
+Trains an RNA encoder with `pretrain_rna.py --preset small` on simulated cells, on all threads, and counts the optimiser
+steps in a fixed number of seconds after the first epoch has begun. There are four cases: with the default waiting of
+OpenMP threads and with the one that our scripts set (utils/cli.py), each alone and beside busy processes that multiply
+matrices on one thread. The cases take turns several times, and medians are reported. Run it on an otherwise idle
+machine. Prints a table and targets, and writes busy_neighbour.json into --out_path.
 """
 
 import os
@@ -29,7 +29,7 @@ from utils.cells.simulate import SimulationConfig, simulate
 from utils.cli import SPIN, check_numbers, flag, parse_flags, run_script
 from utils.errors import UserError
 
-# As a user's own choice, which the scripts leave alone: what OpenMP does where nothing is set.
+# "default" sets explicitly what OpenMP does by default; the scripts do not override variables that are set.
 WAITING = {"default": {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}, "ours": SPIN}
 BUSY = "import numpy as np\na = np.random.default_rng(0).random((500, 500))\nwhile True:\n    a @ a"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -38,8 +38,8 @@ ENDLESS = "--epochs 1000000 --val_every 1000000 --save_steps 1000000 --patience 
 
 @dataclass
 class Flags:
-    seconds: float = flag("of training that are counted each time", 30.0)
-    repeats: int = flag("of each of the four", 3)
+    seconds: float = flag("seconds of training in which steps are counted", 30.0)
+    repeats: int = flag("repeats of each of the four cases", 3)
     neighbours: int = flag("busy processes beside the training", 2)
     n_cells: int = flag("simulated cells to train on", 2_000)
     work_path: str = flag("folder for files", "runs/busy_neighbour")
@@ -89,7 +89,7 @@ def main() -> None:
 
 @contextmanager
 def busy(n: int) -> Iterator[None]:
-    """While the block runs, n processes compute."""
+    """Keep n processes computing while the block runs."""
     with ExitStack() as stack:
         for _ in range(n):
             process = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY], env=os.environ | ONE_THREAD))
@@ -98,7 +98,7 @@ def busy(n: int) -> Iterator[None]:
 
 
 def count_steps(ready: Path, work: Path, waiting: dict[str, str], seconds: float) -> int:
-    """Optimiser steps of a training run within some seconds; it is stopped as a scheduler would."""
+    """Return the optimiser steps that a training run takes in some seconds; SIGTERM stops it, as schedulers do."""
     shutil.rmtree(work / "rna", ignore_errors=True)
     shutil.rmtree(work / "rna.training", ignore_errors=True)
     command = f"pretrain_rna.py --preset small --data_path {ready} --ckpt_dir {work} --model rna --overwrite {ENDLESS}"
@@ -109,7 +109,7 @@ def count_steps(ready: Path, work: Path, waiting: dict[str, str], seconds: float
         lines = []
         for line in process.stdout:
             lines.append(line)
-            if "epochs ×" in line:  # said right before the first step
+            if "epochs ×" in line:  # printed right before the first step
                 time.sleep(seconds)
                 process.send_signal(signal.SIGTERM)
     stopped = re.search(r"after step (\d+)", "".join(lines))

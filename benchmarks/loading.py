@@ -1,12 +1,12 @@
-"""How fast cells come out of a file in random order, and what memory that takes.
+"""Measure how fast cells are read from a file in random order, and how much memory that takes.
 
     python -m benchmarks.loading
 
-Writes preprocessed .h5ad files of 20,000 and of 200,000 cells (20,000 genes, 2,000 expressed per cell, drawn without
-structure: only size matters here), and reads each by the training loop's own loader (one process, one thread ahead), in
-a process of its own, from the page cache. Then a consumer takes minibatches at the pace of an H100 and notes how long
-it waits: at 25 % of 990 TFLOP/s (bfloat16, dense), a training step of such a cell at the published size (three times 36
-GFLOP) takes 1/2,270 s. The files take 3.5 GB and are deleted afterwards. Writes loading.json into --out_path.
+Writes preprocessed .h5ad files of 20,000 and of 200,000 cells (20,000 genes, 2,000 expressed per cell, at random, since
+only their number matters here). Each file is read from the page cache by the loader of the training loop, in a separate
+process. Then a simulated consumer takes minibatches at the speed of an H100, and the time that it waits is measured: at
+25 % of 990 TFLOP/s (bfloat16, dense), a training step of such a cell at the published size (three times 36 GFLOP) takes
+1/2,270 s. The files take 3.5 GB and are deleted afterwards. Writes loading.json into --out_path.
 """
 
 import json
@@ -31,20 +31,20 @@ from utils.files.write import write_in_blocks
 from utils.memory import forget_peak_memory, peak_memory
 
 N_GENES, N_EXPRESSED, BLOCK, BATCH = 20_000, 2_000, 5_000, 32
-CONSUMER = 0.25 * 990e12 / 109e9  # cells/s
+CONSUMER = 0.25 * 990e12 / 109e9  # cells/s of the simulated consumer
 
 
 @dataclass
 class Flags:
-    sizes: str = flag("numbers of cells, joined by commas", "20000,200000")
-    seconds: float = flag("that each loader is watched for", 10.0)
-    only: str | None = flag("measure with this file alone and print JSON", None)
-    work_path: str | None = flag("folder for the files; by default a temporary one", None)
+    sizes: str = flag("comma-separated numbers of cells", "20000,200000")
+    seconds: float = flag("seconds of each measurement", 10.0)
+    only: str | None = flag("measure only this file and print JSON", None)
+    work_path: str | None = flag("folder for the files; by default a temporary folder", None)
     out_path: str = flag("folder for the result", RESULTS)
 
 
 def write(path: Path, n_cells: int) -> None:
-    """A file as preprocess.py leaves it."""
+    """Write a file like those of preprocess.py."""
     rng = np.random.default_rng(0)
     obs = pd.DataFrame({"split": "train"}, index=[f"cell{i}" for i in range(n_cells)])
     frame = ad.AnnData(obs=obs, var=pd.DataFrame(index=[f"gene{i:05}" for i in range(N_GENES)]))
@@ -59,7 +59,7 @@ def write(path: Path, n_cells: int) -> None:
 
 
 def watch(path: str, seconds: float) -> dict:
-    """Cells per second of a loader that is asked as fast as it can, and the share of time that the consumer waits."""
+    """Measure the loader's cells per second at full speed, and the share of time that a paced consumer waits for it."""
     cells = read_cells(path, ("rna",))
     assert isinstance(cells.values["rna"], FileRows)
     rows = cells.rows("train")
@@ -86,7 +86,7 @@ def watch(path: str, seconds: float) -> dict:
 
 
 def endless(dataset: CellDataset, plan: Plan):
-    """Epoch after epoch."""
+    """Yield minibatches epoch after epoch, without end."""
     while True:
         yield from make_loader(dataset, plan)
         plan.epoch += 1
@@ -110,8 +110,8 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.loading", "--only", str(path), "--seconds", str(flags.seconds)]
             run = subprocess.run(command, check=True, capture_output=True, text=True)
             found[n_cells] = json.loads(run.stdout.splitlines()[-1]) | {"file_mb": size}
-            told = ", ".join(f"{name} {value:,.4g}" for name, value in found[n_cells].items())
-            print(f"{n_cells:,} cells: {told}", flush=True)
+            measured = ", ".join(f"{name} {value:,.4g}" for name, value in found[n_cells].items())
+            print(f"{n_cells:,} cells: {measured}", flush=True)
             path.unlink()
     small, large = found[min(found)], found[max(found)]
     rows = [

@@ -1,12 +1,13 @@
-"""scANVI or MultiVI on the cells of a preprocessed file: predictions for the test cells.
+"""Train scANVI or MultiVI on the cells of a preprocessed file, and predict the types of its test cells.
 
     python -m benchmarks.peers --method scANVI --data_path snareseq2_mop.h5mu \\
         --ready_path runs/snareseq2/fold0_seed0/ready.h5mu --out_path runs/snareseq2/fold0_seed0/scANVI
 
-Both are given the raw counts of all cells, also of the test cells (their RNA), and the labels of training cells alone;
-settings are those of scvi-tools' tutorials, but for how scANVI draws labelled cells, which validation cells choose.
-Writes "<group>.csv", predicted types by barcode, for all labels and for each of --labels_per_type; and told.json with
-what was chosen, the seconds of each part, and the translation scores of MultiVI.
+Both see the raw counts of all cells, including the RNA of the test cells, but only the labels of training cells. The
+settings are those of the scvi-tools tutorials, with one exception: the number of labelled cells that scANVI draws per
+epoch is chosen on validation cells. Output in --out_path: "<group>.csv" with predicted types by barcode, for all labels
+and for each number in --labels_per_type; and details.json with the chosen settings, the seconds of each part, and the
+translation scores of MultiVI.
 """
 
 import json
@@ -29,21 +30,21 @@ from utils.evaluate.baselines import logistic_regression
 from utils.evaluate.metrics import classification_scores, translation_scores
 
 UNKNOWN = "unknown"
-BATCH_SIZES = (128, 127, 126)  # cells; scvi-tools' own, and what to try where that leaves a single cell over
+BATCH_SIZES = (128, 127, 126)  # the default of scvi-tools, then others for when its last minibatch has one cell
 
 
 @dataclass
 class Flags:
-    method: Literal["scANVI", "MultiVI"] = flag("which of the two to train")
+    method: Literal["scANVI", "MultiVI"] = flag("which method to train")
     data_path: str = flag("raw counts, .h5ad or .h5mu")
-    ready_path: str = flag("the same cells from preprocess.py, for their split")
+    ready_path: str = flag("the same cells from preprocess.py, which define the split")
     out_path: str = flag("folder for the results")
     label_column: str = flag("column of obs with cell types", "cell_type")
     batch_column: str = flag("column of obs with batches", "batch")
-    seed: int = flag("of training, and of the draw of few labels", 0)
-    labels_per_type: str = flag("numbers of labelled training cells per type, with commas", "")
-    scvi_epochs: int = flag("epochs of scVI; 0 for its own choice, 400 below 20,000 cells", 0)
-    multivi_epochs: int = flag("epochs of MultiVI at most, its own choice being 500", 60)
+    seed: int = flag("random seed of the training and of the choice of few labels", 0)
+    labels_per_type: str = flag("comma-separated numbers of labelled training cells per type", "")
+    scvi_epochs: int = flag("epochs of scVI; 0 for the default of scvi-tools (400 for up to 20,000 cells)", 0)
+    multivi_epochs: int = flag("largest number of epochs of MultiVI (the default of scvi-tools is 500)", 60)
 
 
 def main() -> None:
@@ -57,18 +58,18 @@ def main() -> None:
     cells = read_cells(flags.ready_path, modalities)
     counts = raw_counts(flags.data_path, cells, modalities)
     groups = {"all labels": 0} | {f"{n} labels per type": int(n) for n in flags.labels_per_type.split(",") if n}
-    told: dict = {"scvi-tools": scvi.__version__, "seconds": {}, "translation": {}}
+    details: dict = {"scvi-tools": scvi.__version__, "seconds": {}, "translation": {}}
     train = {"scANVI": scanvi, "MultiVI": multivi}[flags.method]
-    predicted = train(scvi, counts, cells, flags, groups, told)
+    predicted = train(scvi, counts, cells, flags, groups, details)
     out = Path(flags.out_path)
     out.mkdir(parents=True, exist_ok=True)
     for group, table in predicted.items():
         table.to_csv(out / f"{group}.csv", index_label="barcode")
-    (out / "told.json").write_text(json.dumps(told, indent=1))
+    (out / "details.json").write_text(json.dumps(details, indent=1))
 
 
 def raw_counts(path: str, cells: Cells, modalities: tuple[str, ...]) -> dict[str, AnnData]:
-    """modality → counts of the model's features, cells as in the preprocessed file."""
+    """Return modality → raw counts of the preprocessed file's cells and features, in its order."""
     with read_raw(path) as file:
         raw = file.content()
     parts = {name: raw[name] for name in modalities} if isinstance(raw, MuData) else {"rna": raw}
@@ -81,7 +82,7 @@ def raw_counts(path: str, cells: Cells, modalities: tuple[str, ...]) -> dict[str
 
 
 def known_labels(cells: Cells, flags: Flags, per_type: int) -> np.ndarray:
-    """[cells] labels of the training cells that a group may see, UNKNOWN for all others."""
+    """Return the labels of the training cells that a group may see, and UNKNOWN for all other cells: [cells]."""
     labels = cells.labels(flags.label_column)
     codes = limit_labels(label_codes(labels, sorted(set(labels.dropna()))), cells, per_type, flags.seed)
     known = np.full(len(labels), UNKNOWN, dtype=object)
@@ -90,53 +91,58 @@ def known_labels(cells: Cells, flags: Flags, per_type: int) -> np.ndarray:
     return known
 
 
-def scanvi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups: dict, told: dict) -> dict:
-    """group → predicted types of the test cells: scVI once, then scANVI for every group."""
+def scanvi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups: dict, details: dict) -> dict:
+    """Train scVI once and scANVI for every group; return group → predicted types of the test cells."""
     started = time.monotonic()
-    rna, told["n_samples_per_label"] = counts["rna"].copy(), {}
+    rna, details["n_samples_per_label"] = counts["rna"].copy(), {}
     rna.obs["batch"] = cells.obs[flags.batch_column].astype(str).to_numpy() if flags.batch_column in cells.obs else "0"
     scvi.model.SCVI.setup_anndata(rna, batch_key="batch")
     base = scvi.model.SCVI(rna, n_layers=2, n_latent=30, gene_likelihood="nb")
     base.train(max_epochs=flags.scvi_epochs or None, enable_progress_bar=True)
-    told["seconds"]["scVI"] = round(time.monotonic() - started, 1)
+    details["seconds"]["scVI"] = round(time.monotonic() - started, 1)
     test, val, predicted = cells.rows("test"), cells.rows("val"), {}
     labels = cells.labels(flags.label_column)
     val = val[labels.notna().to_numpy()[val]]
     for group, per_type in groups.items():
         started, best = time.monotonic(), -1.0
         rna.obs["known"] = known_labels(cells, flags, per_type)
-        for n_samples in (100, None):  # cells per label and epoch as in the tutorial, or all cells as they are
+        for n_samples in (100, None):  # labelled cells per type and epoch: as in the tutorial, or all
             model = trained_scanvi(scvi, base, rna, n_samples)
             types = np.asarray(model.predict(rna))
             scores = classification_scores(labels.iloc[val].to_numpy(), types[val])
-            score = (scores["accuracy"] + scores["macro_f1"]) / 2  # as for the baselines
+            score = (scores["accuracy"] + scores["macro_f1"]) / 2  # the same criterion as for the baselines
             if score > best:
-                best, told["n_samples_per_label"][group] = score, n_samples
+                best, details["n_samples_per_label"][group] = score, n_samples
                 predicted[group] = pd.DataFrame({"scANVI": types[test]}, index=cells.obs.index[test])
-        told["seconds"][f"scANVI, {group}"] = round(time.monotonic() - started, 1)
+        details["seconds"][f"scANVI, {group}"] = round(time.monotonic() - started, 1)
     return predicted
 
 
 def trained_scanvi(scvi, base, rna: AnnData, n_samples: int | None):
-    """scANVI on `rna`, whose obs holds the known labels."""
+    """Return a scANVI model trained on `rna`, with the labels in rna.obs["known"]."""
     for batch_size in BATCH_SIZES:
         model = scvi.model.SCANVI.from_scvi_model(base, UNKNOWN, labels_key="known", adata=rna)
         try:
             model.train(max_epochs=20, n_samples_per_label=n_samples, batch_size=batch_size)
             return model
-        except ValueError as error:  # from batch normalisation, where a single cell was left for the last minibatch
+        except ValueError as error:  # batch normalisation fails if the last minibatch has one cell
             if "more than 1 value per channel" not in str(error) or batch_size == BATCH_SIZES[-1]:
                 raise
 
 
-def multivi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups: dict, told: dict) -> dict:
-    """Translation scores into `told`; and group → types by logistic regression on MultiVI's latent space."""
+def multivi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups: dict, details: dict) -> dict:
+    """Train MultiVI and put its translation scores into `details`.
+
+    Returns
+    -------
+    group → types of the test cells, predicted by logistic regression on MultiVI's latent space
+    """
     started = time.monotonic()
     test = cells.rows("test")
     is_paired = np.ones(len(cells.obs), np.float32)
     is_paired[test] = 0
     atac = sparse.csr_matrix(sparse.diags(is_paired) @ (counts["atac"].X > 0).astype(np.float32))
-    atac.eliminate_zeros()  # test cells have RNA alone
+    atac.eliminate_zeros()  # the model sees only the RNA of test cells
     mdata = MuData({"rna": counts["rna"].copy(), "atac": AnnData(atac, obs=counts["atac"].obs, var=counts["atac"].var)})
     mdata.obs["modality"] = np.where(is_paired, "paired", "expression")
     mdata.obs["batch"] = cells.obs[flags.batch_column].astype(str).to_numpy()
@@ -148,7 +154,7 @@ def multivi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups
     )
     model = scvi.model.MULTIVI(mdata)
     model.train(max_epochs=flags.multivi_epochs)
-    told["multivi_epochs"] = model.trainer.current_epoch
+    details["multivi_epochs"] = model.trainer.current_epoch
 
     def accessibility(start: int, stop: int) -> np.ndarray:
         return model.get_normalized_accessibility(
@@ -156,7 +162,7 @@ def multivi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups
         )
 
     scores = accessibility(0, len(test)).astype(np.float32)
-    told["translation"]["MultiVI"] = translation_scores(
+    details["translation"]["MultiVI"] = translation_scores(
         cells.values["atac"][test],
         lambda start, stop: scores[:, start:stop],
         cell_scores=lambda start, stop: scores[start:stop],
@@ -169,7 +175,7 @@ def multivi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups
         estimator, _ = logistic_regression(latent[rows], known[rows], latent[val], labels.iloc[val].to_numpy())
         types = estimator.predict(latent[test])
         predicted[group] = pd.DataFrame({"MultiVI + logistic regression": types}, index=cells.obs.index[test])
-    told["seconds"]["MultiVI"] = round(time.monotonic() - started, 1)
+    details["seconds"]["MultiVI"] = round(time.monotonic() - started, 1)
     return predicted
 
 

@@ -1,12 +1,12 @@
-"""What pretraining will take on this machine, before it is begun.
+"""Estimate how long pretraining will take on this machine, and how much memory.
 
     python -m benchmarks.plan --cells 1e6 --genes 16906 --peaks 1154464 --device auto
     python -m benchmarks.plan --cells 50000 --genes 2000 --peaks 100000 --dim 64 --depth 2 --heads 2 --dim_head 32
 
-Measures a few training steps (forward and backward) on simulated cells of that size, at the published shape or another
-one of the RNA encoder, and prints for each way of doing it the largest minibatch that fits into 80 % of the free
-memory, the fastest one measured, its memory and what an epoch takes. The training scripts do the same for their own
-cells with --batch_size auto.
+Measures a few training steps (forward and backward pass) on simulated cells of that size. The RNA encoder has its
+published shape, or the one given by flags. For each setting, prints the largest minibatch that fits into 80 % of the
+free memory, the fastest minibatch measured, its memory, and the time of an epoch. The training scripts make the same
+measurement on their own cells with --batch_size auto.
 """
 
 from dataclasses import dataclass, replace
@@ -28,13 +28,13 @@ from utils.train.distributed import choose_device
 @dataclass
 class Flags:
     cells: float = flag("training cells", 1e6)
-    genes: int = flag("of the vocabulary; 0 leaves RNA out", 16_906)
-    peaks: int = flag("of the vocabulary; 0 leaves ATAC out", 1_154_464)
-    expressed: int = flag("expressed genes of a cell", 2_000)
-    open_peaks: int = flag("open peaks of a cell", 10_000)
-    epochs: int = flag("that training shall take", 20)
-    most: int = flag("cells at a time that are tried at most", 32)
-    device: str = flag("auto, cpu or cuda; auto takes a GPU when there is one", "auto")
+    genes: int = flag("genes in the vocabulary; 0 leaves RNA out", 16_906)
+    peaks: int = flag("peaks in the vocabulary; 0 leaves ATAC out", 1_154_464)
+    expressed: int = flag("expressed genes per cell", 2_000)
+    open_peaks: int = flag("open peaks per cell", 10_000)
+    epochs: int = flag("epochs of training", 20)
+    most: int = flag("largest minibatch to try", 32)
+    device: str = flag("auto, cpu or cuda; auto uses a GPU if there is one", "auto")
 
 
 def rna(shape: RNAEncoderConfig, flags: Flags, tokens: str) -> tuple[Objective, partial]:
@@ -50,13 +50,13 @@ def atac(flags: Flags) -> tuple[Objective, partial]:
 
 
 def row(name: str, steps: list[Step], memory: float, flags: Flags, processes: int = 1) -> str:
-    """One line of the table; processes are taken to share the work without loss."""
+    """Return one line of the table; several processes are assumed to share the work without loss."""
     if not [step for step in steps if step.peak <= memory]:
         return f"| {name} | none | | | | | |"
     best = min((step for step in steps if step.peak <= memory), key=lambda step: step.seconds_per_cell)
     per_cell = best.seconds_per_cell / processes
     epoch = flags.cells * per_cell
-    # Where so few cells hardly need memory, a straight line through them leads too far.
+    # A few small cells hardly change the memory; a straight line through them must not be extrapolated too far.
     largest = min(largest_fit(steps, memory), 64 * steps[-1].cells)
     more = "more than " if largest == 64 * steps[-1].cells else ""
     return (
@@ -87,7 +87,7 @@ def main() -> None:
         if flags.peaks:
             ways += [("ATAC, fp32", partial(atac, flags), "fp32", True)]
 
-    print(f"{machine()}; {memory / 1e9:.1f} GB to plan with")
+    print(f"{machine()}; {memory / 1e9:.1f} GB of memory to use")
     print(
         f"{flags.cells:,.0f} cells, {flags.epochs} epochs; RNA: {shape.dim} wide, {shape.depth} blocks of "
         f"{shape.heads} heads of {shape.dim_head}; ATAC at its published shape\n"
@@ -105,11 +105,11 @@ def main() -> None:
         del objective
     if device.type == "cuda":
         print(
-            f"\n{torch.cuda.device_count()} GPUs here: N processes take 1/N of the time, and some for exchanging "
+            f"\n{torch.cuda.device_count()} GPUs here: N processes take 1/N of the time, plus the exchange of "
             "gradients."
         )
     else:
-        print("\nSeveral processes are counted without what the exchange of gradients costs.")
+        print("\nThe rows with several processes do not include the exchange of gradients.")
 
 
 if __name__ == "__main__":

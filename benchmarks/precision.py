@@ -1,9 +1,9 @@
-"""bfloat16 against float32: the demo's final scores at both precisions, for several seeds.
+"""Compare bfloat16 with float32: the final scores of the demo at both precisions, for several seeds.
 
     python -m benchmarks.precision --seeds 3 --n_cells 800
 
-A seed is another simulation and another training. The two precisions agree when their mean difference is within its
-own noise: |mean| at most two standard errors over the seeds. Prints the table, and writes results.json into --out_path.
+Each seed has its own simulated cells and its own training. The precisions agree if the mean difference over the seeds
+is at most two standard errors. Prints the table and writes results.json into --out_path.
 """
 
 import json
@@ -31,8 +31,8 @@ SCORES = {
 
 @dataclass
 class Flags:
-    seeds: int = flag("how many, from 0 on", 3)
-    n_cells: int = flag("simulated cells of each", 800)
+    seeds: int = flag("number of seeds, from 0 on", 3)
+    n_cells: int = flag("simulated cells per seed", 800)
     out_path: str = flag("folder for the demos' outputs", "runs/precision")
 
 

@@ -1,11 +1,11 @@
-"""How fast preprocess.py is and how much memory it takes, at 20,000, 60,000 and 200,000 cells.
+"""Measure the speed and memory of preprocess.py at 20,000, 60,000 and 200,000 cells.
 
     python -m benchmarks.preprocessing --out_path runs/preprocessing
 
-Simulates .h5ad files of 20,000 genes with about 1,500 expressed per cell (drawn without structure: only size matters
-here), preprocesses each in a process of its own, and prints cells per second and the peak resident memory, also as
-preprocessing.json. The 200,000 cells take about 2.5 GB of disk, and what is written about twice as much; both are
-deleted afterwards.
+Simulates .h5ad files of 20,000 genes with about 1,500 expressed per cell (at random, since only their number matters
+here) and preprocesses each in a separate process. Prints cells per second and peak resident memory, and writes them to
+preprocessing.json. The file of 200,000 cells takes about 2.5 GB, and its preprocessed file about twice as much; both
+are deleted afterwards.
 """
 
 import json
@@ -34,9 +34,9 @@ N_GENES, N_EXPRESSED, BLOCK = 20_000, 1_500, 5_000
 @dataclass
 class Flags:
     out_path: str = flag("folder for the files and the result", "runs/preprocessing")
-    sizes: str = flag("numbers of cells, joined by commas", "20000,60000,200000")
-    layout: str = flag("how the counts lie on disk: csr, csc or dense", "csr")
-    seed: int = flag("of the simulated counts", 0)
+    sizes: str = flag("comma-separated numbers of cells", "20000,60000,200000")
+    layout: str = flag("layout of the counts on disk: csr, csc or dense", "csr")
+    seed: int = flag("random seed of the simulated counts", 0)
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def simulate(path: Path, n_cells: int, layout: str, seed: int) -> None:
-    """Counts of genes that are expressed independently, at rates spread over orders of magnitude."""
+    """Write a file with counts of independent genes, whose rates of expression span orders of magnitude."""
     rng = np.random.default_rng(seed)
     rate = rng.lognormal(0, 1, N_GENES)
     rate = np.minimum(rate * N_EXPRESSED / rate.sum(), 0.95).astype(np.float32)
@@ -79,14 +79,14 @@ def simulate(path: Path, n_cells: int, layout: str, seed: int) -> None:
         with write_in_blocks(path, {"rna": frame}, obs, {}) as file:
             for block in blocks:
                 file.append("rna", X=block)
-    else:  # these are made in memory
+    else:  # these layouts are made in memory
         counts = vstack(list(blocks), format="csr")
         frame.X = counts.tocsc() if layout == "csc" else counts.toarray()
         frame.write(path)
 
 
 def preprocess(raw: Path, ready: Path) -> tuple[float, float]:
-    """Seconds and peak resident memory in MB of the script, in a process of its own."""
+    """Run preprocess.py in a separate process; return its seconds and its peak resident memory in MB."""
     command = [sys.executable, "preprocess.py", "--data_path", str(raw.resolve()), "--out_path", str(ready.resolve())]
     start = time.perf_counter()
     forget_peak_memory()

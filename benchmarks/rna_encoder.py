@@ -1,12 +1,12 @@
-"""What a cell costs in the RNA encoder at the published size, beside the Performer of performer-pytorch.
+"""Measure the time and memory of the RNA encoder at the published size, beside the Performer of performer-pytorch.
 
     pip install --no-deps performer-pytorch==1.1.4 local-attention==1.9.0 axial-positional-embedding==0.3.12
     python -m benchmarks.rna_encoder
 
-One cell of 16,906 genes, width 200, 6 blocks of 10 heads of 64, 266 features. Work is timed in one process, the peer
-and ours in turn, and the median is taken; peak memory is that of a process that does one such step and nothing else.
-Prints what is to be reached and what was measured, and writes rna_encoder.json into --out_path. Without the peer, ours
-alone.
+One cell with 16,906 genes; width 200, 6 blocks with 10 heads of 64 dimensions, 266 random features. The peer and our
+encoder are timed in turn in one process, and the median is taken. Peak memory is that of a process that does a single
+step. Prints targets and measured values, and writes rna_encoder.json into --out_path. Without performer-pytorch, only
+our encoder is measured.
 """
 
 import subprocess
@@ -28,7 +28,7 @@ from utils.memory import forget_peak_memory, peak_memory
 
 HAS_PEER = find_spec("performer_pytorch") is not None
 N_GENES, N_EXPRESSED = 16_906, 2_000
-REACH = {  # work → times the peer's speed, percent of its memory
+REACH = {  # work → target speed (× the peer's), target memory (% of the peer's)
     "training, all genes, fp32": (1.8, 25),
     "training, all genes, bf16": (2.5, 25),
     "inference, all genes, fp32": (2.0, 25),
@@ -39,13 +39,14 @@ REACH = {  # work → times the peer's speed, percent of its memory
 
 @dataclass
 class Flags:
-    repeats: int = flag("of each measurement; the median counts", 5)
-    threads: int = flag("of the CPU", 2)
+    repeats: int = flag("repeats of each measurement; the median is reported", 5)
+    threads: int = flag("CPU threads", 2)
     only: str | None = flag("do one step of this work and print the peak memory in MB", None)
     out_path: str = flag("folder for the result", RESULTS)
 
 
 def make_ours(work: str) -> Callable[[], None]:
+    """Return a step of our encoder: training or inference, as `work` says."""
     torch.manual_seed(0)
     config = RNAEncoderConfig(tokens="expressed" if "expressed" in work else "all")
     objective, batch = MaskedRNA(RNAEncoder(config, N_GENES), seed=0), random_cells("rna", N_GENES, N_EXPRESSED)
@@ -70,8 +71,8 @@ def make_ours(work: str) -> Callable[[], None]:
 
 
 def make_peer(work: str) -> Callable[[], None]:
-    """The peer has all genes as tokens and computes in float32."""
-    from performer_pytorch import PerformerLM  # here, for a process that measures ours is to be without it
+    """Return a step of the peer, which takes all genes as tokens and computes in float32."""
+    from performer_pytorch import PerformerLM  # here, so that it takes no memory where our encoder is measured
 
     torch.manual_seed(0)
     model = PerformerLM(num_tokens=7, dim=200, depth=6, max_seq_len=N_GENES, heads=10, dim_head=64)
@@ -94,7 +95,7 @@ def make_peer(work: str) -> Callable[[], None]:
 
 
 def memory_of(work: str, threads: int) -> float:
-    """MiB of a process that does one step."""
+    """Return the peak memory in MiB of a process that does one step."""
     forget_peak_memory()
     command = [sys.executable, "-m", "benchmarks.rna_encoder", "--only", work, "--threads", str(threads)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
@@ -109,7 +110,7 @@ def main() -> None:
         return
     peers = ["peer training", "peer inference"] if HAS_PEER else []
     if not peers:
-        print("performer-pytorch is not installed (see --help): ours alone")
+        print("performer-pytorch is not installed (see --help); only our encoder is measured")
     works = [*peers, *REACH]
     memory = {work: memory_of(work, flags.threads) for work in works}
     steps = {work: (make_peer if work in peers else make_ours)(work) for work in works}

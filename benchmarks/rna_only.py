@@ -1,11 +1,12 @@
-"""One cell of the study on RNA alone: immune_rna.h5ad or scanpy's pbmc68k_reduced, one of five folds and one seed.
+"""Run one fold and one seed of the study on RNA-only data: immune_rna.h5ad or scanpy's pbmc68k_reduced.
 
     python -m benchmarks.rna_only --data immune --data_path immune_rna.h5ad --fold 0 --seed 0
     python -m benchmarks.rna_only --data pbmc68k --fold 0 --seed 0
 
-A few hundred human cells without batches: a fold leaves out a fifth of each type's cells (types of one cell are always
-training cells). Stage I is trained on the file's own training cells, without labels; then the cell types, beside the
-same baselines. Writes results/<name of out_path>.json beside out_path, for benchmarks/study.py.
+Both files have a few hundred human cells without batches. A fold sets a fifth of each type's cells aside for testing; a
+type with a single cell is always in training. Stage I is trained on the training cells without labels, then the cell
+type model, which is compared with the same baselines. Writes results/<name of out_path>.json beside out_path, for
+benchmarks/study.py.
 """
 
 import json
@@ -25,26 +26,28 @@ from utils.errors import UserError
 from utils.files.write import write_whole
 
 N_FOLDS = 5
-# Beside --preset small: few cells are seen more often.
+# Added to --preset small: with few cells, more epochs.
 STAGE_ONE = "--epochs 20 --cycle_epochs 19"
 FINE_TUNE = "--epochs 40 --cycle_epochs 39 --grad_acc 1"
 
 
 @dataclass
 class Flags:
-    data: Literal["immune", "pbmc68k"] = flag("which cells", "immune")
-    data_path: str = flag("immune_rna.h5ad; pbmc68k is inside the scanpy package", "../shared/data/immune_rna.h5ad")
+    data: Literal["immune", "pbmc68k"] = flag("data set", "immune")
+    data_path: str = flag("path of immune_rna.h5ad; pbmc68k comes with scanpy", "../shared/data/immune_rna.h5ad")
     out_path: str | None = flag("folder for the models; by default runs/rna_only/<data>_fold<f>_seed<s>", None)
-    fold: int = flag(f"which fifth of the cells is for testing, 0 … {N_FOLDS - 1}", 0)
-    seed: int = flag("of the validation cells and of all training", 0)
+    fold: int = flag(f"which fifth of the cells is set aside for testing, 0 to {N_FOLDS - 1}", 0)
+    seed: int = flag("random seed of the choice of validation cells and of all training", 0)
 
 
 def main() -> None:
     (flags,) = parse_flags(__doc__, Flags)
     if not 0 <= flags.fold < N_FOLDS:
-        raise UserError(f"--fold {flags.fold} is none of 0 … {N_FOLDS - 1}")
+        raise UserError(f"--fold {flags.fold} must be between 0 and {N_FOLDS - 1}")
     if flags.data == "immune" and not Path(flags.data_path).is_file():
-        raise UserError(f"--data_path {flags.data_path} is not there; give another, or take --data pbmc68k")
+        raise UserError(
+            f"--data_path {flags.data_path} does not exist; give the path of immune_rna.h5ad, or use --data pbmc68k"
+        )
     out = Path(flags.out_path or f"runs/rna_only/{flags.data}_fold{flags.fold}_seed{flags.seed}").resolve()
     adata = read_h5ad(flags.data_path) if flags.data == "immune" else pbmc68k()
     adata.obs["fold"] = folds(adata.obs["cell_type"].astype(str).to_numpy())
@@ -81,7 +84,7 @@ def main() -> None:
 
 
 def pbmc68k() -> AnnData:
-    """scanpy's 700 human blood cells with the 765 genes of their `raw`, log values; the types are its bulk labels."""
+    """Return scanpy's 700 human blood cells with log values of the 765 genes in `raw`; types are its bulk labels."""
     from scanpy.datasets import pbmc68k_reduced
 
     raw = pbmc68k_reduced()
@@ -90,9 +93,9 @@ def pbmc68k() -> AnnData:
 
 
 def folds(types: np.ndarray) -> np.ndarray:
-    """[cells] number of the fold in which a cell is a test cell, as text; "-" for types of one cell.
+    """Return for each cell the fold in which it is a test cell, as text [cells]; "-" for types with a single cell.
 
-    Each type's cells, in an order drawn once and for all, go to the folds in turn.
+    The cells of each type are shuffled, always in the same way, and dealt to the folds in turn.
     """
     rng, fold, turn = np.random.default_rng(0), np.full(len(types), "-", dtype=object), 0
     for kind in sorted(set(types)):

@@ -1,10 +1,10 @@
-"""How the cost of a training step grows with genes, expressed genes, peaks, cells at a time and processes.
+"""Measure how the time of a training step grows with genes, expressed genes, peaks, batch size and processes.
 
     python -m benchmarks.scaling
 
-Stage I at the published size, float32, forward and backward pass; the fastest of a few passes counts. Processes: the
-demo's RNA encoder, each process with one thread, from throughput.json if that is there. Writes scaling.csv and
-scaling.png into --out_path.
+Times forward and backward passes of stage I at the published size in float32, and takes the fastest of a few. The curve
+for processes is that of the demo's RNA encoder with one thread per process, taken from throughput.json if that exists.
+Writes scaling.csv and scaling.png into --out_path.
 """
 
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ N_GENES, N_EXPRESSED, N_PEAKS, N_OPEN = 16_906, 2_000, 1_154_464, 10_000
 
 @dataclass
 class Flags:
-    repeats: int = flag("passes of each size; the fastest counts", 2)
-    threads: int = flag("of the CPU", 2)
+    repeats: int = flag("passes per size; the fastest is reported", 2)
+    threads: int = flag("CPU threads", 2)
     out_path: str = flag("folder for the results", RESULTS)
 
 
@@ -45,7 +45,7 @@ def atac_pass(n_peaks: int) -> tuple:
 
 
 def seconds(objective, batch, repeats: int) -> float:
-    """Of the fastest pass."""
+    """Return the seconds of the fastest pass."""
     passes = [measure_steps(objective, lambda n: batch, (1,), torch.device("cpu"))[0].seconds for _ in range(repeats)]
     return float(np.min(passes))
 

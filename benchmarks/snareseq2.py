@@ -1,13 +1,17 @@
-"""One cell of the study on SNARE-seq2 mouse cortex: a fold and a seed, RNA alone at test time.
+"""Run one fold and one seed of the study on SNARE-seq2 mouse cortex, with RNA alone at test time.
 
     python -m benchmarks.snareseq2 --data_path snareseq2_mop.h5mu --fold 0 --seed 0
 
-8,622 cells, 1,677 genes, 25,734 peaks, ten batches, of which a fold leaves two out for testing. Trains all stages by
---preset small, for two CPU cores, fine-tunes with the student and without it, on all labels and on few, and sets simple
-baselines beside all: these are --rows scMomer. "ablations" is what is lost without stage I, without stage II, with
-measured ATAC and with ATAC alone; scANVI and MultiVI are peers (`make study` installs them). Rows are added to those
-that the results hold, a JSON file, of which benchmarks/study.py makes tables. A run that was cut short begins with the
-stage it was in.
+The data have 8,622 cells, 1,677 genes, 25,734 peaks and ten batches; a fold sets two batches aside for testing. --rows
+chooses what to run:
+
+    scMomer    all stages with --preset small (for two CPU cores), fine-tuning with the student and without it, on all
+               labels and on few, and simple baselines
+    ablations  without stage I, without stage II, without pretraining, with measured ATAC, and with ATAC alone
+    scANVI, MultiVI  other methods (`make study` installs them)
+
+Results are added to a JSON file, from which benchmarks/study.py makes tables. An interrupted run continues with the
+stage that was interrupted.
 """
 
 import json
@@ -24,20 +28,20 @@ from utils.cells.preprocessed import read_cells
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
 
-FOLDS = ("09J,09K", "09H,09I", "09F,09G")  # the test batches; the other four are in no fold's
+FOLDS = ("09J,09K", "09H,09I", "09F,09G")  # the test batches of each fold; the other four batches are never tested
 FEW_LABELS = (10, 30, 100)
 PSEUDO_LABELS = "--epochs 6 --cycle_epochs 5 --val_every 6"
 ROWS = ("scMomer", "ablations", "scANVI", "MultiVI")
-UNTRAINED = "--max_steps 1 --learning_rate 0"  # leaves the weights as they were drawn
+UNTRAINED = "--max_steps 1 --learning_rate 0"  # leaves the weights at their random initial values
 
 
 @dataclass
 class Flags:
     data_path: str = flag("snareseq2_mop.h5mu, raw counts", "../shared/data/snareseq2_mop.h5mu")
     out_path: str | None = flag("folder for the models; by default runs/snareseq2/fold<f>_seed<s>", None)
-    fold: int = flag("which two batches are test cells: 0 09J and 09K, 1 09H and 09I, 2 09F and 09G", 0)
-    seed: int = flag("of the split's validation cells, of the few labels and of all training", 0)
-    rows: str = flag(f"what to run and add to the results, with commas, of {', '.join(ROWS)}", "scMomer")
+    fold: int = flag("which two batches to test on: 0 is 09J and 09K, 1 is 09H and 09I, 2 is 09F and 09G", 0)
+    seed: int = flag("random seed of the choice of validation cells and of few labels, and of all training", 0)
+    rows: str = flag(f"what to run and add to the results, a comma-separated list of {', '.join(ROWS)}", "scMomer")
     results_path: str | None = flag("the JSON file; by default results/<name of out_path>.json beside out_path", None)
 
 
@@ -45,18 +49,20 @@ def main() -> None:
     (flags,) = parse_flags(__doc__, Flags)
     rows = flags.rows.split(",")
     if not 0 <= flags.fold < len(FOLDS):
-        raise UserError(f"--fold {flags.fold} is none of 0 … {len(FOLDS) - 1}")
+        raise UserError(f"--fold {flags.fold} must be between 0 and {len(FOLDS) - 1}")
     if unknown := [row for row in rows if row not in ROWS]:
         raise UserError(f"--rows {flags.rows}: {unknown[0]!r} is none of {', '.join(ROWS)}")
     if not Path(flags.data_path).is_file():
-        raise UserError(f"--data_path {flags.data_path} is not there; benchmarks/snareseq2_data.py makes it")
+        raise UserError(
+            f"--data_path {flags.data_path} does not exist; make it with python -m benchmarks.snareseq2_data"
+        )
     out = Path(flags.out_path or f"runs/snareseq2/fold{flags.fold}_seed{flags.seed}").resolve()
     results = Path(flags.results_path or out.parent / "results" / f"{out.name}.json")
     study = Study(Path(flags.data_path).resolve(), out, results, flags.fold, flags.seed)
     for row in rows:
         study.add(row)
     run = load_run(results)
-    print(f"\n{types_table([run], ALL, n=1000)}\n\n{results} holds {', '.join(run.told['rows'])}")
+    print(f"\n{types_table([run], ALL, n=1000)}\n\n{results} holds {', '.join(run.metadata['rows'])}")
 
 
 class Study:
@@ -66,19 +72,21 @@ class Study:
         out.mkdir(parents=True, exist_ok=True)
         self.data, self.out, self.ready = from_root(data), out, from_root(out / "ready.h5mu")
         self.fold, self.seed, self.results, self.stages = fold, seed, results, Stages(out / "stages.json")
-        self.told: dict = {"fold": fold, "seed": seed, "rows": {}, "stages": {}, "translation": {}, "settings": {}}
+        self.metadata: dict = {"fold": fold, "seed": seed, "rows": {}, "stages": {}, "translation": {}, "settings": {}}
         self.cells: dict[str, pd.DataFrame] = {}
         if results.is_file():
             earlier = load_run(results)
-            if (earlier.fold, earlier.told["seed"]) != (fold, seed):
-                of = f"fold {earlier.fold}, seed {earlier.told['seed']}"
-                raise UserError(f"{results}: is of {of}, not of fold {fold}, seed {seed}; name another --results_path")
-            self.told, self.cells = earlier.told, earlier.names()
+            if (earlier.fold, earlier.metadata["seed"]) != (fold, seed):
+                raise UserError(
+                    f"{results}: has results of fold {earlier.fold}, seed {earlier.metadata['seed']}, not of fold "
+                    f"{fold}, seed {seed}; choose another --results_path"
+                )
+            self.metadata, self.cells = earlier.metadata, earlier.names()
 
     def add(self, row: str) -> None:
-        """Run what a row consists of, and add it to the results; not if they hold it."""
-        if row in self.told["rows"]:
-            print(f"{row}: stands in {self.results}; to run it again, remove that file or name another --results_path")
+        """Run everything that belongs to a row and add it to the results, unless they have it already."""
+        if row in self.metadata["rows"]:
+            print(f"{row}: is in {self.results}; to run it again, delete that file or choose another --results_path")
             return
         self.preprocess()
         if row == "scMomer":
@@ -87,19 +95,21 @@ class Study:
             self.ablations()
         else:
             self.peer(row)
-        self.told["rows"][row] = when_and_where()
-        self.told["stages"] |= self.stages.used
-        save_run(self.results, self.cells, **self.told)
+        self.metadata["rows"][row] = when_and_where()
+        self.metadata["stages"] |= self.stages.used
+        save_run(self.results, self.cells, **self.metadata)
 
     def path(self, name: str) -> str:
+        """Return the path of a file or folder of this run, as commands spell it."""
         return from_root(self.out / name)
 
     def train(self, stage: str, script: str, flags: str) -> None:
+        """Run a training script with the flags that all stages share, and some of its own."""
         common = f"--data_path {self.ready} --ckpt_dir {self.path('')} --seed {self.seed} --preset small --overwrite"
         self.stages.run(stage, f"{script}.py {common} {flags}".rstrip())
 
     def preprocess(self) -> None:
-        """The split; results of earlier rows must be about the same test cells."""
+        """Preprocess and split the cells, and check that earlier rows have the same test cells."""
         self.stages.run(
             "preprocess",
             f"preprocess.py --data_path {self.data} --out_path {self.ready} --split_by batch "
@@ -109,11 +119,11 @@ class Study:
         self.labels = cells.labels().iloc[cells.rows("test")].dropna()
         for group, known in self.cells.items():
             if known["label"].tolist() != self.labels.tolist():
-                raise UserError(f"{self.results}: {group}: is about other test cells; name another --results_path")
+                raise UserError(f"{self.results}: {group}: is about other test cells; choose another --results_path")
             known.index = self.labels.index
 
     def ours(self) -> None:
-        """All stages, with the student and without, and the baselines."""
+        """Run all stages, with the student and without it, and the baselines."""
         self.pretrain()
         self.student("student", "multimodal")
         self.cell_types("scMomer", "student", "--train_student")
@@ -124,7 +134,7 @@ class Study:
         self.translation("student")
 
     def pretrain(self) -> None:
-        """Stages I and II, and the teacher's latents."""
+        """Run stages I and II, and save the teacher's latents."""
         self.stage_one("")
         self.join("multimodal", "")
 
@@ -154,14 +164,14 @@ class Study:
         )
 
     def cell_types(self, method: str, parent: str, flags: str, group: str = "all labels") -> None:
-        """Fine-tune, and keep its and the baselines' predictions for the test cells."""
+        """Fine-tune a cell type model, and keep its and the baselines' predictions for the test cells."""
         name = folder_name(method, group)
         self.train(
             f"fine-tune {method}, {group}",
             "train_missing_celltype_func",
             f"--model {name} --pretrained_model_path {self.path(parent)} {flags}",
         )
-        # The baselines are asked once in each group.
+        # The baselines depend on the group alone, so they are fitted once per group.
         alone = " --model_alone" if "majority class" in self.cells.get(group, ()) else ""
         self.stages.run(
             f"evaluate {method}, {group}",
@@ -171,21 +181,21 @@ class Study:
         cells = pd.read_csv(folder / "predicted_test.csv", index_col="barcode", dtype=str, keep_default_na=False)
         self.keep(group, cells.rename(columns={"scmomer": method}))
         table = json.loads((folder / "evaluation_test.json").read_text())
-        self.told["settings"][f"{method}, {group}"] = {
+        self.metadata["settings"][f"{method}, {group}"] = {
             row: scores["setting"] for row, scores in table.items() if isinstance(scores, dict) and "setting" in scores
         }
-        self.told.setdefault("embeddings", table["embeddings"])
+        self.metadata.setdefault("embeddings", table["embeddings"])
 
     def keep(self, group: str, cells: pd.DataFrame) -> None:
-        """Add methods to a group, in place of what it had under their names."""
+        """Add the predictions of methods to a group; they replace earlier ones of the same methods."""
         known = self.cells.get(group, self.labels.to_frame("label"))
         known = known.drop(columns=[name for name in known if name in cells and name != "label"])
         self.cells[group] = known.join(cells.drop(columns="label", errors="ignore"), validate="1:1")
 
     def few_labels(self, method: str, parent: str, flags: str, n: int, pretrained_lr_scale: float = 0.1) -> None:
-        """From n labelled training cells of each type; then from all training cells, as the first model labels them.
+        """Fine-tune on n labelled training cells per type, then on all training cells with that model's pseudo-labels.
 
-        Few cells are seen more often.
+        The fewer cells have labels, the more epochs the first model gets.
         """
         group, epochs = f"{n} labels per type", max(12, 1800 // n)
         few = f"--labels_per_type {n} {flags}"
@@ -199,10 +209,10 @@ class Study:
     def translation(self, name: str) -> None:
         self.stages.run(f"evaluate {name}", f"evaluate.py --data_path {self.ready} --model_path {self.path(name)}")
         table = json.loads((self.out / name / "evaluation" / "evaluation_test.json").read_text())
-        self.told["translation"] |= {row: scores for row, scores in table.items() if isinstance(scores, dict)}
+        self.metadata["translation"] |= {row: scores for row, scores in table.items() if isinstance(scores, dict)}
 
     def ablations(self) -> None:
-        """What each part is good for, with all labels."""
+        """Run the model without some of its parts, and with other modalities, on all labels."""
         self.pretrain()
         tune = "--train_student"
         self.cell_types("scMomer, RNA + measured ATAC", "multimodal", "--other_modality measured", "RNA and ATAC")
@@ -218,7 +228,7 @@ class Study:
         self.cell_types("scMomer, ATAC alone", "student_of_rna", tune, "ATAC alone")
 
     def train_from_scratch(self, tune: str) -> None:
-        """Nothing pretrained at all: the same model, fine-tuned from its random weights."""
+        """Fine-tune the same model from random weights, without any pretraining."""
         self.join("multimodal_untrained", "_untrained", UNTRAINED)
         self.student("student_untrained", "multimodal_untrained", UNTRAINED)
         name, everything = "scMomer without pretraining", "--trainable_blocks -1"
@@ -226,7 +236,7 @@ class Study:
         self.few_labels(name, "student_untrained", f"--train_student {everything}", 30, pretrained_lr_scale=1)
 
     def peer(self, method: str) -> None:
-        """scANVI or MultiVI, in a process of its own."""
+        """Run scANVI or MultiVI in a separate process."""
         folder, few = self.out / method, ",".join(map(str, FEW_LABELS))
         self.stages.run(
             method,
@@ -235,12 +245,13 @@ class Study:
         )
         for path in sorted(folder.glob("*.csv")):
             self.keep(path.stem, pd.read_csv(path, index_col="barcode", dtype=str, keep_default_na=False))
-        told = json.loads((folder / "told.json").read_text())
-        self.told["translation"] |= told.pop("translation")
-        self.told.setdefault("peers", {})[method] = told
+        details = json.loads((folder / "details.json").read_text())
+        self.metadata["translation"] |= details.pop("translation")
+        self.metadata.setdefault("peers", {})[method] = details
 
 
 def folder_name(method: str, group: str) -> str:
+    """Return the name of the model folder of a method in a group."""
     return f"{method}, {group}".replace(" ", "_").replace(",", "")
 
 

@@ -1,10 +1,10 @@
-"""Make snareseq2_mop.h5mu, the data of the SNARE-seq2 study, from the public original files.
+"""Make snareseq2_mop.h5mu, the data of the SNARE-seq2 study, from the original public files.
 
     python -m benchmarks.snareseq2_data --folder scMoMaT/data/real/MOp_5batches --out_path snareseq2_mop.h5mu
 
 The files GxC1.npz, RxC1.npz, meta_c1.csv, genes.txt and regions.txt lie in data/real/MOp_5batches of the public
-repository PeterZZQ/scMoMaT (MIT licence). The study takes ten of their batches, with raw counts; the 23 identities
-of the original annotation are its subclasses, and are joined to its 15 cell types here.
+repository PeterZZQ/scMoMaT (MIT licence). The study uses ten of their batches, with raw counts. The 23 identities of
+the original annotation become `subclass`; CELL_TYPES merges them into 15 cell types.
 """
 
 from dataclasses import dataclass
@@ -66,16 +66,16 @@ def main() -> None:
 
 
 def convert(folder: Path) -> MuData:
-    """The ten batches' paired cells.
+    """Return the paired cells of the ten batches.
 
     Parameters
     ----------
-    folder : with the original files: counts as features × cells, and a line of meta_c1.csv for each cell
+    folder : the original files: counts as features × cells, and one line of meta_c1.csv per cell
 
     Raises
     ------
     UserError
-        If the files do not fit together, or an identity is not one of the study's.
+        If the files do not match, or an identity is not in CELL_TYPES.
     """
     obs = pd.read_csv(folder / "meta_c1.csv", index_col=0, dtype=str)
     with reading(folder / "meta_c1.csv", "has no columns Batch and Ident", "get the original file"):

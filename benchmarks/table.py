@@ -1,8 +1,8 @@
-"""The results of `make bench` as one table.
+"""Collect the results of `make bench` in one table.
 
     python -m benchmarks.table
 
-Reads what the scripts beside this one have left in benchmarks/results/ and writes table.md there.
+Reads the results of the other benchmarks from benchmarks/results/ and writes table.md there.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SCRIPTS = ("rna_encoder", "atac_encoder", "loading", "throughput", "busy_neighbo
 
 @dataclass
 class Flags:
-    out_path: str = flag("folder of the results", RESULTS)
+    out_path: str = flag("folder with the results", RESULTS)
 
 
 def main() -> None:
@@ -28,8 +28,8 @@ def main() -> None:
         if not path.is_file():
             lines.append(f"| {script}.py | | not measured | |")
             continue
-        rows, told = read_rows(path)
-        machines.setdefault(f"{told['date']}, {told['machine']}", []).append(f"{script}.py")
+        rows, metadata = read_rows(path)
+        machines.setdefault(f"{metadata['date']}, {metadata['machine']}", []).append(f"{script}.py")
         for row in rows:
             bound, missed = "≤" if row.at_most else "≥", "" if row.ratio >= 1 else ", **missed**"
             lines.append(

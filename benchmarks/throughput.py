@@ -1,12 +1,12 @@
-"""Cells per second, end to end: prediction from a raw file, and training by one process and by two.
+"""Measure cells per second: prediction from a raw file, and training by one process and by two.
 
     make demo
     python -m benchmarks.throughput --model_path demo_output/runs/celltype_student
 
-Labels 10,000 simulated cells (RNA, raw .h5ad) with the demo's model on all threads, from the start of the script to the
-written file. Then trains the demo's RNA encoder for one epoch by one process with one thread, and by two (gloo), in
-turn, three times; the training loop's own rate counts, the median of each. Prints what is to be reached and what was
-measured, and writes throughput.json into --out_path.
+Labels 10,000 simulated cells (RNA, raw .h5ad) with the demo's model on all threads, timed from the start of the script
+to the written file. Then trains the demo's RNA encoder for one epoch, by one process with one thread and by two (gloo),
+three times in turn; the rate comes from the training log, and the median is taken. Prints targets and measured values,
+and writes throughput.json into --out_path.
 """
 
 import json
@@ -33,9 +33,9 @@ TRAINING = (
 @dataclass
 class Flags:
     model_path: str = flag("the demo's cell type model", "demo_output/runs/celltype_student")
-    n_cells: int = flag("to be labelled", 10_000)
+    n_cells: int = flag("cells to label", 10_000)
     n_training: int = flag("simulated cells to train on", 1_000)
-    repeats: int = flag("of the training", 3)
+    repeats: int = flag("repeats of the training", 3)
     work_path: str = flag("folder for files", "runs/throughput")
     out_path: str = flag("folder for the result", RESULTS)
 
@@ -43,13 +43,13 @@ class Flags:
 def main() -> None:
     (flags,) = parse_flags(__doc__, Flags)
     if not Path(flags.model_path).is_dir():
-        print(f"skipped: {flags.model_path} is not there; run make demo first, or give --model_path")
+        print(f"skipped: {flags.model_path} does not exist; run make demo first, or give --model_path")
         return
     out = Path(flags.work_path).resolve()
     out.mkdir(parents=True, exist_ok=True)
     stages = Stages()
     raw = out / "cells.h5ad"
-    # The same seed as the demo, hence the genes its model knows.
+    # The same seed as the demo, so that the cells have the genes of its model.
     simulate(SimulationConfig(n_cells=flags.n_cells, seed=0)).mdata["rna"].write(raw)
     model = shlex.quote(str(Path(flags.model_path).resolve()))
     stages.run("predict", f"predict_cell_type.py --data_path {shlex.quote(str(raw))} --model_path {model}")
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def train(size: int, ready: Path, out: Path) -> float:
-    """Cells per second of one epoch, at 16 cells per step."""
+    """Train one epoch by `size` processes with 16 cells per step; return the cells per second."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
     flags = ["--data_path", str(ready), "--ckpt_dir", str(out), "--batch_size", str(16 // size), *TRAINING.split()]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -1,8 +1,9 @@
-"""Which operations the RNA encoder's time goes to, by torch's profiler.
+"""Find the operations in which the RNA encoder spends its time, with the profiler of torch.
 
     python -m benchmarks.where_time_goes
 
-Inference at the published size, of all genes and of 2,000 expressed ones; writes where_time_goes.md into --out_path.
+Profiles inference at the published size, for all genes and for 2,000 expressed ones. Writes where_time_goes.md into
+--out_path.
 """
 
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ WORKS = ("inference, expressed genes, fp32", "inference, all genes, fp32")
 
 @dataclass
 class Flags:
-    threads: int = flag("of the CPU", 2)
-    rows: int = flag("operations to show, those that take most", 12)
+    threads: int = flag("CPU threads", 2)
+    rows: int = flag("number of operations to show, the slowest first", 12)
     out_path: str = flag("folder for the result", RESULTS)
 
 

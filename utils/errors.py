@@ -1,4 +1,4 @@
-"""The one kind of error that a user can fix."""
+"""Errors that a user can fix."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,19 +6,31 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """A mistake in the input, in one sentence: the file, what is wrong, and the command or change that fixes it.
+    """An error that a user can fix; its message is one sentence: the file or flag, what is wrong, and how to fix it.
 
-    Scripts print the sentence and exit with code 2; no traceback is shown.
+    Scripts print the sentence without a traceback and exit with code 2.
     """
 
 
 class DiskFullError(UserError):
-    """An HDF5 file could not be finished; HDF5 may crash when its handles are closed, so the process ends without."""
+    """The disk is full and an HDF5 file is incomplete.
+
+    HDF5 may crash when such a file is closed, so scripts exit without closing it.
+    """
 
 
 @contextmanager
 def reading(path: str | Path, problem: str, remedy: str) -> Iterator[None]:
-    """Whatever a reader trips over, the file is what is wrong: `<path>: <problem> (<the reader's words>); <remedy>`."""
+    """Turn any exception in the block into a `UserError`, "<path>: <problem> (<the exception's message>); <remedy>".
+
+    Libraries raise all kinds of exceptions on damaged files. `UserError` and `MemoryError` pass unchanged.
+
+    Parameters
+    ----------
+    path : the file that the block reads
+    problem : what is wrong with the file if the block fails, such as "is not a valid model folder"
+    remedy : what the user can do
+    """
     try:
         yield
     except (UserError, MemoryError):
@@ -28,6 +40,6 @@ def reading(path: str | Path, problem: str, remedy: str) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """An exception in some words."""
+    """Return the first line of an exception's message, at most 160 characters; its type if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Memory of this process, as the system counts it."""
+"""Measure the peak memory of this process, as counted by the operating system."""
 
 import resource
 import sys
@@ -7,13 +7,16 @@ from pathlib import Path
 
 
 def forget_peak_memory() -> None:
-    """Set this process's peak to what it uses now; on Linux a process inherits the peak of the one that starts it."""
+    """Reset the peak to the memory in use now (Linux only; a no-op elsewhere).
+
+    On Linux a process inherits the peak of its parent, so a parent resets its own peak before it starts a child.
+    """
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> float:
-    """Largest resident memory of this process in bytes; since it was last forgotten, on Linux."""
+    """Return the largest resident memory of this process in bytes; on Linux, since `forget_peak_memory`."""
     with suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])

@@ -1,15 +1,15 @@
-"""How far something is: a bar on a terminal, a line now and then in a log."""
+"""Show progress: as a bar on a terminal, and as an occasional line in a log file."""
 
 import math
 import sys
 import time
 
 SECONDS = 30.0
-"""Between two lines in a log; what takes less leaves none."""
+"""Seconds between two lines in a log; shorter work writes none."""
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that people would use, to two digits."""
+    """Return a duration in words, with two digits and in the unit that fits best."""
     for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if seconds >= 1.5 * size:
             count = seconds / size
@@ -18,17 +18,19 @@ def duration(seconds: float) -> str:
 
 
 def epoch_name(epoch: float) -> str:
-    """`epoch 4`, and `a part of epoch 5` where a run was stopped within it."""
+    """Return `epoch 4`, or `a part of epoch 5` for 4.3 epochs."""
     return ("" if epoch == math.ceil(epoch) else "a part of ") + f"epoch {math.ceil(epoch)}"
 
 
 class Lines:
-    """The part of tqdm's interface that is used here, as whole lines on stderr.
+    """Writes progress as whole lines to stderr; it has the methods of tqdm that our code calls.
 
     Parameters
     ----------
-    total, initial : how much there is, and how much of it is done already
-    title, unit : what is done, and what is counted
+    total : number of units in all
+    title : name of the work
+    unit : name of the units, in the plural
+    initial : number of units that are already done
     """
 
     def __init__(self, total: int, title: str, unit: str, initial: int = 0):
@@ -44,11 +46,11 @@ class Lines:
         self.close()
 
     def set_postfix(self, refresh: bool = False, **notes: str) -> None:
-        """What the next line ends with."""
+        """Set the values that stand at the end of the next line."""
         self.notes = notes
 
     def update(self, n: int = 1) -> None:
-        """Count n more; write a line if the last one is old enough."""
+        """Count n more units; write a line if the last one is `SECONDS` old."""
         self.done += n
         now = time.monotonic()
         if now - self.shown < SECONDS:
@@ -64,26 +66,28 @@ class Lines:
         )
 
     def close(self) -> None:
-        """Nothing is left to do: a log keeps its lines."""
+        """Do nothing; tqdm's bars need closing, lines do not."""
 
 
 def progress_bar(total: int, title: str, unit: str = "cells", initial: int = 0, shown: bool = True, leave: bool = True):
-    """A bar to `update`, `set_postfix` and `close`, also for a with block.
+    """Return a progress bar with the methods `update`, `set_postfix` and `close`; it is also a context manager.
 
     Parameters
     ----------
-    total, initial : how much there is, and how much of it is done already
-    title, unit : what is done, and what is counted
+    total : number of units in all
+    title : name of the work
+    unit : name of the units, in the plural
+    initial : number of units that are already done
     shown : False on all processes but the first
-    leave : whether a terminal keeps the full bar
+    leave : whether the finished bar stays on the terminal
 
     Returns
     -------
-    A tqdm on a terminal, else a `Lines`
+    tqdm on a terminal, otherwise `Lines`
     """
     if shown and not sys.stderr.isatty():
         return Lines(total, title, unit, initial)
-    from tqdm import tqdm
+    from tqdm import tqdm  # here, because runs without a terminal do not need it
 
     return tqdm(
         total=total,

@@ -1,4 +1,4 @@
-"""Benchmarks: what was to be reached, what was measured, on which machine."""
+"""Results of benchmarks: the target, the measured value and the machine of each claim."""
 
 import json
 import os
@@ -19,15 +19,15 @@ RESULTS = str(ROOT / "benchmarks" / "results")
 
 @dataclass
 class Row:
-    """One claim.
+    """One claim about speed or memory.
 
     Attributes
     ----------
-    work : what is done
-    measured : in `unit`
-    reach : what was to be reached
-    at_most : whether `measured` must be at most `reach`, else at least
-    unit : of both
+    work : description of the measured work
+    measured : measured value
+    reach : target
+    unit : unit of both values
+    at_most : whether the target is an upper limit; by default it is a lower limit
     """
 
     work: str
@@ -38,25 +38,25 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """How far beyond (above 1) or short of (below 1) what was to be reached."""
+        """The measured value relative to the target: above 1 if the target was exceeded, below 1 if it was missed."""
         return self.reach / self.measured if self.at_most else self.measured / self.reach
 
     def __str__(self) -> str:
         bound = "at most" if self.at_most else "at least"
         verdict = "" if self.ratio >= 1 else "  MISSED"
         return (
-            f"{self.work}: {number(self.measured)} {self.unit}, to reach {bound} {number(self.reach)} "
+            f"{self.work}: {number(self.measured)} {self.unit}, target {bound} {number(self.reach)} "
             f"(ratio {self.ratio:.2f}){verdict}"
         )
 
 
 def number(value: float) -> str:
-    """Three digits, or all of a large number's."""
+    """Return a value as text with three digits; values of 1,000 and more get all their digits."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def random_cells(modality: str, n_features: int, n_values: int, n_cells: int = 1) -> Minibatch:
-    """A minibatch of cells with `n_values` values each, at random: only size matters."""
+    """Return a minibatch of random cells with `n_values` values each; only its size matters."""
     rng = np.random.default_rng(n_cells)
     indices = np.concatenate([np.sort(rng.choice(n_features, n_values, replace=False)) for _ in range(n_cells)])
     values = rng.uniform(1, 6, len(indices)) if modality == "rna" else np.ones(len(indices))
@@ -67,7 +67,7 @@ def random_cells(modality: str, n_features: int, n_values: int, n_cells: int = 1
 
 
 def machine() -> str:
-    """Processor, cores, memory, system and torch, in a line."""
+    """Return processor, cores, memory, operating system and version of torch in one line."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -81,22 +81,22 @@ def machine() -> str:
 
 
 def when_and_where() -> dict[str, str]:
-    """Today's date and this machine, for results."""
+    """Return today's date and a description of this machine."""
     return {"date": date.today().isoformat(), "machine": machine()}
 
 
 def save_rows(name: str, rows: list[Row], folder: str | Path, **more) -> None:
-    """Print the rows and write <folder>/<name>.json."""
+    """Print the rows and write them, with further results in `more`, to <folder>/<name>.json."""
     for row in rows:
         print(row, flush=True)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    told = when_and_where() | {"rows": [asdict(row) for row in rows]}
-    (folder / f"{name}.json").write_text(to_json(told | more))
+    metadata = when_and_where() | {"rows": [asdict(row) for row in rows]}
+    (folder / f"{name}.json").write_text(to_json(metadata | more))
     print(f"wrote {folder / f'{name}.json'}")
 
 
 def read_rows(path: str | Path) -> tuple[list[Row], dict]:
-    """The rows of a result, and all that it holds."""
-    told = json.loads(Path(path).read_text())
-    return [Row(**row) for row in told["rows"]], told
+    """Return the rows in a file of results, and its whole content."""
+    metadata = json.loads(Path(path).read_text())
+    return [Row(**row) for row in metadata["rows"]], metadata

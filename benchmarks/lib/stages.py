@@ -1,4 +1,4 @@
-"""Running the scripts one after the other, and keeping what each cost."""
+"""Run scripts one after the other, and record the time and memory that each takes."""
 
 import json
 import os
@@ -15,21 +15,24 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def from_root(path: Path) -> str:
-    """A path as scripts that run in the repository see it, quoted: commands that are kept name no machine's folders."""
+    """Return a path relative to the repository, quoted for a shell.
+
+    Scripts run in the repository, and recorded commands should not contain the folders of one machine.
+    """
     return shlex.quote(os.path.relpath(path, ROOT))
 
 
 class Stages:
-    """Runs scripts and keeps their time, memory and command.
+    """Runs scripts and records their time, memory and command.
 
     Parameters
     ----------
-    path : of a file that remembers, so that stages which have run by the same command are not run again; by another,
-        a stage is run, and so are those that came after it
+    path : JSON file for the records, so that an interrupted series of stages can be continued. A stage is not run again
+        if it is recorded with the same command. If its command has changed, it and all stages after it are run again
 
     Attributes
     ----------
-    used : stage → seconds (wall clock), peak_memory_gb (resident, of the script's process), command
+    used : stage → seconds (wall-clock time), peak_memory_gb (resident memory of the script's process) and command
     """
 
     def __init__(self, path: Path | None = None):
@@ -37,7 +40,12 @@ class Stages:
         self.used: dict[str, dict] = json.loads(path.read_text()) if path and path.is_file() else {}
 
     def run(self, name: str, command: str) -> None:
-        """Run `python <command>`, written as for a shell; its output is shown.
+        """Run a stage and show its output, unless it is recorded already.
+
+        Parameters
+        ----------
+        name : name of the stage
+        command : the script and its flags, as in a shell, without `python`
 
         Raises
         ------
@@ -51,7 +59,7 @@ class Stages:
             names = list(self.used)
             for later in names[names.index(name) :]:
                 del self.used[later]
-            self._keep()  # now: should the script be stopped, its folder is neither the old model nor the new one
+            self._save()  # before the run: if it is interrupted, the stage's folder no longer holds the old result
         print(f"\n[{len(self.used) + 1}] {name}\n$ python {command}", flush=True)
         forget_peak_memory()
         started = time.monotonic()
@@ -65,10 +73,10 @@ class Stages:
             "peak_memory_gb": round(usage.ru_maxrss * scale / 1e9, 2),
             "command": f"python {command}",
         }
-        self._keep()
+        self._save()
 
-    def _keep(self) -> None:
+    def _save(self) -> None:
         if self.path:
-            whole = self.path.with_suffix(".part")
-            whole.write_text(json.dumps(self.used, indent=1))
-            whole.replace(self.path)
+            part = self.path.with_suffix(".part")
+            part.write_text(json.dumps(self.used, indent=1))
+            part.replace(self.path)  # an interruption leaves the old file or the new one

@@ -54,10 +54,12 @@ def test_rows_are_added_to_those_that_are_there(new_study, capfd, monkeypatch):
         for row in rows:
             study.add(row)
     assert ran == ["scMomer", "scANVI"]
-    assert capfd.readouterr().out.count("stands in") == 2
+    assert capfd.readouterr().out.count("--results_path") == 2
     run = load_run(study.results)
-    assert list(run.told["rows"]) == ran and all(at["date"] and at["machine"] for at in run.told["rows"].values())
-    assert list(run.told["stages"]) == ["preprocess"] and "--test_groups D2" in str(run.told["stages"])
+    assert list(run.metadata["rows"]) == ran and all(
+        at["date"] and at["machine"] for at in run.metadata["rows"].values()
+    )
+    assert list(run.metadata["stages"]) == ["preprocess"] and "--test_groups D2" in str(run.metadata["stages"])
     tables, truth = run.names(), read_cells(study.out / "ready.h5mu", ("rna",))
     truth = truth.labels().iloc[truth.rows("test")].tolist()
     assert len(truth) > 20 and tables.keys() == {ALL, "10 labels per type"}
@@ -70,8 +72,8 @@ def test_rows_are_added_to_those_that_are_there(new_study, capfd, monkeypatch):
 
 def test_results_of_another_run_are_not_added_to(new_study):
     study = new_study()
-    save_run(study.results, {ALL: pd.DataFrame({"label": ["CD4 naive"]})}, **study.told)
-    with pytest.raises(UserError, match="is of fold 0, seed 0, not of fold 1, seed 0; name another --results_path"):
+    save_run(study.results, {ALL: pd.DataFrame({"label": ["CD4 naive"]})}, **study.metadata)
+    with pytest.raises(UserError, match=r"fold 0, seed 0, not of fold 1, seed 0; .*--results_path"):
         new_study(fold=1)
     with pytest.raises(UserError, match="seed 0, not of fold 0, seed 1"):
         new_study(seed=1)

@@ -167,19 +167,19 @@ def test_epochs_on_the_axis_are_whole(epochs, drawn):
 
 def test_the_kept_epoch_is_marked_and_no_other(drawn):
     """The records are lowest at epoch 3; by --keep last it is the last one that is kept."""
-    assert legend_of(drawn(records(), kept=3.0, keep="best"))[-1] == "kept, the best: epoch 3, validation 1"
+    assert legend_of(drawn(records(), kept=3.0, keep="best"))[-1] == "saved model (best): epoch 3, validation loss 1"
     figure = drawn(records(), kept=6.0, keep="last")
-    assert legend_of(figure)[-1] == "kept, the last: epoch 6, validation 13"
+    assert legend_of(figure)[-1] == "saved model (last): epoch 6, validation loss 13"
     (star,) = [line for line in figure.axes[0].lines if line.get_marker() == "*"]
     assert star.get_xdata().tolist() == [6.0] and star.get_ydata().tolist() == [13.0]
-    assert legend_of(drawn(records(val=False), kept=6.0))[-1].startswith("kept, the best: epoch 6, training")
+    assert legend_of(drawn(records(val=False), kept=6.0))[-1].startswith("saved model (best): epoch 6, training")
     assert legend_of(drawn(records())) == ["training", "validation"]
 
 
 def test_a_part_of_an_epoch_has_no_fraction_in_the_legend(drawn):
     rows = [{"epoch": 4.2857, "phase": phase, "loss": 1.5} for phase in ("train", "val")]
-    (label,) = [text for text in legend_of(drawn(rows, kept=4.2857)) if "kept" in text]
-    assert label == "kept, the best: a part of epoch 5, validation 1.5"
+    (label,) = [text for text in legend_of(drawn(rows, kept=4.2857)) if "saved" in text]
+    assert label == "saved model (best): a part of epoch 5, validation loss 1.5"
 
 
 def test_the_axis_names_the_loss(drawn):

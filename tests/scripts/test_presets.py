@@ -109,7 +109,7 @@ def test_batch_size_auto_cuts_the_presets_step(parsed, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pretrain_rna.py", *words.split()])
     flags, shape = STAGES["pretrain_rna"]
     _, config, _ = cli.parse_flags("", flags, TrainConfig, shape, stage="pretrain_rna")
-    assert config.batch_size == 0 and type(config).batch_size == 16
+    assert config.batch_size is None and type(config).batch_size == 16
 
 
 def test_help_names_presets_and_shows_their_values(capsys, monkeypatch):

@@ -301,7 +301,7 @@ def test_only_the_main_process_speaks(capsys):
         ("fails_by_mistake", "[process 1] test_distributed.py: error: cell X is odd; mend it"),
         ("fails_by_bug", "ValueError: a bug"),
         ("fails_by_memory", "[process 1] test_distributed.py: error: out of memory"),
-        ("other_cells", "has read other training cells than process"),  # both processes see it
+        ("other_cells", "different training cells"),  # both processes see it
     ],
 )
 def test_one_process_that_fails_ends_all_and_is_heard_first(case, message, ready_file, tmp_path):

@@ -1,4 +1,4 @@
-"""Simple predictors every model has to beat: same training cells, tuned on the same validation cells."""
+"""Baselines: simple predictors, fitted on the model's training cells and tuned on the same validation cells."""
 
 import copy
 
@@ -16,17 +16,18 @@ from threadpoolctl import threadpool_limits
 from utils.errors import UserError
 from utils.evaluate.metrics import classification_scores
 
-# Inverse strengths of the L2 penalty that are tried, weak fits first: each fit starts from the one before.
 C_GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Inverse strengths of the L2 penalty to try, strongest penalty first: each fit starts from the one before."""
 NEIGHBOURS = (5, 10, 15, 30, 50, 100, 200, 400)
+"""Numbers of neighbours to try."""
 ALPHA_GRID = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
-"""Strengths of ridge regression's penalty, in cells."""
+"""Penalties of ridge regression to try; a penalty of n weighs as much as n cells."""
 
 
 def logistic_regression(x_train, y_train, x_val=None, y_val=None, seed: int = 0, x_all=None) -> tuple[Pipeline, float]:
-    """Multinomial logistic regression with an L2 penalty on log-normalised expression.
+    """Fit multinomial logistic regression with an L2 penalty on log-normalised expression.
 
-    Each gene is divided by its largest training value, which keeps zeros and hence sparsity.
+    Each gene is divided by its largest training value. This keeps zeros, so sparse input stays sparse.
 
     Parameters
     ----------
@@ -34,10 +35,10 @@ def logistic_regression(x_train, y_train, x_val=None, y_val=None, seed: int = 0,
         Log-normalised values.
     y_train : array-like of labels [cells]
     x_val, y_val : as above, optional
-        Validation cells; they choose the penalty (mean of accuracy and macro-F1) and are not fitted. Without
+        Validation cells. They are used only to choose the penalty, by the mean of accuracy and macro-F1. Without
         validation cells of at least two classes, C is 1.
     seed, x_all
-        For the interface's sake: this solver draws nothing, and has no use for unlabelled cells.
+        Unused; all baselines have the same parameters.
 
     Returns
     -------
@@ -57,19 +58,19 @@ def logistic_regression(x_train, y_train, x_val=None, y_val=None, seed: int = 0,
 def pca_logistic_regression(
     x_train, y_train, x_val=None, y_val=None, seed: int = 0, x_all=None, n_components: int = 50
 ) -> tuple[Pipeline, float]:
-    """Logistic regression on principal components: the usual quick annotation of single cells.
+    """Fit logistic regression on principal components, a common quick way to annotate cells.
 
-    The components are those of the training cells, centred (implicitly: sparse input stays sparse) and brought to unit
-    variance.
+    The components are computed from centred training cells (centred implicitly, so sparse input stays sparse) and
+    scaled to unit variance.
 
     Parameters
     ----------
     x_train, y_train, x_val, y_val, seed
-        As in :func:`logistic_regression`; `seed` starts the eigensolver.
+        As in :func:`logistic_regression`; `seed` sets the start of the eigensolver.
     x_all : matrix [cells, genes], optional
-        Training cells with and without a label, from which the components are taken; by default `x_train`.
+        Training cells with and without a label; the components are computed from them. By default `x_train`.
     n_components : int
-        At most so many; fewer when there are fewer cells or genes.
+        Number of components; fewer if there are fewer cells or genes.
 
     Returns
     -------
@@ -86,16 +87,16 @@ def pca_logistic_regression(
     return _tuned(steps, x_train, y_train, x_val, y_val, seed)
 
 
-@threadpool_limits.wrap(limits=1)  # matrices this thin gain nothing from threads, and lose a lot where cores are shared
+@threadpool_limits.wrap(limits=1)  # threads do not speed up such small matrices, and slow them down on busy cores
 def _tuned(steps: list, x_train, y_train, x_val, y_val, seed: int) -> tuple[Pipeline, float]:
+    """Fit the transforming steps and logistic regression; choose C on the validation cells."""
     y_train = np.asarray(y_train)
     if len(np.unique(y_train)) < 2:
-        raise UserError(
-            "The training cells hold fewer than two cell types: give a file with at least two to tell apart."
-        )
+        raise UserError("The training cells have fewer than two cell types: give a file with at least two.")
     transform = Pipeline(steps)
     z_train = transform.fit_transform(_rows(x_train))
-    # Tight enough that the fit before leaves no trace; and a fit that stops early would be a handicapped baseline.
+    # The tolerance is so small that the result does not depend on the fit before, from which each fit starts. And a fit
+    # that stopped early would be a weaker baseline.
     classifier = LogisticRegression(max_iter=2000, tol=1e-5, random_state=seed, warm_start=True)
 
     if x_val is None or y_val is None or len(np.unique(np.asarray(y_val))) < 2:
@@ -108,20 +109,20 @@ def _tuned(steps: list, x_train, y_train, x_val, y_val, seed: int) -> tuple[Pipe
         classifier.set_params(C=c).fit(z_train, y_train)
         scores = classification_scores(y_val, classifier.predict(z_val))
         score = (scores["accuracy"] + scores["macro_f1"]) / 2
-        if score > best_score:  # on a tie the stronger penalty stays
+        if score > best_score:  # on a tie, keep the stronger penalty
             best, best_score = copy.deepcopy(classifier), score
     return Pipeline([*transform.steps, ("classify", best)]), float(best.C)
 
 
 def self_trained_logistic_regression(x_train, y_train, x_val=None, y_val=None, seed: int = 0, x_all=None):
-    """Logistic regression on the labelled cells, then on all training cells with its predictions as labels.
+    """Fit logistic regression on the labelled cells, then again on all training cells with its predictions as labels.
 
-    Parameters, returns and errors are those of :func:`logistic_regression`.
+    Other parameters, returns and errors are those of :func:`logistic_regression`.
 
     Parameters
     ----------
     x_all : matrix [cells, genes]
-        Training cells with and without a label. The labelled ones count twice: with their label, and as predicted.
+        Training cells with and without a label. Labelled cells enter twice: with their label and with the prediction.
     """
     first, _ = logistic_regression(x_train, y_train, x_val, y_val, seed)
     x, y = sparse.vstack([x_train, x_all], format="csr"), np.concatenate([y_train, first.predict(x_all)])
@@ -129,20 +130,21 @@ def self_trained_logistic_regression(x_train, y_train, x_val=None, y_val=None, s
 
 
 def majority_class(x_train, y_train, x_val=None, y_val=None, seed: int = 0, x_all=None) -> tuple[DummyClassifier, None]:
-    """The most frequent type for every cell."""
+    """Predict the most frequent training type for every cell."""
     return DummyClassifier(strategy="most_frequent").fit(x_train, y_train), None
 
 
 def nearest_neighbours(x_train, y_train, x_val=None, y_val=None, seed: int = 0, x_all=None, n_components: int = 50):
-    """Vote of the nearest training cells on principal components.
+    """Predict the majority type of the nearest training cells on principal components.
 
-    Parameters and errors are those of :func:`pca_logistic_regression`; validation cells choose the number of neighbours
-    (15 without).
+    Parameters and errors are those of :func:`pca_logistic_regression`. The number of neighbours is chosen on validation
+    cells; it is 15 without them.
 
     Returns
     -------
     estimator : Pipeline
     k : int
+        The number of neighbours.
     """
     y_train = np.asarray(y_train)
     pca = _pca(x_train if x_all is None else x_all, n_components, seed)
@@ -158,31 +160,32 @@ def nearest_neighbours(x_train, y_train, x_val=None, y_val=None, seed: int = 0, 
 
 
 def _pca(x, n_components: int, seed: int) -> PCA:
-    """Principal components of the rows of x."""
+    """Fit principal components of the rows of x."""
     if min(x.shape) < 2:
-        raise UserError("The training cells are fewer than two, or have one feature: give a file with more.")
+        raise UserError("There are fewer than two training cells or fewer than two features: give a file with more.")
     n_components = max(1, min(n_components, min(x.shape) - 1))
     return PCA(n_components, svd_solver="arpack", random_state=seed).fit(_rows(x))
 
 
 def ridge_translation(x_train, y_train, x_val, y_val, x_test, seed: int = 0) -> tuple[np.ndarray, np.ndarray, float]:
-    """One modality from 50 principal components of the other, by ridge regression.
+    """Predict one modality from 50 principal components of the other, by ridge regression.
 
     Parameters
     ----------
     x_train, x_val, x_test : measured modality [cells, features]
-    y_train, y_val : the other one [cells, features]; validation cells choose the penalty by squared error
-    seed : of the eigensolver
+    y_train, y_val : predicted modality [cells, features]; the penalty is chosen by squared error on validation cells
+    seed : random seed of the eigensolver
 
     Returns
     -------
-    left [test cells, k], right [k, features], penalty : the prediction is left @ right
+    left, right : arrays [test cells, k] and [k, features], whose product left @ right is the prediction
+    penalty : the chosen one; 100 without validation cells
     """
     pca = _pca(x_train, 50, seed)
     with_one = lambda x: np.hstack([pca.transform(_rows(x)), np.ones((x.shape[0], 1))]).astype(np.float32)
     z = with_one(x_train)
     gram, moments = z.T @ z, _dense(z.T @ _rows(y_train))
-    penalised = np.diag([1.0] * (len(gram) - 1) + [0.0])  # all but the mean
+    penalised = np.diag([1.0] * (len(gram) - 1) + [0.0])  # all weights except the intercept
 
     def weights(alpha: float) -> np.ndarray:
         return np.linalg.solve(gram + alpha * penalised, moments).astype(np.float32)
@@ -192,7 +195,8 @@ def ridge_translation(x_train, y_train, x_val, y_val, x_test, seed: int = 0) -> 
         z_val = with_one(x_val)
         val_gram, val_moments = z_val.T @ z_val, _dense(z_val.T @ _rows(y_val))
 
-        def error(w: np.ndarray) -> float:  # squared, but for a constant
+        # Σ(zw - y)² = Σ(zw)² - 2 Σ(zw · y) + Σy²; the last term is the same for all penalties and is left out.
+        def error(w: np.ndarray) -> float:
             return float(((val_gram @ w) * w).sum(dtype=np.float64) - 2 * (val_moments * w).sum(dtype=np.float64))
 
         alpha = min(ALPHA_GRID, key=lambda alpha: error(weights(alpha)))
@@ -200,9 +204,10 @@ def ridge_translation(x_train, y_train, x_val, y_val, x_test, seed: int = 0) -> 
 
 
 def neighbour_translation(x_train, y_train, x_val, y_val, x_test, seed: int = 0):
-    """Mean of the other modality over the nearest training cells on principal components of the measured one.
+    """Predict one modality as its mean over the nearest training cells on principal components of the other.
 
-    As :func:`ridge_translation`, with the number of neighbours in the penalty's place; `right` is sparse.
+    Parameters and returns are those of :func:`ridge_translation`, with the number of neighbours in place of the
+    penalty; `left` and `right` are sparse.
     """
     pca = _pca(x_train, 50, seed)
     index = NearestNeighbors().fit(pca.transform(_rows(x_train)))
@@ -211,9 +216,9 @@ def neighbour_translation(x_train, y_train, x_val, y_val, x_test, seed: int = 0)
     def weights(x, k: int) -> sparse.csr_matrix:
         return index.kneighbors_graph(pca.transform(_rows(x)), k).astype(np.float32) / k
 
-    def error(k: int) -> float:  # squared, but for a constant
+    def error(k: int) -> float:  # squared error without its constant term, as in ridge_translation
         near, truth, total = weights(x_val, k), sparse.csr_matrix(y_val), 0.0
-        for start in range(0, near.shape[0], 64):  # means over many cells are hardly sparse
+        for start in range(0, near.shape[0], 64):  # in blocks, since a mean over many cells is nearly dense
             mean, part = near[start : start + 64] @ right, truth[start : start + 64]
             total += (mean.data**2).sum(dtype=np.float64) - 2 * mean.multiply(part).sum(dtype=np.float64)
         return total
@@ -224,10 +229,12 @@ def neighbour_translation(x_train, y_train, x_val, y_val, x_test, seed: int = 0)
 
 
 def _dense(matrix) -> np.ndarray:
+    """Return a matrix as a dense float64 array."""
     return np.asarray(matrix.todense() if sparse.issparse(matrix) else matrix, dtype=np.float64)
 
 
 def _rows(matrix):
+    """Return a sparse matrix as CSR, anything else as an array: both can be indexed by rows."""
     return matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix)
 
 
@@ -238,4 +245,4 @@ TYPE_BASELINES = {
     "PCA + logistic regression": pca_logistic_regression,
 }
 FEW_LABEL_BASELINES = {"logistic regression, self-trained": self_trained_logistic_regression}
-"""Where there are training cells without a label."""
+"""Further baselines, for data in which some training cells have no label."""

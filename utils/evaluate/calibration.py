@@ -1,4 +1,7 @@
-"""Do the probabilities mean what they say? Temperature scaling and the expected calibration error."""
+"""Calibrate predicted probabilities by temperature scaling, and measure their calibration error.
+
+Probabilities are calibrated if, for example, of all cells labelled with a confidence of 0.8, 80 % are labelled right.
+"""
 
 from dataclasses import dataclass
 
@@ -6,25 +9,27 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-# Below so many cells a temperature would be noise.
 MIN_CELLS = 10
+"""With fewer validation cells no temperature is fitted: it would be noise."""
 ENOUGH_CELLS = 100
-"""Validation cells from which confidence is called calibrated: the standard error of an accuracy is then below 5 %."""
+"""With at least this many validation cells, confidence counts as calibrated: the standard error of an accuracy is then
+at most 5 percentage points."""
 ENOUGH_PER_TYPE = 5
-"""The same for a single type: with fewer cells nothing is known about its own confidence."""
-# Without bounds, a validation set without mistakes would drive the temperature to zero, and every probability to one.
+"""With fewer validation cells of a type, nothing is known about the confidence for that type."""
 TEMPERATURE_RANGE = (0.1, 10.0)
+"""Limits of the temperature. Without them, validation cells without a mistake would drive it to 0, and all
+probabilities to 0 or 1."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a temperature was fitted on, and hence what the confidence is worth.
+    """The validation cells on which a temperature was fitted; they decide how far the confidence can be trusted.
 
     Attributes
     ----------
-    n_cells : labelled validation cells
-    n_types : cell types of the model
-    few : types with fewer than `ENOUGH_PER_TYPE` of these cells
+    n_cells : number of labelled validation cells
+    n_types : number of cell types of the model
+    few : names of the types with fewer than `ENOUGH_PER_TYPE` of these cells
     """
 
     n_cells: int
@@ -33,7 +38,7 @@ class Calibration:
 
     @classmethod
     def of(cls, labels: np.ndarray, classes: list[str]) -> "Calibration":
-        """From the class numbers [cells] of the validation cells."""
+        """Make a Calibration from the class numbers of the validation cells [cells] and the names of the classes."""
         sizes = np.bincount(labels, minlength=len(classes))
         few = tuple(name for name, size in zip(classes, sizes, strict=True) if size < ENOUGH_PER_TYPE)
         return cls(len(labels), len(classes), few)
@@ -60,27 +65,28 @@ class Calibration:
 
 
 def fit_temperature(logits, labels) -> float:
-    """Temperature T for which softmax(logits / T) fits the labels best (Guo et al., ICML 2017, section 4.2).
+    """Return the temperature T for which softmax(logits / T) fits the labels best.
 
-    One number for all classes: the ranking of classes, and so every prediction, stays as it is.
+    Temperature scaling is described by Guo et al., ICML 2017, section 4.2. One temperature serves all classes, so the
+    order of the classes does not change, and neither does any prediction.
 
     Parameters
     ----------
     logits : array-like of float [cells, classes]
-        Of held-out cells; training cells, which the model has learned, would give too low a temperature.
+        Logits of held-out cells; on training cells, the model is too confident and the temperature would be too low.
     labels : array-like of int [cells]
         Class indices, 0…classes-1.
 
     Returns
     -------
     float
-        Between 0.1 and 10; greater than 1 where the model was over-confident. 1.0 for fewer than `MIN_CELLS` cells, and
-        never below 1 for fewer than `ENOUGH_CELLS`: so few cells are no reason to trust the model more.
+        Between 0.1 and 10; greater than 1 if the model was over-confident. With fewer than `MIN_CELLS` cells it is 1;
+        with fewer than `ENOUGH_CELLS` it is at least 1, since so few cells cannot justify more confidence.
 
     Raises
     ------
     ValueError
-        Shapes differ, a logit is not finite, or a label is no class index.
+        Shapes do not match, a logit is not finite, or a label is not a class index.
     """
     logits, labels = _checked(logits, labels)
     if len(labels) < MIN_CELLS:
@@ -91,16 +97,16 @@ def fit_temperature(logits, labels) -> float:
         scale = np.exp(-log_temperature)
         return float(np.mean(logsumexp(logits * scale, axis=1) - at_label * scale))
 
-    # The log makes halving and doubling equal steps.
-    found = minimize_scalar(negative_log_likelihood, bounds=np.log(TEMPERATURE_RANGE), method="bounded")
-    temperature = float(np.exp(found.x))
+    # In the logarithm, halving and doubling the temperature are steps of equal size.
+    best = minimize_scalar(negative_log_likelihood, bounds=np.log(TEMPERATURE_RANGE), method="bounded")
+    temperature = float(np.exp(best.x))
     return temperature if len(labels) >= ENOUGH_CELLS else max(temperature, 1.0)
 
 
 def expected_calibration_error(prob, labels, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy (Naeini et al., AAAI 2015; Guo et al., ICML 2017, equation 3).
+    """Return the mean gap between confidence and accuracy (Naeini et al., AAAI 2015; Guo et al., ICML 2017, eq. 3).
 
-    Cells are put into equal-width bins of their largest probability; the gaps are weighted by the cells in a bin.
+    Cells are grouped by their largest probability into bins of equal width. The gap of a bin is weighted by its cells.
 
     Parameters
     ----------
@@ -109,16 +115,17 @@ def expected_calibration_error(prob, labels, bins: int = 15) -> float:
     labels : array-like of int [cells]
         Class indices, 0…classes-1.
     bins : int
+        Number of bins.
 
     Returns
     -------
     float
-        0 (calibrated) … 1.
+        From 0 (calibrated) to 1.
 
     Raises
     ------
     ValueError
-        No cells, shapes differ, a probability is not finite, or a label is no class index.
+        There are no cells, shapes do not match, a probability is not finite, or a label is not a class index.
     """
     prob, labels = _checked(prob, labels)
     if len(labels) == 0:
@@ -131,6 +138,7 @@ def expected_calibration_error(prob, labels, bins: int = 15) -> float:
 
 
 def _checked(values, labels) -> tuple[np.ndarray, np.ndarray]:
+    """Return values [cells, classes] and class indices [cells] as arrays, after checking them."""
     values, labels = np.asarray(values, dtype=np.float64), np.asarray(labels)
     if values.ndim != 2 or labels.shape != values.shape[:1]:
         raise ValueError(f"values {values.shape} and labels {labels.shape} do not match: want [n, classes] and [n]")

@@ -1,11 +1,14 @@
-"""Scores of a cell embedding: do cells of a type lie together, do batches mix? As scib defines them (Luecken 2022)."""
+"""Score a cell embedding: whether cells of a type lie together and whether batches mix.
+
+The scores are defined as in scib (Luecken et al., Nature Methods 2022).
+"""
 
 import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_samples
 
 MAX_CELLS = 5_000
-"""Silhouettes compare all cells with all: of more, so many are drawn."""
+"""Larger embeddings are subsampled to this many cells, since silhouettes compare every cell with every other."""
 
 
 def embedding_scores(embedding: np.ndarray, labels, batches=None, seed: int = 0) -> dict[str, float]:
@@ -15,15 +18,17 @@ def embedding_scores(embedding: np.ndarray, labels, batches=None, seed: int = 0)
     ----------
     embedding : [cells, D]
     labels : cell types [cells]
-    batches : [cells] or None
-    seed : of k-means and of the draw
+    batches : batches [cells], or None
+    seed : random seed of k-means and of the subsample
 
     Returns
     -------
     dict
-        `ari`, `nmi`: agreement of types with k-means clusters, as many as there are types; `silhouette` of types, and
-        `batch_mixing`, 1 - |silhouette of batches| within a type, mean over types of at least ten cells in two batches;
-        the last two 0 … 1. NaN where there are too few cells, types or batches.
+        `ari` and `nmi` : agreement of the types with k-means clusters, of which there are as many as types
+        `silhouette` : mean silhouette of the types, scaled to 0…1
+        `batch_mixing` : 1 - |silhouette of batches| (0…1) within a type, mean over the types that have at least ten
+        cells and two batches
+        A score is NaN if there are too few cells, types or batches.
     """
     labels = np.asarray(labels).astype(str)
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Scores of predicted cell types and of predicted chromatin accessibility."""
+"""Score predicted cell types and predicted chromatin accessibility."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,8 @@ from scipy import sparse
 
 from utils.errors import UserError
 
-# A block of dense scores holds at most this many values (64 MB in float32), whatever the size of the data.
 BLOCK_VALUES = 16_000_000
+"""Dense scores are computed in blocks of at most this many values (64 MB in float32), however large the data."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -18,15 +18,15 @@ BLOCK_VALUES = 16_000_000
 
 
 def _labels(true, predicted) -> tuple[np.ndarray, np.ndarray]:
-    """Both label lists as string arrays [cells], checked."""
+    """Check both lists of labels and return them as string arrays [cells]."""
     true, predicted = pd.Series(np.asarray(true)), pd.Series(np.asarray(predicted))
     if len(true) != len(predicted):
         raise ValueError(f"{len(true)} true labels but {len(predicted)} predicted ones")
     if len(true) == 0:
-        raise UserError("There are no labelled cells to score: give a file whose cells carry cell types.")
+        raise UserError("There are no labelled cells to score: give a file whose cells have cell types.")
     if true.isna().any() or predicted.isna().any():
         missing = int((true.isna() | predicted.isna()).sum())
-        raise UserError(f"{missing} of {len(true)} cells have no label: leave them out before scoring.")
+        raise UserError(f"{missing} of {len(true)} cells have no label: remove them before scoring.")
     return true.astype(str).to_numpy(), predicted.astype(str).to_numpy()
 
 
@@ -42,12 +42,12 @@ def confusion_counts(true, predicted) -> tuple[np.ndarray, np.ndarray]:
     counts : ndarray of int [classes, classes]
         Rows are true classes, columns predicted ones.
     classes : ndarray of str [classes]
-        Every class that occurs in either list, sorted.
+        All classes in either list, sorted.
 
     Raises
     ------
     UserError
-        No cells, or a cell without a label.
+        There are no cells, or a cell has no label.
     ValueError
         The lists differ in length.
     """
@@ -59,22 +59,33 @@ def confusion_counts(true, predicted) -> tuple[np.ndarray, np.ndarray]:
 
 
 def scores_of_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """What `classification_scores` gives, from counts [..., true classes, predicted classes], for each of `...`."""
-    hit, size, called = counts.diagonal(axis1=-2, axis2=-1), counts.sum(axis=-1), counts.sum(axis=-2)
-    n_present = (size > 0).sum(axis=-1)  # a class without true cells has no hits: it adds 0 below
+    """Return the scores of `classification_scores` for each confusion matrix.
+
+    Parameters
+    ----------
+    counts : ndarray of int [..., true classes, predicted classes]
+
+    Returns
+    -------
+    dict of ndarray [...]
+    """
+    n_correct = counts.diagonal(axis1=-2, axis2=-1)  # [..., classes], as the next two
+    n_true, n_predicted = counts.sum(axis=-1), counts.sum(axis=-2)
+    n_present = (n_true > 0).sum(axis=-1)  # classes without true cells add 0 to the sums below
     return {
-        "accuracy": hit.sum(axis=-1) / size.sum(axis=-1),
-        "balanced_accuracy": (hit / np.maximum(size, 1)).sum(axis=-1) / n_present,
-        "macro_f1": (2 * hit / np.maximum(size + called, 1)).sum(axis=-1) / n_present,
-        "n_cells": size.sum(axis=-1),
+        "accuracy": n_correct.sum(axis=-1) / n_true.sum(axis=-1),
+        "balanced_accuracy": (n_correct / np.maximum(n_true, 1)).sum(axis=-1) / n_present,
+        "macro_f1": (2 * n_correct / np.maximum(n_true + n_predicted, 1)).sum(axis=-1) / n_present,
+        "n_cells": n_true.sum(axis=-1),
     }
 
 
 def classification_scores(true, predicted) -> dict[str, float]:
     """Score predicted cell types.
 
-    Means over classes run over the classes present in `true`. A class that is only ever predicted costs recall where
-    its cells belong; counted as a class of its own it would add a zero that has nothing to do with these cells.
+    Means over classes are taken over the classes in `true`. A class that is only predicted already lowers the recall
+    of the classes to which its cells belong. Counted as a class of its own, it would add a zero that says nothing about
+    these cells.
 
     Parameters
     ----------
@@ -88,7 +99,7 @@ def classification_scores(true, predicted) -> dict[str, float]:
     Raises
     ------
     UserError
-        No cells, or a cell without a label.
+        There are no cells, or a cell has no label.
     ValueError
         The lists differ in length.
     """
@@ -97,7 +108,7 @@ def classification_scores(true, predicted) -> dict[str, float]:
 
 
 def per_class_table(true, predicted) -> pd.DataFrame:
-    """Precision, recall, F1 and support (true cells) of each class, largest class first.
+    """Return the precision, recall, F1 and support (number of true cells) of each class, largest class first.
 
     Parameters
     ----------
@@ -108,7 +119,9 @@ def per_class_table(true, predicted) -> pd.DataFrame:
     DataFrame [classes, 4]
         Indexed by class; classes that are only predicted come last, with support 0.
     """
-    from sklearn.metrics import precision_recall_fscore_support  # slow to import; training runs can do without
+    from sklearn.metrics import (
+        precision_recall_fscore_support,
+    )  # here, because it is slow to import and training does not need it
 
     true, predicted = _labels(true, predicted)
     classes = np.union1d(true, predicted)
@@ -126,10 +139,10 @@ def bootstrap_interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a score, over cells (Efron & Tibshirani 1993, chapter 13).
+    """Return the percentile bootstrap interval of a score over cells (Efron & Tibshirani 1993, chapter 13).
 
-    Cells are drawn with replacement within each true class. Drawn from all cells, a class of three cells would be
-    missing from many resamples, and a mean over classes would rise whenever a hard class is missing.
+    Cells are drawn with replacement within each true class. If they were drawn from all cells, a class of three cells
+    would be missing from many resamples, and the mean over classes would rise whenever a hard class is missing.
 
     Parameters
     ----------
@@ -145,8 +158,8 @@ def bootstrap_interval(
     Returns
     -------
     low, high : float
-        The interval says how much the choice of test cells matters; it does not cover variation between donors,
-        experimental batches or training runs.
+        The interval covers the choice of test cells. It does not cover variation between donors, experimental batches
+        or training runs.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, not {level}")
@@ -157,11 +170,12 @@ def bootstrap_interval(
         draws = (np.concatenate([rng.choice(rows, len(rows)) for rows in members]) for _ in range(n))
         values = [score(true[rows], predicted[rows]) for rows in draws]
     else:
-        # Drawing a class's cells with replacement is drawing its row of counts from a multinomial: less work.
+        # Drawing a class's cells with replacement is the same as drawing its row of counts from a multinomial, which is
+        # less work.
         counts, _ = confusion_counts(true, predicted)
         sizes = counts.sum(axis=1)
         shares = counts / np.maximum(sizes, 1)[:, None]
-        shares[sizes == 0, 0] = 1  # a class that is only predicted: no cells to draw, from any distribution
+        shares[sizes == 0, 0] = 1  # only predicted, 0 cells to draw: any distribution will do
         values = [scores_of_counts(rng.multinomial(sizes, shares))[score] for _ in range(n)]
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -175,7 +189,7 @@ Scores = np.ndarray | Callable[[int, int], np.ndarray]
 
 
 def _binary(accessibility, layout: type) -> sparse.sparray:
-    """The open entries as a canonical sparse array in the given layout; the caller's matrix stays as it is."""
+    """Return the open entries as a canonical sparse array of the given layout, without changing the caller's matrix."""
     matrix = layout(accessibility)
     if not matrix.has_canonical_format or not matrix.data.all():
         matrix = matrix.copy()
@@ -185,15 +199,26 @@ def _binary(accessibility, layout: type) -> sparse.sparray:
 
 
 def _ranking_by_line(positives, n_values: int, block: Callable[[int, int], np.ndarray], minimum: int) -> np.ndarray:
-    """AUROC and average precision of each line (peak or cell) of a compressed sparse array: [lines, 2].
+    """Return the AUROC and the average precision of each line (peak or cell) of a compressed sparse array.
 
-    `block(start, stop)` gives the scores of these lines, [stop - start, n_values]. With x running over the n₁ positive
-    scores of a line and n₀ the number of negatives, ties counting one half (Mann & Whitney 1947),
+    A line has n₁ positive and n₀ negative scores. With ties counting one half (Mann & Whitney 1947), and the sum over
+    the positive scores x,
 
-        AUROC = (Σₓ (#{scores < x} + #{scores ≤ x}) / 2 - n₁² / 2) / (n₁ n₀),
+        AUROC = (Σₓ (#{scores < x} + #{scores ≤ x}) / 2 - n₁² / 2) / (n₁ n₀).
 
-    so one sort per line and two binary searches per *positive* suffice. Average precision is the mean over positives
-    of the precision among all that score at least as high.
+    This takes one sort per line and two binary searches per positive score, of which there are few. Average precision
+    is the mean over positives of the precision among all values that score at least as high.
+
+    Parameters
+    ----------
+    positives : compressed sparse array of open entries, one line per peak or cell
+    n_values : length of a line
+    block : (start, stop) → scores of these lines [stop - start, n_values]
+    minimum : lines with fewer open or fewer closed entries get NaN
+
+    Returns
+    -------
+    ndarray [lines, 2]
     """
     n_lines = len(positives.indptr) - 1
     n_open = np.diff(positives.indptr).astype(np.int64)
@@ -214,10 +239,10 @@ def _ranking_by_line(positives, n_values: int, block: Callable[[int, int], np.nd
         for line in lines:
             ordered = np.sort(values[line])
             if np.isnan(ordered[-1]):
-                raise ValueError(f"scores of line {start + line} hold NaN")
+                raise ValueError(f"scores of line {start + line} contain NaN")
             i = start + line
             x = values[line, positives.indices[positives.indptr[i] : positives.indptr[i + 1]]]
-            x.sort()  # ordered look-ups walk the array once
+            x.sort()  # binary searches in ascending order are faster
             lower = np.searchsorted(ordered, x, "left")
             below = lower.sum() + np.searchsorted(ordered, x, "right").sum()
             result[i, 0] = (below / 2 - n_open[i] ** 2 / 2) / (n_open[i] * n_closed[i])
@@ -226,18 +251,18 @@ def _ranking_by_line(positives, n_values: int, block: Callable[[int, int], np.nd
 
 
 def feature_auroc(accessibility, scores: Scores, min_open: int = 1) -> np.ndarray:
-    """AUROC of each peak: how well its scores separate cells where it is open from cells where it is closed.
+    """Return the AUROC of each peak: how well its scores separate cells where it is open from cells where it is closed.
 
-    Scores that are the same in every cell give 0.5, so this measure asks for differences between cells.
+    Scores that are the same in all cells give 0.5, so this measures whether differences between cells are predicted.
 
     Parameters
     ----------
     accessibility : sparse or dense matrix [cells, peaks]
         Open where not zero. Compressed sparse columns (CSC) save a conversion.
     scores : ndarray [cells, peaks], or a function (start, stop) → ndarray [cells, stop - start]
-        The function gives the scores of the peaks start…stop-1; it is called once per block, so memory stays bounded.
+        The function returns the scores of the peaks start…stop-1. It is called once per block, which limits memory.
     min_open : int
-        A peak must be open in at least so many cells, and closed in at least so many.
+        A peak must be open in at least this many cells, and closed in at least this many.
 
     Returns
     -------
@@ -247,36 +272,38 @@ def feature_auroc(accessibility, scores: Scores, min_open: int = 1) -> np.ndarra
     Raises
     ------
     ValueError
-        Shapes differ, or a score is NaN.
+        Shapes do not match, or a score is NaN.
     """
     return _peak_ranking(accessibility, scores, min_open)[:, 0]
 
 
 def _peak_ranking(accessibility, scores: Scores, min_open: int) -> np.ndarray:
-    """AUROC and average precision [peaks, 2]."""
+    """Return the AUROC and average precision of each peak [peaks, 2]."""
     positives = _binary(accessibility, sparse.csc_array)
     block = _blocks(scores, positives.shape, by_peak=True)
 
     def peaks_as_rows(start: int, stop: int) -> np.ndarray:
-        return np.ascontiguousarray(np.transpose(block(start, stop)))  # sorting strided columns is several times slower
+        return np.ascontiguousarray(
+            np.transpose(block(start, stop))
+        )  # sorting strided columns takes several times as long
 
     return _ranking_by_line(positives, positives.shape[0], peaks_as_rows, min_open)
 
 
 def cell_auroc(accessibility, scores: Scores, min_open: int = 1) -> np.ndarray:
-    """AUROC of each cell: how well its scores separate its open peaks from its closed ones.
+    """Return the AUROC of each cell: how well its scores separate its open peaks from its closed ones.
 
-    Most of this is peaks that are open more often than others in every cell: a constant, each peak's mean
-    accessibility, scores high. Read it beside that baseline and beside :func:`feature_auroc`.
+    Some peaks are open more often than others in all cells. Scores that are the same for every cell, namely the mean
+    accessibility of each peak, therefore reach a high AUROC. Compare with that baseline and with :func:`feature_auroc`.
 
     Parameters
     ----------
     accessibility : sparse or dense matrix [cells, peaks]
         Open where not zero.
     scores : ndarray [cells, peaks], or a function (start, stop) → ndarray [stop - start, peaks]
-        The function gives the scores of the cells start…stop-1.
+        The function returns the scores of the cells start…stop-1.
     min_open : int
-        A cell must have at least so many open peaks, and so many closed ones.
+        A cell must have at least this many open peaks, and at least this many closed ones.
 
     Returns
     -------
@@ -286,20 +313,20 @@ def cell_auroc(accessibility, scores: Scores, min_open: int = 1) -> np.ndarray:
     Raises
     ------
     ValueError
-        Shapes differ, or a score is NaN.
+        Shapes do not match, or a score is NaN.
     """
     return _cell_ranking(accessibility, scores, min_open)[:, 0]
 
 
 def _cell_ranking(accessibility, scores: Scores, min_open: int) -> np.ndarray:
-    """AUROC and average precision [cells, 2]."""
+    """Return the AUROC and average precision of each cell [cells, 2]."""
     positives = _binary(accessibility, sparse.csr_array)
     block = _blocks(scores, positives.shape, by_peak=False)
     return _ranking_by_line(positives, positives.shape[1], block, min_open)
 
 
 def _blocks(scores: Scores, shape: tuple[int, int], by_peak: bool) -> Callable[[int, int], np.ndarray]:
-    """The scores as a function of a range of peaks or cells, whichever way they were given."""
+    """Return scores, given as an array or as a function, as a function (start, stop) of peaks or cells."""
     if callable(scores):
         return scores
     if np.shape(scores) != shape:
@@ -319,16 +346,17 @@ def translation_scores(
     scores : ndarray [cells, peaks], or a function of peaks as in :func:`feature_auroc`
         Probabilities or logits: only their order matters.
     min_open : int
-        Peaks count when open in at least so many cells and closed in at least so many.
+        Only peaks count that are open in at least this many cells and closed in at least this many.
     cell_scores : function of cells as in :func:`cell_auroc`, optional
-        Needed when `scores` is a function.
+        Required if `scores` is a function.
 
     Returns
     -------
     dict
-        `peak_auroc` and `peak_ap` (average precision), means over these peaks; `cell_auroc` and `cell_ap`, means over
-        cells with any open peak (all peaks count); `n_peaks`, `n_cells`: how many peaks and cells entered. A mean over
-        nothing is NaN.
+        `peak_auroc` and `peak_ap` : AUROC and average precision, averaged over these peaks
+        `cell_auroc` and `cell_ap` : the same for cells, averaged over cells with any open peak; all peaks count
+        `n_peaks` and `n_cells` : numbers of peaks and cells in these means
+        A mean over nothing is NaN.
     """
     if callable(scores) and cell_scores is None:
         raise ValueError("scores is a function of peaks: give cell_scores, a function of cells, too")
@@ -345,5 +373,6 @@ def translation_scores(
 
 
 def _mean(values: np.ndarray) -> float:
+    """Return the mean of the finite values; NaN if there is none."""
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else float("nan")

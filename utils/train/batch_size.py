@@ -1,10 +1,10 @@
-"""Which minibatch fits into memory and is fastest, measured by a few steps."""
+"""Choose the batch size for --batch_size auto: measure which sizes fit into memory and which is fastest."""
 
 import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +15,25 @@ from models.objectives import Objective
 from utils.cells.minibatches import CellDataset, MicroBatch
 from utils.errors import UserError
 from utils.memory import forget_peak_memory, peak_memory
-from utils.train.config import BatchSize
+from utils.train.config import TrainConfig
 from utils.train.distributed import Runtime
 
 SHARE = 0.8
-"""Of the memory that is free, to be planned with."""
+"""Share of the free memory that training may use."""
 GAIN = 0.97
-"""Stop when a larger minibatch saves less than 3 % of the time per cell."""
+"""Stop measuring when a larger minibatch saves less than 3 % of the time per cell."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """Forward and backward pass of `cells` cells: seconds, and the peak of the process's (or GPU's) memory in bytes,
-    with Adam's moments."""
+    """Measurement of one forward and backward pass.
+
+    Attributes
+    ----------
+    cells : cells in the minibatch
+    seconds : wall-clock time
+    peak : peak memory of the process (or of the GPU) in bytes, plus the size of Adam's moments
+    """
 
     cells: int
     seconds: float
@@ -39,18 +45,20 @@ class Step:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that this process may come to use in all, when processes of one machine share what is free."""
+    """Return the bytes that this process may use in total; the processes on one machine share the free memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    with suppress(OSError, ValueError, KeyError):  # a container's limit; "max" is none
+    with suppress(OSError, ValueError, KeyError):  # the limit of a container; without one, the file says "max"
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         counted = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free = min(free, limit - used + int(counted["inactive_file"]))  # files read lately give way
+        free = min(
+            free, limit - used + int(counted["inactive_file"])
+        )  # cached files do not count: the system drops them
     forget_peak_memory()
     resident = peak_memory()
     return free / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + resident
@@ -64,14 +72,22 @@ def measure_steps(
     precision: str = "fp32",
     memory: float | None = None,
 ) -> list[Step]:
-    """Passes of growing minibatches, as long as they fit and larger ones are faster; weights stay what they are.
+    """Measure passes of growing minibatches, until one does not fit or a larger one is no longer faster.
+
+    Weights do not change.
 
     Parameters
     ----------
     objective : on `device`
     make_batch : number of cells → minibatch
     sizes : numbers of cells to try, increasing
-    memory : bytes to stay below; by default a share of what is free
+    device : where to compute
+    precision : fp32 or bf16
+    memory : limit in bytes; by default the share `SHARE` of the free memory
+
+    Returns
+    -------
+    One measurement per size that was tried; the last one may exceed `memory`
     """
     memory = SHARE * free_memory(device) if memory is None else memory
     moments = 2 * sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
@@ -106,7 +122,7 @@ def measure_steps(
 
 
 def largest_fit(steps: list[Step], memory: float) -> int:
-    """The largest minibatch within `memory` bytes, when every cell takes what it took between the last two steps."""
+    """Return how many cells fit into `memory` bytes, extrapolated linearly from the last two measurements."""
     if len(steps) < 2:
         return steps[0].cells if steps and steps[0].peak <= memory else 0
     first, last = steps[-2:]
@@ -114,26 +130,29 @@ def largest_fit(steps: list[Step], memory: float) -> int:
     return max(int(last.cells + (memory - last.peak) // per_cell), 0)
 
 
-def choose_batch_size(objective: Objective, train: CellDataset, config, runtime: Runtime):
-    """Cut the cells of an optimiser step, --grad_acc times the stage's usual minibatch, into the best micro-batches.
+def choose_batch_size(objective: Objective, train: CellDataset, config: TrainConfig, runtime: Runtime) -> TrainConfig:
+    """Split the cells of an optimiser step into the fastest micro-batches that fit into memory.
 
-    The longest training cells are measured. What is learned does not depend on the cut, but for rounding.
+    A step has --grad_acc times the default batch size of the stage or preset. How it is split does not change the
+    result, except for rounding. The longest training cells are measured, as they need the most memory.
 
     Parameters
     ----------
     objective : on its device
-    config : TrainConfig with --batch_size auto
+    train : training cells
+    config : settings with batch_size None (--batch_size auto)
+    runtime : this process
 
     Returns
     -------
-    The same with batch_size and grad_acc
+    The settings with batch_size and grad_acc set
 
     Raises
     ------
     UserError
-        If not even one cell fits.
+        If not even one cell fits into memory.
     """
-    usual = next(field.default for field in fields(config) if field.name == "batch_size")
+    usual = type(config).batch_size  # the class's default is that of the stage or preset, see cli.with_defaults
     cells = usual * config.grad_acc
     longest = np.argsort(train.lengths, kind="stable")[::-1]
 
@@ -145,11 +164,11 @@ def choose_batch_size(objective: Objective, train: CellDataset, config, runtime:
     steps = measure_steps(objective, make_batch, sizes, runtime.device, config.precision, memory)
     steps = [step for step in steps if step.peak <= memory]
     size = min(steps, key=lambda step: step.seconds_per_cell).cells if steps else 0
-    size = min(runtime.gather(size))  # all processes cut alike
+    size = min(runtime.gather(size))  # the processes must agree; the smallest choice fits everywhere
     if not size:
         raise UserError(
             "--batch_size auto: not even one cell fits into memory; use --tokens expressed, --precision bf16, or a "
             "smaller --dim or --depth"
         )
     runtime.say(f"--batch_size auto: {size} cells at a time, {cells // size} times per step and process")
-    return replace(config, batch_size=BatchSize(size), grad_acc=cells // size)
+    return replace(config, batch_size=size, grad_acc=cells // size)

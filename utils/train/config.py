@@ -1,4 +1,7 @@
-"""How to train and how to run a trained model: settings that all stages share, known before torch is imported."""
+"""Settings of training and of inference that all scripts share.
+
+This module does not import torch, so that --help and mistaken flags are answered at once.
+"""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,66 +10,75 @@ from utils.cli import check_numbers
 from utils.errors import UserError
 
 
-class BatchSize(int):
-    """Cells per forward pass: a number, or `auto`, which is 0."""
+def number_or_auto(text: str) -> int | None:
+    """Return the value of `--batch_size` as a number, or None for `auto`.
 
-    def __new__(cls, value: int | str):
-        if value == "auto":
-            return int.__new__(cls, 0)
-        number = int.__new__(cls, value)
-        if isinstance(value, str) and number < 1:
-            raise UserError(f"--batch_size {value} must be at least 1, or auto")
-        return number
+    It stands as a field's type below, because `transformers.HfArgumentParser` calls a field's type on the flag's text;
+    an ordinary `int | None` would not accept the word `auto`.
+    """
+    return None if text == "auto" else int(text)
 
 
 @dataclass
 class TrainConfig:
-    """How to train; common to all stages. Defaults are the published values where there are any."""
+    """Training settings of all stages. Defaults are the published values where the paper gives one."""
 
     epochs: int = field(default=100, metadata={"help": "passes over the training cells"})
-    batch_size: BatchSize = field(
-        default=BatchSize(3),
-        metadata={"help": "cells per forward pass and process; auto cuts a step into as many as fit and are fastest"},
+    batch_size: number_or_auto = field(
+        default=3,
+        metadata={
+            "help": "cells per forward pass and process; auto measures which size fits into memory and is fastest"
+        },
     )
     grad_acc: int = field(default=1, metadata={"help": "forward passes per optimiser step"})
     learning_rate: float = field(default=1e-4, metadata={"help": "peak learning rate of AdamW"})
     weight_decay: float = field(
-        default=0.0, metadata={"help": "decoupled weight decay of matrices; 0 makes it Adam, as published"}
+        default=0.0,
+        metadata={"help": "decoupled weight decay of weight matrices; 0, as published, makes AdamW plain Adam"},
     )
     adam_epsilon: float = field(
         default=1e-8,
         metadata={
-            "help": "added to the root of Adam's second moment; 1e-6 damps weights with rare gradients, of peaks"
+            "help": "epsilon of Adam; 1e-6 slows down weights with rare gradients, such as those of rarely open peaks"
         },
     )
     warmup_epochs: float = field(default=5, metadata={"help": "epochs of linear warm-up"})
     cycle_epochs: float = field(
-        default=15, metadata={"help": "epochs of the first cosine cycle; each next one doubles"}
+        default=15, metadata={"help": "epochs of the first cosine cycle; each cycle is twice as long as the one before"}
     )
-    clip_norm: float = field(default=1.0, metadata={"help": "largest norm of the gradient; 0 for no clipping"})
+    clip_norm: float = field(
+        default=1.0, metadata={"help": "gradients with a larger norm are scaled down to it; 0 turns clipping off"}
+    )
     patience: int = field(
-        default=10, metadata={"help": "epochs without a better validation loss before it stops; 0: never"}
+        default=10,
+        metadata={"help": "stop after this many epochs without a lower validation loss; 0 turns early stopping off"},
     )
     keep: Literal["best", "last"] = field(
         default="best",
-        metadata={"help": "which epoch's model is kept: the one of the lowest validation loss, or the last"},
+        metadata={"help": "which epoch's model to save: best is the one with the lowest validation loss"},
     )
     val_every: int = field(
-        default=1, metadata={"help": "epochs between validations, at which the model is kept; more for tiny epochs"}
+        default=1, metadata={"help": "epochs between validations; a model is saved only at a validation"}
     )
-    max_steps: int = field(default=0, metadata={"help": "stop after this many optimiser steps; 0 for no such limit"})
-    seed: int = field(default=0, metadata={"help": "of weights, order, masks and dropout"})
-    precision: Literal["fp32", "bf16"] = field(default="fp32", metadata={"help": "bf16 computes under autocast"})
+    max_steps: int = field(default=0, metadata={"help": "stop after this many optimiser steps; 0 turns this limit off"})
+    seed: int = field(default=0, metadata={"help": "random seed of initial weights, order of cells, masks and dropout"})
+    precision: Literal["fp32", "bf16"] = field(
+        default="fp32", metadata={"help": "floating-point precision; bf16 uses autocast to bfloat16"}
+    )
     device: Literal["auto", "cpu", "cuda"] = field(
-        default="auto", metadata={"help": "auto takes a GPU when there is one"}
+        default="auto", metadata={"help": "where to compute; auto uses a GPU if there is one"}
     )
     save_steps: int = field(default=500, metadata={"help": "optimiser steps between saves of the training state"})
-    resume: bool = field(default=False, metadata={"help": "go on from the training state left by an earlier run"})
-    overwrite: bool = field(default=False, metadata={"help": "replace a model of the same name"})
+    resume: bool = field(default=False, metadata={"help": "continue an interrupted run from its saved training state"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "replace a model of the same name, and its training state"}
+    )
 
     def __post_init__(self):
         check_numbers(self, "epochs", "grad_acc", "save_steps", "val_every", least=1)
-        check_numbers(self, "batch_size", "patience", "max_steps", "seed", "learning_rate", "weight_decay")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"--batch_size {self.batch_size} must be at least 1, or auto")
+        check_numbers(self, "patience", "max_steps", "seed", "learning_rate", "weight_decay")
         check_numbers(self, "warmup_epochs")
         check_numbers(self, "adam_epsilon", least=1e-12)
         check_numbers(self, "cycle_epochs", least=1e-3)
@@ -74,13 +86,20 @@ class TrainConfig:
 
 @dataclass
 class InferConfig:
-    """How to run a trained model."""
+    """Settings of inference."""
 
-    batch_size: int = field(default=64, metadata={"help": "cells per forward pass and process; 1 computes each twice"})
-    device: Literal["auto", "cpu", "cuda"] = field(
-        default="auto", metadata={"help": "auto takes a GPU when there is one"}
+    batch_size: int = field(
+        default=64,
+        metadata={
+            "help": "cells per forward pass and process; use 2 or more, since with 1 each cell is computed twice"
+        },
     )
-    precision: Literal["fp32", "bf16"] = field(default="fp32", metadata={"help": "bf16 computes under autocast"})
+    device: Literal["auto", "cpu", "cuda"] = field(
+        default="auto", metadata={"help": "where to compute; auto uses a GPU if there is one"}
+    )
+    precision: Literal["fp32", "bf16"] = field(
+        default="fp32", metadata={"help": "floating-point precision; bf16 uses autocast to bfloat16"}
+    )
 
     def __post_init__(self):
         if self.batch_size < 1:

@@ -1,4 +1,7 @@
-"""One process or many: the same path, with or without a launcher."""
+"""Run as one process or as several, with the same code.
+
+Without a launcher there is one process, and every exchange below returns what it was given.
+"""
 
 import os
 from collections.abc import Iterator
@@ -13,12 +16,12 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where this process stands.
+    """This process among all processes of a run.
 
     Attributes
     ----------
-    device : what it computes on
-    rank, world_size : its number among all processes, and how many there are
+    device : the device it computes on
+    rank, world_size : its number, from 0 on, and the number of processes
     """
 
     device: torch.device
@@ -27,40 +30,46 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process prints and writes."""
+        """Whether this is the first process, the only one that prints and writes files."""
         return self.rank == 0
 
     def say(self, text: str) -> None:
-        """Print once, whatever the number of processes."""
+        """Print a text on the first process only."""
         if self.is_main:
             print(text, flush=True)
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
-        """Add up numbers over all processes, in the order of their ranks; one that lacks a name adds nothing to it."""
+        """Return the sum of each number over all processes.
+
+        Processes may have different names. Numbers are added in the order of ranks, so all processes get the same bits.
+        """
         total: dict[str, float] = {}
-        for share in self.gather(values):
-            for name, value in share.items():
+        for part in self.gather(values):
+            for name, value in part.items():
                 total[name] = total.get(name, 0.0) + value
         return total
 
     def sum_tensor(self, values: torch.Tensor) -> torch.Tensor:
-        """Add up a tensor over all processes."""
+        """Return the sum of a tensor over all processes, on the CPU."""
         if self.world_size > 1:
             values = values.to(self.device)
             dist.all_reduce(values)
         return values.cpu()
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether it is set in any process."""
+        """Return for each flag whether it is true on any process."""
         return [count > 0 for count in self.sum_tensor(torch.tensor(flags, dtype=torch.float64)).tolist()]
 
     @property
     def restarted(self) -> bool:
-        """Whether the launcher has started these processes again after one of them died (torchrun --max_restarts)."""
+        """Whether the launcher has restarted these processes after one of them died (torchrun --max_restarts)."""
         return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
     def gather(self, value) -> list:
-        """The values of all processes, by rank (small or rarely sent ones: they travel pickled between our own)."""
+        """Return the values of all processes in the order of ranks.
+
+        Values travel pickled, which is slow: use it for small values, or rarely.
+        """
         if self.world_size == 1:
             return [value]
         gathered = [None] * self.world_size
@@ -68,13 +77,19 @@ class Runtime:
         return gathered
 
     def barrier(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until every process has reached this call."""
         if self.world_size > 1:
             dist.barrier()
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto` is a GPU when there is one."""
+    """Return the device for --device; `auto` is a GPU if there is one.
+
+    Raises
+    ------
+    UserError
+        If a GPU is asked for and none is visible.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is visible here; use --device auto or --device cpu")
     if name == "cpu" or not torch.cuda.is_available():
@@ -83,13 +98,16 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 _groups = []
-"""Process groups, kept to the end of the program. DistributedDataParallel refers to its group: if that is the last
-reference, it joins gloo's thread while it holds the interpreter's lock, which that thread may be waiting for."""
+"""Process groups, referenced until the program ends. DistributedDataParallel holds a reference to its group. If that
+were the last one, dropping it would wait for gloo's thread while holding the interpreter lock, for which that thread
+may be waiting: a deadlock."""
 
 
 @contextmanager
 def distributed_run(device: str) -> Iterator[Runtime]:
-    """Join the processes a launcher (torchrun) started, or run alone; NCCL between GPUs, gloo between CPUs.
+    """Yield the `Runtime` of this process: one of those that a launcher (torchrun) started, or a single one.
+
+    Processes communicate by NCCL between GPUs and by gloo between CPUs.
 
     Parameters
     ----------
@@ -102,7 +120,7 @@ def distributed_run(device: str) -> Iterator[Runtime]:
     if world_size == 1:
         yield Runtime(chosen)
         return
-    # torchrun keeps its store when it starts workers again, and with it the addresses of those that died.
+    # When torchrun restarts its workers, its store still holds the addresses of those that died; a prefix hides them.
     store, rank, _ = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "nccl" if chosen.type == "cuda" else "gloo"

@@ -1,4 +1,9 @@
-"""Folders that are whole or absent: written beside their place, renamed into it, with a hash of every file."""
+"""Write folders completely or not at all, and read them with a check of every file.
+
+A folder is written under a temporary name beside its place and then renamed. Its manifest holds the SHA-256 of every
+file. To replace an old folder takes two renames; if the writer is killed between them, the old folder has the name that
+`_previous` returns, and readers find it there.
+"""
 
 import hashlib
 import json
@@ -18,44 +23,49 @@ from utils.files.file_hash import file_hash
 MANIFEST = "manifest.json"
 METRICS, CURVE, TENSORBOARD = "metrics.jsonl", "loss_curve.png", "tensorboard"
 ADDED_LATER = {METRICS, CURVE, TENSORBOARD, "evaluation"}
-"""What our own scripts put into a model folder after its manifest is written."""
-OF_OTHERS = {".DS_Store", ".gitattributes", ".git", ".cache"}
-"""What the operating system, git and download tools put into folders; nothing here reads it."""
+"""Names that our own scripts add to a model folder after its manifest has been written."""
+FOREIGN = {".DS_Store", ".gitattributes", ".git", ".cache"}
+"""Names that the operating system, git and download tools add to folders; they are ignored."""
 TRIES, PAUSE = 20, 0.01
-"""How often a reader starts again when the writer replaces the folder meanwhile; seconds to wait, growing each time."""
+"""A reader tries this often if a writer replaces the folder meanwhile; seconds before the second try, then growing."""
 T = TypeVar("T")
 
 
 def _previous(path: Path) -> Path:
-    """Where the old folder lies while the new one takes its place."""
+    """Return the path of the old folder while the new one takes its place."""
     return path.with_name(f".{path.name}.previous")
 
 
 def is_there(path: Path) -> bool:
-    """Whether a folder exists, in its place or, if its writer was killed between two renames, as the previous one."""
+    """Return whether a folder exists, in its place or as the previous one (see the top of this file)."""
     return path.exists() or _previous(path).exists()
 
 
 def repair_folder(path: Path) -> None:
-    """Put the previous folder back into its place, if the writer was killed while it exchanged the two.
+    """Move the previous folder back into its place, if its writer was killed between the two renames.
 
-    Only a process that no other writes beside may do so (`utils.train.lock.sole_writer`).
+    Only the process that holds the folder's lock may do this (`utils.train.lock.sole_writer`).
     """
     if not path.exists() and _previous(path).exists():
         os.rename(_previous(path), path)
 
 
 def write_folder(path: str | Path, write: Callable[[Path], None]) -> str:
-    """Make a folder by `write(empty folder)`, add the manifest, and only then put it in its place.
+    """Write a folder and its manifest under a temporary name, then move it into its place.
+
+    Parameters
+    ----------
+    path : the folder to write or replace
+    write : function that writes the files into an empty folder
 
     Returns
     -------
-    The folder's hash: SHA-256 of its manifest, which lists the SHA-256 of each file
+    The folder's hash: the SHA-256 of its manifest, which lists the SHA-256 of each file
 
     Raises
     ------
     UserError
-        If it cannot be written. The old folder stays, and nothing of the new one.
+        If the folder cannot be written. The old folder then stays, and nothing is left of the new one.
     """
     path = Path(path)
     partial, previous = path.with_name(f".{path.name}.partial"), _previous(path)
@@ -70,7 +80,7 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> str:
             os.rename(path, previous)
         os.rename(partial, path)
         shutil.rmtree(previous, ignore_errors=True)
-    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+    except (OSError, SafetensorError) as error:  # safetensors raises its own error when the disk is full
         cause = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{path}: cannot be written ({cause}); free space or choose another folder") from error
     finally:
@@ -79,45 +89,52 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> str:
 
 
 def read_folder(path: str | Path, read: Callable[[Path, str], T], *needed: str) -> T:
-    """Compare every file of a folder with its manifest, and read it; nothing is renamed or repaired.
+    """Compare every file of a folder with its manifest, then read the folder; nothing is renamed or repaired.
 
-    While a writer replaces the folder, the reader gets the old one or the new one: if the folder is another one after
-    reading than before, it is read again.
+    A writer may replace the folder meanwhile. If the folder has changed during reading, it is read again, so that the
+    result comes from the old folder or from the new one, never from a mixture.
 
     Parameters
     ----------
-    path : the folder, made by `write_folder`
-    read : (where the files lie, the folder's hash) → what is returned
+    path : a folder made by `write_folder`
+    read : function (where the files lie, the folder's hash) → result
     needed : files that the manifest must list
+
+    Returns
+    -------
+    The result of `read`
 
     Raises
     ------
     UserError
-        If the folder or a file is missing, or a file is not the one that was written.
+        If the folder or a file is missing, or a file differs from the one that was written.
     """
     path = Path(path)
     for attempt in range(1, TRIES + 1):
         place = _previous(path) if not path.exists() and _previous(path).exists() else path
         before = _identity(place)
         try:
-            found, error = read(place, _check(place, path, needed)), None
+            result, error = read(place, _check(place, path, needed)), None
         except UserError as problem:
-            found, error = None, problem
+            result, error = None, problem
         except OSError as problem:
             cause = problem.strerror or first_line(problem)
-            found, error = None, UserError(f"{path}: cannot be read ({cause}); restore the folder, or train again")
+            result, error = None, UserError(f"{path}: cannot be read ({cause}); restore the folder, or train again")
         if before is not None and _identity(place) == before:
             if error:
                 raise error
-            return found
-        if before is None and error and attempt > 2:  # not there; looked at again, as it may be on its way
+            return result
+        if before is None and error and attempt > 2:  # absent; tried twice, since a writer may be between two renames
             raise error
         time.sleep(PAUSE * attempt)
-    raise UserError(f"{path}: is being replaced again and again by a training run; try again when that run has ended")
+    raise UserError(f"{path}: a training run keeps replacing it; try again when that run has ended")
 
 
 def _identity(place: Path) -> tuple | None:
-    """What is another after the folder was replaced, also where a file system uses numbers of files again."""
+    """Return a value that changes when the folder is replaced; None if there is no folder.
+
+    The inode number alone is not enough, since file systems reuse it.
+    """
     with suppress(OSError):
         status = place.stat()
         return status.st_ino, status.st_ctime_ns, (place / MANIFEST).read_bytes()
@@ -125,30 +142,26 @@ def _identity(place: Path) -> tuple | None:
 
 
 def _check(place: Path, path: Path, needed: tuple[str, ...]) -> str:
-    """Compare the files at `place` with their manifest; messages name the folder `path`.
-
-    Returns
-    -------
-    The folder's hash
-    """
+    """Compare the files in `place` with their manifest and return the folder's hash; messages name `path`."""
     if not (place / MANIFEST).is_file():
         raise UserError(f"{path}: not a model folder (no {MANIFEST} in it); give the folder a training script wrote")
     content = (place / MANIFEST).read_bytes()
     try:
         files = json.loads(content)
         if not isinstance(files, dict):
-            raise ValueError("not a table of files")
+            raise ValueError("the manifest is not a table of files")
     except ValueError as error:
         raise UserError(f"{path / MANIFEST}: damaged; train the model again or restore the folder") from error
     for name in needed:
         if name not in files:
             raise UserError(f"{path / name}: not in the folder's {MANIFEST}; restore the folder, or train again")
     for name, expected in files.items():
+        # A manifest that was tampered with must not lead to files outside the folder.
         if Path(name).name != name or not (place / name).is_file():
             raise UserError(f"{path / name}: missing from the folder; restore it, or train the model again")
         if file_hash(place / name) != expected:
             raise UserError(f"{path / name}: is not the file that was saved; restore the folder, or train again")
-    known = files.keys() | {MANIFEST} | ADDED_LATER | OF_OTHERS
-    for foreign in sorted({file.name for file in place.iterdir()} - known):
-        raise UserError(f"{path / foreign}: is not a file of this model ({MANIFEST} lacks it); move it elsewhere")
+    known = files.keys() | {MANIFEST} | ADDED_LATER | FOREIGN
+    for unknown in sorted({file.name for file in place.iterdir()} - known):
+        raise UserError(f"{path / unknown}: is not a file of this model ({MANIFEST} lacks it); move it elsewhere")
     return hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""What a run will take, before it is begun: a few real micro-batches are measured."""
+"""Estimate before a run how long it will take, by measuring a few real micro-batches."""
 
 import time
 from collections.abc import Callable
@@ -13,12 +13,13 @@ from utils.progress import duration
 from utils.train.config import TrainConfig
 
 PASSES = 3
+"""Number of passes that are measured."""
 SHARE = 0.02
-"""Of a run that measuring may take, in passes; shorter runs are not measured."""
+"""Measuring may take at most this share of the run's passes; shorter runs are not measured."""
 LONG = 5.0
-"""Seconds after which one pass, however slow the first one is, must do."""
+"""No further pass is measured once the passes so far have taken this many seconds."""
 VALIDATION = 1 / 3
-"""Cost of a forward pass, as a share of forward and backward."""
+"""Cost of a forward pass, relative to a forward and backward pass."""
 
 
 def forecast(
@@ -30,15 +31,16 @@ def forecast(
     config: TrainConfig,
     steps_done: int,
 ) -> str:
-    """How many epochs and steps there are, and about how long they will take, in words.
+    """Return a sentence with the number of epochs and steps of a run, and the time they will take.
 
     Parameters
     ----------
-    objective : on its device; its weights, and the random numbers of the run, stay what they are
-    forward : minibatch → (loss [B], …), as the run computes it, but without exchange between processes
-    train : the training cells
-    plan, val_plan : how an epoch is cut
-    config, steps_done : of the run; what is done already is not counted again
+    objective : on its device; its weights and the random numbers of the run do not change
+    forward : minibatch → (loss [B], …), as in the run, but without exchange between processes
+    train : training cells
+    plan, val_plan : division of an epoch into steps and micro-batches, of training and of validation cells
+    config : training settings
+    steps_done : optimiser steps taken before the run was resumed; they are not part of the estimate
     """
     total = config.epochs * plan.n_steps
     total = min(total, config.max_steps) if config.max_steps else total
@@ -48,8 +50,8 @@ def forecast(
     words += f", of which {_count(left, 'step')} are left" if steps_done else ""
     n = min(PASSES, int(SHARE * left * plan.micro_batches))
     if n:
-        looks = left / plan.n_steps / config.val_every * val_plan.n_steps * val_plan.micro_batches
-        passes = left * plan.micro_batches + VALIDATION * looks
+        validation_passes = left / plan.n_steps / config.val_every * val_plan.n_steps * val_plan.micro_batches
+        passes = left * plan.micro_batches + VALIDATION * validation_passes
         words += f": about {duration(passes * seconds_per_pass(objective, forward, train, plan, n))}"
         words += ", less if the loss stops falling (--patience)" if config.patience else ""
     return words
@@ -60,9 +62,10 @@ def _count(n: int, what: str) -> str:
 
 
 def seconds_per_pass(objective: Objective, forward: Callable, train: CellDataset, plan: Plan, n: int) -> float:
-    """Seconds of forward and backward pass of a micro-batch: the mean of n, the first of which only warms up.
+    """Return the mean seconds of a forward and backward pass of a micro-batch.
 
-    They are of middling length: within a step, cells are sorted by length.
+    Of the n passes, the first only warms up. They take the micro-batches at one half, one quarter and three quarters of
+    a step: within a step, cells are sorted by length, so these have typical lengths.
     """
     device = next(objective.parameters()).device
     some = list(islice(plan, max(plan.micro_batches, PASSES)))

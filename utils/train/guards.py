@@ -1,4 +1,4 @@
-"""What watches over a run: non-finite losses, embeddings that collapse, people and schedulers that want to stop it."""
+"""Checks during a training run: non-finite losses, collapsed embeddings, and requests to stop."""
 
 import os
 import signal
@@ -16,12 +16,13 @@ from utils.train.distributed import Runtime
 STOPPED = 75
 """Exit code of a run that was asked to stop and saved its state (EX_TEMPFAIL: try again)."""
 REPEAT_SECONDS = 2.0
-"""Under a launcher, one Ctrl-C may come twice: from the terminal, to all processes at once, and from the launcher,
-which passes it on within a second. A person who means to end the run at once presses again later than that."""
+"""Seconds within which a second Ctrl-C is ignored under a launcher. There, a process may get one Ctrl-C twice: from the
+terminal, which sends it to all processes, and from the launcher, which passes it on within a second. A user who wants
+to end the run at once presses again later than that."""
 BAD_STEPS = 3
-"""Steps in a row without a finite loss that end a run."""
+"""This many steps in a row without a finite loss or gradient end a run."""
 LEAST_SPREAD = 1e-3
-"""Standard deviation over cells below which embeddings say nothing of a cell."""
+"""If the standard deviation of the embedding over cells is below this, the embedding has collapsed."""
 
 COLLAPSED = (
     "  warning: embeddings of different cells are nearly the same (standard deviation {:.1e}): they have collapsed; "
@@ -30,29 +31,37 @@ COLLAPSED = (
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop; its state is saved."""
+    """Ends a run that was asked to stop, after its state has been saved."""
 
 
 class StopSignal:
-    """Notes requests to stop while the block runs: Ctrl-C (SIGINT), and SIGTERM and SIGUSR1, which schedulers send
-    before they take the machine away. A second Ctrl-C ends the run at once, by KeyboardInterrupt.
+    """Records requests to stop while the block runs; the training loop then saves its state and stops.
 
-    Outside the main thread, where Python allows no handlers, signals do what they did before.
+    Requests are Ctrl-C (SIGINT), and SIGTERM and SIGUSR1, which schedulers send before they reclaim a machine. A second
+    Ctrl-C ends the run at once, by KeyboardInterrupt.
+
+    Python allows signal handlers in the main thread only; in other threads this class changes nothing.
+
+    Attributes
+    ----------
+    name : name of the last signal, such as "SIGTERM"; empty if there was none
     """
 
     def __enter__(self) -> "StopSignal":
-        self.name, self.interrupted = "", -1.0
+        self.name, self.interrupted = "", -1.0  # `interrupted`: time of the first Ctrl-C, -1 before it
         self.owner = os.getpid()
         self.before = {}
         if threading.current_thread() is threading.main_thread():
             numbers = [signal.SIGTERM, signal.SIGUSR1]
-            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for a script in a shell's background
+            if (
+                signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+            ):  # a shell ignores it for scripts it runs in the background
                 numbers.append(signal.SIGINT)
             self.before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def _note(self, number: int, _frame) -> None:
-        if os.getpid() != self.owner:  # a loader's process that inherited the handler
+        if os.getpid() != self.owner:  # a forked child that has inherited the handler just ends
             os._exit(128 + number)
         if number == signal.SIGINT:
             now = time.monotonic()
@@ -60,7 +69,7 @@ class StopSignal:
             if self.interrupted < 0:
                 self.interrupted = now
             elif now - self.interrupted > (REPEAT_SECONDS if is_launched else 0):
-                signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third one need not wait for anything
+                signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third one acts at once, too
                 raise KeyboardInterrupt
         self.name = signal.Signals(number).name
 
@@ -71,13 +80,13 @@ class StopSignal:
 
 @dataclass
 class FiniteGuard:
-    """Steps whose loss or gradient is not finite are left out and counted; several in a row end the run.
+    """Skips optimiser steps without a finite loss or gradient, and ends the run after several in a row.
 
     Attributes
     ----------
-    barcodes : [cells] of the training cells
-    in_a_row : bad steps since the last good one
-    cells : barcodes of the cells that had no finite loss in them, in this process
+    barcodes : [cells] barcodes of the training cells
+    in_a_row : number of bad steps since the last good one
+    cells : barcodes of the cells without a finite loss in those steps, in this process
     """
 
     barcodes: np.ndarray
@@ -91,12 +100,20 @@ class FiniteGuard:
             self.cells |= dict.fromkeys(self.barcodes[rows[bad].numpy()])
 
     def passes(self, is_finite: bool, step: int, runtime: Runtime) -> bool:
-        """Whether the step may be taken; every process must ask, with the same answer.
+        """Return whether the optimiser step may be taken.
+
+        All processes must call this together and with the same `is_finite`, since they exchange barcodes.
+
+        Parameters
+        ----------
+        is_finite : whether loss and gradient are finite on every process
+        step : number of the optimiser step, for messages
+        runtime : this process
 
         Raises
         ------
         UserError
-            If it is one of several bad steps in a row.
+            If this is the last of `BAD_STEPS` bad steps in a row.
         """
         if is_finite:
             self.in_a_row, self.cells = 0, {}
@@ -115,12 +132,12 @@ class FiniteGuard:
 
 @dataclass
 class Spread:
-    """How much embeddings differ between cells: the moments of each dimension, over minibatches and processes."""
+    """Measures how much embeddings differ between cells, over all minibatches and processes."""
 
-    moments: Tensor | None = None  # [3, D]: count, sum, sum of squares
+    moments: Tensor | None = None  # [3, D] count, sum and sum of squares of each dimension
 
     def add(self, embedding: Tensor | None, weight: Tensor) -> None:
-        """Add the embeddings [B, D] of a minibatch."""
+        """Add the embeddings [B, D] of a minibatch; cells of weight 0 do not count."""
         if embedding is None:
             return
         x, w = embedding.detach().double().cpu(), weight.double().cpu()[:, None]
@@ -128,7 +145,7 @@ class Spread:
         self.moments = moments if self.moments is None else self.moments + moments
 
     def deviation(self, runtime: Runtime) -> float | None:
-        """Standard deviation over cells, root mean square over dimensions; None where there is no embedding."""
+        """Return the standard deviation over cells (root mean square over dimensions); None without embeddings."""
         if self.moments is None:
             return None
         count, first, second = runtime.sum_tensor(self.moments)

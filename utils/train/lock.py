@@ -1,4 +1,8 @@
-"""One writer per model folder: a lock file beside it, which names the process and the machine that hold it."""
+"""Allow one writer per model folder, by a lock file beside it that names the process and the machine holding it.
+
+The lock itself is the operating system's (`flock`), which ends with its process. The content of the file is needed only
+where that lock cannot be seen: between machines that share a disk, and on file systems without locks.
+"""
 
 import fcntl
 import json
@@ -14,7 +18,7 @@ from utils.train.distributed import Runtime
 from utils.train.folders import repair_folder
 
 _open: set[int] = set()
-"""Lock files held by this process. A forked child closes its copies: a lock ends with the process that took it."""
+"""Open lock files of this process. A forked child closes its copies, or the lock would outlive the process."""
 
 
 def _close_all() -> None:
@@ -27,26 +31,26 @@ os.register_at_fork(after_in_child=_close_all)
 
 
 def lock_file(folder: Path) -> Path:
-    """Where the lock of a model folder lies: beside it, as the folders of a run come and go."""
+    """Return the path of a model folder's lock file: beside the folder, which is replaced while we hold the lock."""
     return folder.with_name(f".{folder.name}.lock")
 
 
 @contextmanager
 def sole_writer(folder: Path, runtime: Runtime) -> Iterator[None]:
-    """Within the block, no other run may write this model folder or its training state.
+    """Keep other runs from writing a model folder and its training state while the block runs.
 
-    The first process takes the lock for all processes of the run. The system releases it when that process ends,
-    however it ends.
+    The first process holds the lock for all processes of the run. The operating system releases it when that process
+    ends, even if it is killed.
 
     Parameters
     ----------
-    folder : of the model; it need not exist
+    folder : the model folder; it need not exist
     runtime : this process
 
     Raises
     ------
     UserError
-        In all processes of the run, if another run holds the lock, or may hold it on a machine that cannot be asked.
+        On all processes of the run, if another run holds the lock, or may hold it on a machine that we cannot see.
     """
     path, descriptor, refusal = lock_file(folder), None, ""
     if runtime.is_main:
@@ -56,7 +60,7 @@ def sole_writer(folder: Path, runtime: Runtime) -> Iterator[None]:
         except UserError as error:
             refusal = str(error)
     try:
-        refusal = runtime.gather(refusal)[0]
+        refusal = runtime.gather(refusal)[0]  # all processes must fail, or the others would wait for the first one
         if refusal:
             raise UserError(refusal)
         yield
@@ -66,7 +70,7 @@ def sole_writer(folder: Path, runtime: Runtime) -> Iterator[None]:
 
 
 def _take(path: Path, folder: Path) -> int:
-    """Open the lock file, lock it and write this process into it; returns the file's descriptor."""
+    """Open the lock file, lock it and write this process into it; return the file descriptor."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
@@ -74,7 +78,7 @@ def _take(path: Path, folder: Path) -> int:
             _open.add(descriptor)
             try:
                 is_locked = _lock(descriptor)
-                if is_locked and not _is_at(descriptor, path):  # its holder removed it just now
+                if is_locked and not _is_at(descriptor, path):  # its holder has just deleted it: lock the new one
                     _close(descriptor)
                     continue
                 holder = _read(descriptor)
@@ -104,7 +108,7 @@ def _close(descriptor: int) -> None:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Whether the system gives us the lock; None on file systems without locks."""
+    """Return whether we got the lock of the operating system; None on file systems without locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -115,14 +119,14 @@ def _lock(descriptor: int) -> bool | None:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether the open file is still the one at this path."""
+    """Return whether the open file is still the one at this path."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     return False
 
 
 def _read(descriptor: int) -> dict:
-    """Who is written into a lock file; nobody if it is empty, or was only half written."""
+    """Return the holder written in a lock file; an empty dict if the file is empty or was only half written."""
     with suppress(ValueError):
         holder = json.loads(os.pread(descriptor, 2**12, 0))
         return holder if isinstance(holder, dict) else {}
@@ -138,7 +142,7 @@ def _this_process() -> dict:
 
 
 def _place() -> dict:
-    """Where process numbers mean what they mean here: the machine, since its last start, and the container in it."""
+    """Return what a process number refers to: the machine, its last boot, and the container in it."""
     place = {"machine": platform.node(), "boot": "", "container": ""}
     with suppress(OSError):
         place["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -147,26 +151,35 @@ def _place() -> dict:
 
 
 def _start_of(process: int) -> str:
-    """When a process was started, as the system counts: its number may be used again. Empty where it is not known."""
+    """Return the start time of a process in the system's clock ticks, as text; empty if it is not known.
+
+    Number and start time together identify a process, since numbers are reused.
+    """
     with suppress(OSError, IndexError):
-        # The name, in parentheses, may hold anything; the start is the 20th entry behind it.
+        # The second entry is the program's name in parentheses, which may contain anything. Behind it, count to 20.
         return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
     return ""
 
 
 def _may_live(holder: dict, is_locked: bool | None) -> bool:
-    """Whether the process in a lock file may still write, when nobody here holds the lock, or none can be held."""
+    """Return whether the process named in a lock file may still be writing.
+
+    Parameters
+    ----------
+    holder : content of the lock file
+    is_locked : True if we hold the system's lock, None on file systems without locks
+    """
     if not holder:
         return False
     here = _place()
     if is_locked and here["boot"] and holder.get("boot") == here["boot"]:
-        return False  # the same system, be it in another container: it releases a process's locks when that ends
+        return False  # same operating system, perhaps another container: our lock proves that the holder has ended
     if holder.get("machine") != here["machine"]:
-        return True  # its locks need not be seen from here
+        return True  # another machine's locks may be invisible here, so its process may be alive
     if is_locked or holder.get("boot") != here["boot"]:
-        return False
+        return False  # our lock proves that the holder has ended, or the machine has been restarted since
     if holder.get("container") != here["container"]:
-        return True
+        return True  # its process number means nothing here
     process = holder.get("process")
     if not isinstance(process, int) or process <= 0:
         return False
@@ -175,7 +188,7 @@ def _may_live(holder: dict, is_locked: bool | None) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass
+        pass  # the process exists and belongs to another user
     return not holder.get("process_started") or holder["process_started"] == _start_of(process)
 
 

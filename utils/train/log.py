@@ -1,4 +1,4 @@
-"""What a training run leaves to look at: metrics.jsonl, TensorBoard events and the loss curve."""
+"""Log a training run: metrics.jsonl, TensorBoard events and the figure of the loss."""
 
 import json
 import shutil
@@ -8,20 +8,20 @@ from utils.train.folders import CURVE, METRICS, TENSORBOARD
 
 
 class RunLog:
-    """Keeps the records of a run in a folder; does nothing on all but the main process.
+    """Writes the records of a run into a folder.
 
     Parameters
     ----------
-    folder : where the files go
-    enabled : whether this process writes
-    upto_step : when a run is resumed, records behind this optimiser step are dropped: they will be made again
+    folder : folder for the files
+    enabled : False on all processes but the first; then nothing is written
+    upto_step : optimiser step at which the run is resumed; later records are dropped, since they will be written again
     """
 
     def __init__(self, folder: Path, enabled: bool, upto_step: int = 0):
         self.folder, self.enabled, self.records = folder, enabled, []
         if not enabled:
             return
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and needed on one process only
+        from torch.utils.tensorboard import SummaryWriter  # here, because it is slow to import
 
         folder.mkdir(parents=True, exist_ok=True)
         if upto_step and (folder / METRICS).is_file():
@@ -33,7 +33,14 @@ class RunLog:
         self.board = SummaryWriter(str(folder / TENSORBOARD), purge_step=upto_step or None)
 
     def add(self, phase: str, epoch: float, step: int, metrics: dict[str, float]) -> None:
-        """Append one record of a phase (train or val) at the end of an epoch."""
+        """Append a record.
+
+        Parameters
+        ----------
+        phase : train or val
+        epoch, step : completed epochs (fractions included) and optimiser steps
+        metrics : the values to log
+        """
         if not self.enabled:
             return
         record = {"phase": phase, "epoch": round(epoch, 4), "step": step} | metrics
@@ -45,12 +52,14 @@ class RunLog:
         self.board.flush()
 
     def close(self, title: str, loss_name: str, kept: float, keep: str) -> None:
-        """Draw the loss curve.
+        """Close the TensorBoard file and draw the loss curve.
 
         Parameters
         ----------
-        title, loss_name : above it, and beside its axis
-        kept, keep : the epoch whose model was kept, and why: the best or the last
+        title : title of the figure
+        loss_name : label of the loss axis
+        kept : the epoch whose model was saved
+        keep : why that epoch: "best" or "last"
         """
         if not self.enabled:
             return
@@ -62,12 +71,12 @@ class RunLog:
 
 
 def training_folder(model_folder: Path) -> Path:
-    """The folder beside a model's where its training state and log are; it may be deleted once training is over."""
+    """Return the folder of a model's training state and log, beside the model; it may be deleted after training."""
     return model_folder.with_name(model_folder.name + ".training")
 
 
 def copy_log(model_folder: Path) -> None:
-    """Put what was logged into the saved model's folder."""
+    """Copy the log of a run into the saved model's folder."""
     source = training_folder(model_folder)
     for name in (METRICS, CURVE):
         if (source / name).is_file():

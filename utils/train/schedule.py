@@ -1,14 +1,17 @@
-"""Learning rate: a linear warm-up, then cosine cycles that double in length and start a tenth lower each."""
+"""The published learning rate: linear warm-up, then cosine cycles, each twice as long and with a 10 % lower peak."""
 
 import math
 
 FLOOR = 1e-6
+"""Lowest learning rate: at the start of the warm-up and at the end of each cycle."""
 CYCLE_GROWTH = 2
+"""Length of a cycle, relative to the one before."""
 CYCLE_DECAY = 0.9
+"""Peak of a cycle, relative to the one before."""
 
 
 def learning_rate(epoch: float, peak: float, warmup_epochs: float, cycle_epochs: float) -> float:
-    """The published schedule as a function of time.
+    """Return the learning rate at a point of training.
 
     Parameters
     ----------

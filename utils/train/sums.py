@@ -1,4 +1,8 @@
-"""Metrics on their way: sums and counts, added up over minibatches and processes, divided at the end."""
+"""Add up metrics over minibatches and processes.
+
+Each metric is a sum and a count, and is divided only at the end: a mean of means would give the cells of a small last
+minibatch more weight than others.
+"""
 
 from utils.train.distributed import Runtime
 
@@ -6,7 +10,7 @@ Sums = dict[str, list[float]]  # metric → [sum, count]
 
 
 def add_up(sums: Sums, metrics: dict) -> None:
-    """Add a minibatch's (sum, count) pairs."""
+    """Add the (sum, count) pairs of a minibatch to `sums`, in place."""
     for name, (value, count) in metrics.items():
         entry = sums.setdefault(name, [0.0, 0.0])
         entry[0] += float(value)
@@ -14,14 +18,15 @@ def add_up(sums: Sums, metrics: dict) -> None:
 
 
 def total(sums: Sums, runtime: Runtime) -> Sums:
-    """Sums over all processes."""
+    """Return the sums over all processes."""
+    # One flat dict, so that all metrics travel in a single exchange.
     flat = runtime.sum({f"{name} {i}": value for name, pair in sums.items() for i, value in enumerate(pair)})
     names = dict.fromkeys(key.rpartition(" ")[0] for key in flat)
     return {name: [flat[f"{name} 0"], flat[f"{name} 1"]] for name in names}
 
 
 def means(sums: Sums, runtime: Runtime) -> dict[str, float]:
-    """Means over all processes of what was added up; `loss` first."""
+    """Return the mean of each metric over all processes; `loss` comes first."""
     everywhere = total(sums, runtime)
     names = sorted(everywhere, key=lambda name: (name != "loss", name))
     return {name: everywhere[name][0] / max(everywhere[name][1], 1e-12) for name in names}

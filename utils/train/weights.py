@@ -1,6 +1,6 @@
-"""What a model folder declares against what its weights are, from the weights' header alone.
+"""Check a model folder's configuration against its weights, by reading only the header of the weights file.
 
-A forged or damaged `config.json` may ask for a million layers: it is refused before anything of that size is built.
+A forged or damaged `config.json` may ask for a million layers. It is refused before a model of that size is built.
 """
 
 from collections.abc import Iterable
@@ -13,42 +13,42 @@ from torch import Tensor, nn
 from models.shapes import MODALITIES
 from utils.errors import UserError
 
-Shapes = dict[str, tuple[int, ...]]  # tensor → its shape
+Shapes = dict[str, tuple[int, ...]]  # name of a tensor → its shape
 
 LARGEST = 2**16
-"""What a number of the configuration may always be, as it may belong to a part that is not in the folder."""
+"""A number in the configuration may always be this large: it may belong to a part that has no weights in the folder."""
 MOST_BLOCKS = 2**8
-"""The same for the number of an encoder's blocks."""
+"""The same limit for the number of an encoder's blocks."""
 NAMED = 3
-"""How many tensors that do not fit are named."""
+"""An error message names at most this many tensors."""
 REMEDY = "restore the folder, or train the model again"
 
 
 def stored_shapes(path: Path) -> Shapes:
-    """Shapes of the tensors in a safetensors file; its values are not read."""
+    """Return the shapes of the tensors in a safetensors file, without reading their values."""
     with safe_open(path, framework="pt") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def shapes_of(tensors: dict[str, Tensor]) -> Shapes:
-    """Shapes of tensors, which may have no values (device `meta`)."""
+    """Return the shapes of tensors, which may lack values (device `meta`)."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def check_declared(parts: dict[str, dict], kind: str, stored: Shapes, path: Path) -> None:
-    """Refuse numbers in a model's configuration that its weights cannot bear out.
+    """Refuse a configuration with numbers that are larger than the weights allow.
 
     Parameters
     ----------
     parts : part of the model → its settings, as in config.json
-    kind : of the model; an encoder's blocks stand under no tower where the folder holds one encoder alone
+    kind : kind of the model; where it is a single encoder, names of weights do not begin with a tower
     stored : shapes of the weights
-    path : of config.json, for the message
+    path : path of config.json, for messages
 
     Raises
     ------
     UserError
-        If building such a model would take far more time or memory than its weights do.
+        If a number is too large; building such a model could take far more time and memory than its weights need.
     """
     most = max([LARGEST, *(size for shape in stored.values() for size in shape)])
     for part, settings in parts.items():
@@ -70,30 +70,30 @@ def check_declared(parts: dict[str, dict], kind: str, stored: Shapes, path: Path
 
 
 def _part_of(tensor: str, kind: str) -> str:
-    """The encoder that a tensor belongs to."""
+    """Return the name of the encoder that a tensor belongs to."""
     return next((name for name in MODALITIES if f"towers.{name}." in tensor), kind)
 
 
 def check_shapes(expected: Shapes, found: Shapes, path: str | Path | None, optional: Iterable[str] = ()) -> None:
-    """Refuse weights that are not exactly those of a model.
+    """Refuse weights whose names or shapes differ from those of a model.
 
     Parameters
     ----------
-    expected, found : shapes by name
-    path : for the message
+    expected, found : shapes of the model's tensors and of those in the file
+    path : path of the folder, for messages
     optional : names that may be missing
 
     Raises
     ------
     UserError
-        That names the first tensors which are missing, are too many or have another shape.
+        If tensors are missing, unknown or of a different shape; the message names the first ones.
     """
     wrong = []
     for name in [*expected, *(name for name in found if name not in expected)]:
         if name not in found and name not in optional:
             wrong.append(f"{name} is missing")
         elif name not in expected:
-            wrong.append(f"{name} belongs to no part of it")
+            wrong.append(f"{name} belongs to no part of the model")
         elif name in found and found[name] != expected[name]:
             wrong.append(f"{name} is {_sizes(found[name])}, not {_sizes(expected[name])}")
     if wrong:
@@ -106,12 +106,12 @@ def _sizes(shape: tuple[int, ...]) -> str:
 
 
 def check_finite(state: dict[str, Tensor], path: str | Path) -> None:
-    """Refuse weights with a value that is not finite.
+    """Refuse weights that are not all finite.
 
     Raises
     ------
     UserError
-        That names the tensor.
+        If a value is not finite; the message names its tensor.
     """
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
@@ -119,12 +119,12 @@ def check_finite(state: dict[str, Tensor], path: str | Path) -> None:
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], path: str | Path | None) -> None:
-    """Load weights; a missing, extra or misshapen one is an error.
+    """Load weights into a module, which must have exactly these names and shapes.
 
     Raises
     ------
     UserError
-        If the weights are not exactly those of the module.
+        If a tensor is missing, unknown or of a different shape.
     """
     check_shapes(shapes_of(module.state_dict()), shapes_of(state), path)
     module.load_state_dict(state, strict=True)
