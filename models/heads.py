@@ -1,7 +1,7 @@
-"""Heads: what is read off a cell embedding.
+"""Heads: predictions from a cell embedding.
 
-A head turns embeddings into outputs, outputs and targets into a loss, and outputs into named predictions. What its
-outputs mean to a user (column names, class names, scores) is the business of a task (`utils.train.tasks`).
+A head turns embeddings into outputs, outputs and targets into a loss, and outputs into named predictions. Its task
+(`utils.train.tasks`) knows what the outputs mean to a user: class names, columns, scores.
 """
 
 from abc import ABC, abstractmethod

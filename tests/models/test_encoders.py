@@ -1,4 +1,4 @@
-"""Sparse cells, encoders, towers and the joined model: exact, and the same in any company."""
+"""Sparse cells, encoders, towers and the joined model: exact, and independent of the minibatch."""
 
 from dataclasses import replace
 
@@ -298,7 +298,7 @@ subjects = pytest.mark.parametrize("subject", SUBJECTS)
 
 @torch.no_grad()
 @subjects
-def test_a_cell_is_the_same_alone_and_in_any_company(subject):
+def test_a_cell_is_the_same_alone_and_in_any_minibatch(subject):
     module = sharpen(SUBJECTS[subject]())
     alone = torch.cat([module(minibatch(cells=[cell])) for cell in range(5)])
     assert alone.isfinite().all()

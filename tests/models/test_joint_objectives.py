@@ -240,7 +240,7 @@ def test_unfreezing_twice_leaves_what_the_last_call_says():
 
 
 def test_the_pooler_is_trained_on_wherever_it_is_read():
-    """Stage I gives it no gradient, and freezes it; left so, it would stay random for ever."""
+    """Stage I gives it no gradient, and freezes it; without training it would stay random."""
     encoder = masked_atac().encoder
     assert not encoder.pooler.weight.requires_grad
     unfreeze_last_blocks(encoder, 0)
@@ -287,7 +287,7 @@ THINNED = {
 
 @pytest.mark.parametrize("make", THINNED.values(), ids=THINNED)
 def test_feature_dropout_hides_part_of_the_cell_from_training_alone(make):
-    """In training the model is shown the thinned cell, and has to tell the whole one; in evaluation it is shown all."""
+    """In training the model sees the thinned cell and must predict the whole one; in evaluation it sees all of it."""
     objective = make()
     batch = minibatch(target={"cell_type": torch.zeros(5, dtype=torch.int64)})
     plain = objective.eval()(batch)[0]
@@ -328,7 +328,7 @@ def test_each_modality_alone_reconstructs_the_whole_cell():
     """Loss of stage II with its two weights, by hand: of true pairs, with the other latent at zero."""
     model, batch = scmomer(), minibatch(true_pair=torch.tensor([True, False, True, True, False]))
     plain, metrics = JointPairs(model)(batch)
-    loss, told = JointPairs(model, alone_weight=0.3, pair_weight=0.1)(batch)
+    loss, metrics_alone = JointPairs(model, alone_weight=0.3, pair_weight=0.1)(batch)
     pair_logits = model.pair_head(model.embed(batch))
     expected = plain - 0.9 * F.cross_entropy(pair_logits, batch.true_pair.long(), reduction="none")
     for name in ("rna", "atac"):
@@ -336,10 +336,12 @@ def test_each_modality_alone_reconstructs_the_whole_cell():
         mse = (model.decoders["rna"](model.fusion(z)) - batch.rna.dense()).square().mean(1)
         bce = peak_bce(model.decoders["atac"](model.fusion(z)), batch.atac, 5.0)
         expected += 0.3 * batch.true_pair * (mse + bce) / 0.5
-        assert told[f"rna_mse_of_{name}"][0].item() == pytest.approx(mse[batch.true_pair].sum().item(), rel=1e-5)
-        assert told[f"rna_mse_of_{name}"][1] == 3
+        assert metrics_alone[f"rna_mse_of_{name}"][0].item() == pytest.approx(
+            mse[batch.true_pair].sum().item(), rel=1e-5
+        )
+        assert metrics_alone[f"rna_mse_of_{name}"][1] == 3
     torch.testing.assert_close(loss, expected)
-    assert told["rna_mse"][0] == metrics["rna_mse"][0]
+    assert metrics_alone["rna_mse"][0] == metrics["rna_mse"][0]
 
 
 @torch.no_grad()
@@ -347,13 +349,13 @@ def test_each_modality_alone_reconstructs_the_whole_cell():
 def test_the_student_alone_reconstructs_the_whole_cell(missing):
     """Loss of stage III with `alone_weight`, by hand: the measured latent at zero."""
     model, batch = scmomer(other_modality="student", missing=missing), minibatch()
-    loss, told = Distillation(model, alone_weight=0.3)(batch)
+    loss, metrics_alone = Distillation(model, alone_weight=0.3)(batch)
     stand_in = model.student(batch["rna" if missing == "atac" else "atac"])
     embedding = model.fusion({name: torch.zeros(5, LATENT_DIM) for name in ("rna", "atac")} | {missing: stand_in})
     mse = (model.decoders["rna"](embedding) - batch.rna.dense()).square().mean(1)
     bce = peak_bce(model.decoders["atac"](embedding), batch.atac, 5.0)
     torch.testing.assert_close(loss, Distillation(model)(batch)[0] + 0.3 * (mse + bce))
-    assert told["rna_mse_of_student"][0].item() == pytest.approx(mse.sum().item(), rel=1e-5)
+    assert metrics_alone["rna_mse_of_student"][0].item() == pytest.approx(mse.sum().item(), rel=1e-5)
 
 
 def test_embeddings_are_standardised_before_the_head():

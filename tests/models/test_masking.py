@@ -167,7 +167,7 @@ def test_patches_are_hidden_alike_and_by_key_alone():
 
 
 def test_dropped_features_are_a_function_of_cell_and_feature():
-    """Whatever the company, and a larger share drops what the smaller one did, too."""
+    """The minibatch does not matter, and a larger share also drops what a smaller one drops."""
     cells = expression((60, 30, 0, 45), seed=3)
     whole = drop_features(KEYS[:4], ragged(cells), 0.4).dense()
     for b in range(4):
@@ -185,7 +185,7 @@ def test_the_share_of_dropped_features(ratio):
     assert kept == pytest.approx(1 - ratio, abs=0.01)
 
 
-def test_dropout_is_a_function_of_the_cells_key_in_any_company():
+def test_dropout_is_a_function_of_the_cells_key_in_any_minibatch():
     layer, x = KeyedDropout(0.3, stream=5), torch.ones(500, 64)
     key = mix(torch.arange(500))
     out = layer(x, key)

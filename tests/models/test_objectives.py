@@ -110,7 +110,7 @@ def test_what_is_owned_is_read(name):
 
 @torch.no_grad()
 @objectives
-def test_a_cells_loss_is_the_same_alone_and_in_any_company(name):
+def test_a_cells_loss_is_the_same_alone_and_in_any_minibatch(name):
     """Masks included; and a minibatch's metrics are the sum of its cells'."""
     objective = OBJECTIVES[name]().eval()
     alone = [objective(minibatch(cells=[cell])) for cell in range(5)]

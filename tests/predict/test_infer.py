@@ -1,4 +1,4 @@
-"""A cell's result is the same to the bit in any company; the models are wide enough for blocked matrix code."""
+"""A cell's result is the same to the bit in any minibatch; the models are wide enough for blocked matrix code."""
 
 from contextlib import nullcontext
 
@@ -54,7 +54,7 @@ def embed(model: ScMomer, values: dict[str, csr_matrix], rows: np.ndarray, **how
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("other_modality", ["student", "measured"])
 @pytest.mark.parametrize("tokens", ["all", "expressed"])
-def test_a_cells_result_is_the_same_in_any_company(tokens, other_modality, precision, values):
+def test_a_cells_result_does_not_depend_on_its_minibatch(tokens, other_modality, precision, values):
     model, everybody = make_model(tokens, other_modality), np.arange(N_CELLS)
     expected = embed(model, values, everybody, precision=precision)
     assert np.ptp(expected, axis=0).max() > 1e-2

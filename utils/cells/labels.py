@@ -113,7 +113,7 @@ def label_candidates(obs: pd.DataFrame, most: int = 6) -> dict[str, dict[str, in
     column → class → number of cells, largest class first
     """
     found = {}
-    for column in obs:
+    for column in obs.columns.drop("split", errors="ignore"):  # ours, in a preprocessed file
         values = obs[column]
         if values.dtype == object or isinstance(values.dtype, pd.CategoricalDtype | pd.StringDtype):
             sizes = clean_labels(values).value_counts()

@@ -184,15 +184,15 @@ def read_query(file: RawFile, saved: SavedModel, config: IngestConfig, progress:
     values, report, warnings, coverage = {}, list(file.notes), [], {}
     empty = np.zeros(len(barcodes), dtype=bool)
     for name in inputs:
-        intake = ingest(file.modalities[name], config, saved.features[name], progress)
-        report, warnings = report + intake.report(), warnings + intake.warnings
-        coverage |= {f"{name}_coverage": intake.alignment.coverage, f"{name}_count_coverage": intake.count_coverage}
+        ingested = ingest(file.modalities[name], config, saved.features[name], progress)
+        report, warnings = report + ingested.report(), warnings + ingested.warnings
+        coverage |= {f"{name}_coverage": ingested.alignment.coverage, f"{name}_count_coverage": ingested.count_coverage}
         prepared = [
-            model_values(name, counts, saved.stamp.get("target_sum")) for counts in intake.blocks(progress=progress)
+            model_values(name, counts, saved.stamp.get("target_sum")) for counts in ingested.blocks(progress=progress)
         ]
-        rows = intake.barcodes.get_indexer(barcodes)
+        rows = ingested.barcodes.get_indexer(barcodes)
         values[name] = vstack(prepared, format="csr")[rows]
-        empty |= ~intake.measured[rows]
+        empty |= ~ingested.measured[rows]
     if left_out := len(file.obs) - len(barcodes):
         report.append(
             f"{left_out:,} of {len(file.obs):,} cells were not measured in {' and '.join(inputs)} and get no prediction"

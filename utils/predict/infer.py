@@ -121,7 +121,7 @@ def embed_sample(
 
 @dataclass
 class Prediction:
-    """What a model with a head predicts.
+    """Predictions of a model with a head.
 
     Attributes
     ----------

@@ -37,7 +37,7 @@ def pseudo_labels(
 
     Returns
     -------
-    [cells] int64; labels that were there, and cells of other splits, stay as they are
+    [cells] int64; existing labels, and cells of other splits, are unchanged
 
     Raises
     ------

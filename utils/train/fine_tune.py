@@ -10,13 +10,13 @@ from utils.train.model_folder import SavedModel, load_parts
 
 
 def parts_for_head(parent: SavedModel, other_modality: str, missing: str) -> tuple[dict, dict]:
-    """The parts and options of a model that reads cells as `other_modality` says, apart from its head.
+    """The parts and options of a model, without its head, that reads cells as `other_modality` says.
 
     Parameters
     ----------
     parent : a folder of stage I, II or III
     other_modality : student, zeros or measured, as in `ScMomerConfig`
-    missing : the modality to leave out where the parent leaves that open (zeros, with both towers)
+    missing : the modality to leave out, for zeros with a parent that has both towers
 
     Returns
     -------
@@ -25,7 +25,7 @@ def parts_for_head(parent: SavedModel, other_modality: str, missing: str) -> tup
     Raises
     ------
     UserError
-        If the parent has no student, or only one encoder, and the other modality asks for more.
+        If `other_modality` needs a student or a second encoder that the parent lacks.
     """
     is_alone = parent.kind in MODALITIES  # one encoder of stage I
     lacks_student = other_modality == "student" and parent.kind != "student"
@@ -44,7 +44,7 @@ def parts_for_head(parent: SavedModel, other_modality: str, missing: str) -> tup
 def with_head(parent: SavedModel, parts: dict, options: dict, make_head: Callable[[int], Head]) -> ScMomer:
     """The model with a fresh head and the parent's weights.
 
-    A parent of stage I brings its encoder alone: the tower around it and the fusion are fresh, too.
+    A parent of stage I has only an encoder: the tower around it and the fusion are fresh, too.
     """
     n_features = [len(parent.features.get(name, ())) for name in MODALITIES]
     model = ScMomer(ScMomerConfig(**parts, **options), *n_features, make_head)

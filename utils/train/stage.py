@@ -1,4 +1,4 @@
-"""One training run, as all training scripts have it around their data, model and objective."""
+"""A training run: what every training script needs besides its data, model and objective."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,15 +18,15 @@ from utils.train.model_folder import SavedModel, check_fits, load_model
 
 @dataclass
 class Stage:
-    """What a training script reads, starts from and writes.
+    """One training run, with its flags and the folder it writes.
 
     Attributes
     ----------
-    kind : of the model folder to write
+    kind : kind of the model folder to write
     flags : the script's own flags, with data_path, ckpt_dir and model_name (or model)
     config : how to train
     runtime : this process
-    parents : role → hash of the model folders that the run starts from
+    parents : role → hash of a model folder that the run starts from
     """
 
     kind: str
@@ -47,7 +47,7 @@ class Stage:
 
     @property
     def infer_config(self) -> InferConfig:
-        """How to run a trained model during this stage."""
+        """Settings for running a trained model during this stage."""
         return InferConfig(self.config.batch_size or InferConfig.batch_size, self.config.device, self.config.precision)
 
     def read(self, *modalities: str) -> Cells:
@@ -80,16 +80,16 @@ class Stage:
 
         Parameters
         ----------
-        objective, train, val : what is trained, on which cells
+        objective, train, val : the loss, and the cells
         parts : part of the model → dataclass with its shape
-        like : cells or model whose features and preprocessing constants the folder takes over
+        like : cells or model whose features and preprocessing constants the folder records
         saves : the module whose weights are saved; the objective by default
         options : settings of the composed model (missing, other_modality)
         outputs : names of the head's outputs
 
         Returns
         -------
-        The metrics of the epoch that was kept
+        The metrics of the saved epoch
         """
         saved = SavedModel(
             kind=self.kind,

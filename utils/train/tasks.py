@@ -1,7 +1,7 @@
-"""Tasks: what a model with a head predicts, from the column it learns from to the columns it writes.
+"""Tasks: what a model with a head predicts, from the column it learns to the columns it writes.
 
-A head (`models.heads`) knows tensors; its task knows what they mean: which targets the cells have, what is fitted once
-training is over, what is written for each cell, how predictions are scored. A new task is a subclass of `Task` and a
+A head (`models.heads`) handles tensors; its task knows what they mean: the targets of the cells, what is fitted after
+training, what is written for each cell, and how predictions are scored. A new task is a subclass of `Task` and a
 call of `register`; no other file changes (`docs/add_a_task.md`; an example is `tests/predict/test_new_task.py`).
 """
 
@@ -26,11 +26,11 @@ class Task(ABC):
 
     Attributes
     ----------
-    name : the kind of its model folders
-    title : the same in words, with the script that makes them
-    shape : dataclass with the head's shape; its fields are flags
+    name : kind of the task's model folders
+    title : the kind in words, with the script that makes such folders
+    shape : dataclass with the head's shape, whose fields are flags
     head : class of the head, called with (shape, latent_dim, number of outputs)
-    columns : column of obs → what it holds for cells without a count in the model's features
+    columns : column of obs → its value for cells without a count in the model's features
     """
 
     name: ClassVar[str]
@@ -45,16 +45,16 @@ class Task(ABC):
 
     @abstractmethod
     def targets(self, cells, column: str) -> tuple[dict[str, np.ndarray], np.ndarray, list[str]]:
-        """What the head learns from.
+        """Read the targets that the head learns.
 
         Parameters
         ----------
         cells : utils.cells.preprocessed.Cells
-        column : of their obs
+        column : column of their obs
 
         Returns
         -------
-        targets, name → [cells, …]; which cells have one, [cells] bool; names of the head's outputs
+        targets, name → [cells, …]; [cells] bool, which cells have one; names of the head's outputs
 
         Raises
         ------
@@ -65,46 +65,46 @@ class Task(ABC):
     def fit_after_training(
         self, decoded: dict[str, np.ndarray], targets: dict[str, np.ndarray], outputs: list[str]
     ) -> dict:
-        """What is fitted on validation cells when training is over, as plain numbers and text; it goes into the folder.
+        """Fit on validation cells after training. The result, plain numbers and text, is saved in the folder.
 
         Parameters
         ----------
-        decoded : what the head decodes, name → [cells, …]; empty where there are no validation cells
+        decoded : the head's predictions, name → [cells, …]; empty without validation cells
         targets : name → [cells, …]
         outputs : names of the head's outputs
         """
         return {}
 
     def check(self, fitted: dict) -> None:  # noqa: B027 (most tasks fit nothing)
-        """Raise ValueError, with the name, if what a folder says was fitted makes no sense."""
+        """Raise ValueError, naming the value, if the fitted values of a folder are impossible."""
 
     def describe(self, fitted: dict) -> str:
-        """What was fitted, in a line for people; empty for nothing."""
+        """A line of text about what was fitted; empty if nothing was."""
         return ""
 
     def doubts(self, fitted: dict) -> list[str]:
-        """Why predictions deserve less trust than they seem to, a line each."""
+        """Reasons to doubt the predictions, one line each."""
         return []
 
     def provenance(self, fitted: dict) -> dict:
-        """What uns keeps beside the predictions about what was fitted."""
+        """Entries of uns about what was fitted."""
         return fitted
 
     @abstractmethod
     def predict(self, decoded: dict[str, np.ndarray], outputs: list[str], fitted: dict) -> dict[str, np.ndarray]:
-        """What is known of each cell, name → [cells, …]; the names in `columns` are written to obs."""
+        """Predictions, name → [cells, …]; those named in `columns` are written to obs."""
 
     @abstractmethod
     def scores(self, truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-        """Scores of the first of `columns`, name → value."""
+        """Scores of predictions in the first of `columns`, name → value."""
 
 
 TASKS: dict[str, Task] = {}
-"""All tasks by name. Loading a model folder looks its kind up here."""
+"""All tasks by name. Loading a model folder looks up its kind here."""
 
 
 def register(task: Task) -> Task:
-    """Make a task known by its name."""
+    """Add a task to `TASKS`."""
     TASKS[task.name] = task
     return task
 
@@ -130,7 +130,7 @@ class CellTypes(Task):
         return {"cell_type": codes}, codes >= 0, types
 
     def fit_after_training(self, decoded, targets, outputs) -> dict:
-        """A temperature, and the validation cells it was fitted on; 1 where there are too few (Guo et al. 2017)."""
+        """A temperature, 1 if there are too few validation cells (Guo et al. 2017), and a summary of these cells."""
         labels = targets["cell_type"]
         temperature = float(fit_temperature(decoded["logits"], labels)) if len(labels) else 1.0
         return {"temperature": temperature, "calibration": asdict(Calibration.of(labels, outputs))}
@@ -170,7 +170,7 @@ class CellTypes(Task):
 
     @staticmethod
     def _calibration(fitted: dict) -> Calibration | None:
-        """As it was kept; None before training has ended, and in folders of the first version."""
+        """The summary of the validation cells; None before training has ended, and in folders of the first version."""
         kept = fitted.get("calibration")
         return None if kept is None else Calibration(kept["n_cells"], kept["n_types"], tuple(kept["few"]))
 
