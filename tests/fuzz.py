@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tests.cells.test_ingest import make_cells, make_peaks
+from tests.builders import make_cells, make_peaks
 from tests.formats import FORMATS, tenx_h5
 from tests.helpers import call, command_line
 from utils.train.folders import MANIFEST, file_hash

@@ -11,7 +11,7 @@ import pytest
 import scanpy as sc
 from scipy.sparse import csr_matrix
 
-from tests.cells.test_ingest import make_cells, make_peaks
+from tests.builders import make_cells, make_peaks
 from tests.formats import FORMATS, tenx_h5
 from tests.helpers import ATAC, MULTIMODAL, TRAINING, call, command_line, error_of, run
 from utils.cells.preprocessed import read_cells

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from tests.cells.test_ingest import make_cells, make_peaks
+from tests.builders import make_cells, make_peaks
 from tests.helpers import command_line, error_of, python, run
 
 

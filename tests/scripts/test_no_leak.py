@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from tests.conftest import Runs, make_runs
+from tests.builders import Runs, make_runs
 from tests.helpers import TRAINING, assert_same_tensors, run, weights
 from utils.cells.labels import label_codes, limit_labels
 from utils.cells.preprocessed import read_cells
