@@ -1,4 +1,4 @@
-"""Runs that are killed and resumed: real processes, forked so that nothing is imported again."""
+"""Runs of one or several real processes, and ways to interrupt them; forked, so that nothing is imported again."""
 
 import os
 import random
@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,20 +27,21 @@ from tests.helpers import (
     records,
     weights,
 )
+from utils.cli import run_script
 from utils.train.folders import is_there
 from utils.train.guards import STOPPED
 from utils.train.log import training_folder
 
 LONG = {"epochs": 6, "patience": 0, "save_steps": 3}
 STARTED = "training and"
-"""What `fit` prints just before its first step."""
+"""Words that `fit` prints just before its first step."""
 
 
 @dataclass
 class Processes:
-    """A script run by some processes of a fork; the output of all goes to a file."""
+    """Forked processes that run a script or a function together; they all write their output to one file."""
 
-    script: str
+    script: str | Callable
     flags: dict
     size: int
     output: Path
@@ -70,16 +72,22 @@ class Processes:
             # tqdm's lock is shared with the parent: a process killed while it holds it would stop all that come after.
             tqdm.set_lock(threading.RLock())
             signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where tests run in the background
-            call(self.script, *command_line(self.flags))
+            if callable(self.script):
+                sys.argv = [self.script.__name__]  # by which error messages begin
+                run_script(lambda: self.script(**self.flags))
+            else:
+                call(self.script, *command_line(self.flags))
             code = 0
         except SystemExit as stopped:
             code = stopped.code or 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             os._exit(code)
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> bool:
-        """Whether a condition came true while all processes lived."""
+        """Wait; returns whether the condition came true while all processes lived."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if condition():
@@ -119,8 +127,8 @@ def model_folder(flags: dict) -> Path:
     return Path(flags["ckpt_dir"]) / flags.get("model_name", flags.get("model"))
 
 
-def finish(script: str, flags: dict, size: int, output: Path) -> None:
-    """Run to the end."""
+def finish(script: str | Callable, flags: dict, size: int, output: Path) -> None:
+    """Run a script or a function to its end, which must be a success."""
     codes = Processes(script, flags, size, output).start().join()
     if any(codes):
         raise AssertionError(f"{script}: {codes}\n{output.read_text()[-3000:]}")
