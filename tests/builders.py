@@ -62,8 +62,8 @@ class Runs:
         return self.folder / name
 
 
-def make_runs(ready_file: Path, folder: Path) -> Runs:
-    """Run all stages: rna, atac, multimodal, latents; a student and a classifier for each missing modality."""
+def make_teacher(ready_file: Path, folder: Path) -> Runs:
+    """Run the stages up to the teacher's latents: rna, atac, multimodal, latents."""
     runs = Runs(folder)
     paths = {"data_path": ready_file, "ckpt_dir": runs.folder}
     helpers.run("pretrain_rna", **paths, model_name="rna", **helpers.RNA)
@@ -72,7 +72,14 @@ def make_runs(ready_file: Path, folder: Path) -> Runs:
     helpers.run("pretrain_multimodal", **paths, **encoders, model_name="multimodal", **helpers.MULTIMODAL)
     teacher = runs["multimodal"]
     helpers.run("get_latent_emb", data_path=ready_file, model_path=teacher, ckpt_dir=runs["latents"], device="cpu")
-    latents = {"model_path": teacher, "dir_train": runs["latents"], "dir_val": runs["latents"]}
+    return runs
+
+
+def make_runs(ready_file: Path, folder: Path) -> Runs:
+    """Run all stages: `make_teacher`, then a student and a classifier for each missing modality."""
+    runs = make_teacher(ready_file, folder)
+    paths = {"data_path": ready_file, "ckpt_dir": runs.folder}
+    latents = {"model_path": runs["multimodal"], "dir_train": runs["latents"], "dir_val": runs["latents"]}
     for missing in ("atac", "rna"):
         student = f"student_{missing}"
         helpers.run("pretrain_missing_mod", **paths, **latents, model_name=student, missing=missing, **helpers.TRAINING)

@@ -1,5 +1,7 @@
 """Fixtures that all tests share, made once for each process that runs tests."""
 
+import fcntl
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,26 @@ from utils.cells.preprocessed import read_cells
 from utils.files.write import write_whole
 
 torch.set_num_threads(1)  # on models this small, threads mostly wait for each other
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let a test marked `alone` wait until no other process runs a test, and the others until it is done.
+
+    Who waits for its turn holds the gate, and the next test waits there: so an `alone` test is not overtaken.
+    """
+    if not hasattr(item.config, "workerinput"):  # there is one process
+        return (yield)
+    here = Path(__file__).parent
+    how = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
+    with (here / "__init__.py").open("rb") as gate, (here / "conftest.py").open("rb") as running:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(running, how)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        try:
+            return (yield)
+        finally:
+            fcntl.flock(running, fcntl.LOCK_UN)  # closing is not enough while a forked child is alive
 
 
 @pytest.fixture(scope="session")

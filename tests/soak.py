@@ -20,7 +20,8 @@ import torch
 from tests import helpers
 from tests.builders import make_runs, make_simulation
 from tests.fuzz import fuzz
-from tests.train.kills import assert_same_run, finish, kill_and_resume, stop_and_resume, training_scripts
+from tests.processes import finish
+from tests.train.kills import assert_same_run, kill_and_resume, stop_and_resume, training_scripts
 from utils.cli import flag, parse_flags, run_script
 from utils.files.write import write_whole
 

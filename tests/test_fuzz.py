@@ -40,6 +40,7 @@ def test_a_file_that_crashes_the_library_is_damaged(hdf5, monkeypatch):
     assert "is damaged" in probe.problem(hdf5)
 
 
+@pytest.mark.alone
 def test_a_file_on_which_the_library_never_ends_is_not_called_damaged(hdf5, monkeypatch):
     def forever(path, allow):
         allow(0)
@@ -57,6 +58,7 @@ def test_a_file_on_which_the_library_never_ends_is_not_called_damaged(hdf5, monk
     assert "damaged" not in str(error.value)
 
 
+@pytest.mark.alone
 def test_a_slow_file_is_waited_for(hdf5, monkeypatch):
     """A busy disk, a busy neighbour: waiting is not computing. And a file with much in it gets on, item by item."""
     monkeypatch.setattr(probe, "SECONDS", 0.3)

@@ -15,7 +15,8 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from tests.builders import make_cells, make_peaks
-from tests.helpers import command_line, error_of, lacks, python, run
+from tests.helpers import error_of, lacks, run
+from tests.processes import Processes
 
 
 def cells(change: Callable[[ad.AnnData], object] | None = None, file: ad.AnnData | None = None) -> Callable:
@@ -258,10 +259,11 @@ def test_a_full_disk_is_told_and_leaves_the_old_output(kind, tmp_path):
     try:
         out = disk / "out.h5ad"
         out.write_text("old")
-        done = python("preprocess.py", *command_line({"data_path": path, "out_path": out}), preexec_fn=limit)
-        assert done.returncode == 2, done.stderr
+        output = tmp_path / "output.txt"
+        codes = Processes("preprocess", {"data_path": path, "out_path": out}, 1, output, limit).start().join()
+        assert codes == [2], output.read_text()
         cause = "No space left on device" if kind == "small disk" else "File too large"
-        (line,) = done.stderr.splitlines()
+        (line,) = [line for line in output.read_text().splitlines() if "error" in line.lower()]
         assert line.startswith(f"preprocess.py: error: {out}: ") and cause in line
         assert out.read_text() == "old"
         assert os.listdir(disk) == ["out.h5ad"]

@@ -1,6 +1,6 @@
 """Several real processes give the numbers of one, and a launcher changes nothing.
 
-Most tests fork their processes (`tests.train.kills`), since each process of a launcher imports everything again. For
+Most tests fork their processes (`tests.processes`), since each process of a launcher imports everything again. For
 the launcher's own tests, `torchrun -m tests.train.test_distributed <case> <ready file> <folder>` runs one of the cases.
 """
 
@@ -36,7 +36,7 @@ from tests.helpers import (
     train,
     weights,
 )
-from tests.train.kills import Processes, finish
+from tests.processes import Processes, finish
 from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import Cells, read_cells
 from utils.cli import run_script
@@ -153,6 +153,7 @@ def one(cells, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.xdist_group("one")
 @pytest.mark.parametrize("size", [2, 4])
 def test_several_processes_give_the_losses_of_one(size, one, ready_file, tmp_path):
     several = tmp_path / "several"

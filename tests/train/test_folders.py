@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import RNA, ROOT, assert_same_tensors, command_line, last_weights, python, run, weights
+from tests.helpers import RNA, ROOT, assert_same_tensors, last_weights, run, weights
+from tests.processes import Processes
 from utils.errors import UserError
 from utils.train.folders import MANIFEST, file_hash, read_folder, write_folder
 from utils.train.log import training_folder
@@ -312,10 +313,11 @@ def test_a_disk_that_fills_up_keeps_the_last_state_and_model(ready_file, runs, t
         before = load_model(disk / "run", "rna").hash
         free = shutil.disk_usage(disk).free
         (disk / "filler").write_bytes(bytes(max(free - 8192, 0)))
-        done = python("pretrain_rna.py", *command_line(flags | {"ckpt_dir": disk, "resume": True}))
-        assert done.returncode == 2, done.stderr
-        assert "No space left on device" in done.stderr
-        assert "Traceback" not in done.stderr
+        again = Processes("pretrain_rna", flags | {"ckpt_dir": disk, "resume": True}, 1, tmp_path / "output.txt")
+        codes, text = again.start().join(), (tmp_path / "output.txt").read_text()
+        assert codes == [2], text
+        assert "No space left on device" in text
+        assert "Traceback" not in text
         assert load_model(disk / "run", "rna").hash == before
         (disk / "filler").unlink()
         run("pretrain_rna", **flags | {"ckpt_dir": disk, "resume": True})

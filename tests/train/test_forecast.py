@@ -16,7 +16,7 @@ from tests.helpers import (
     train,
     weights,
 )
-from tests.train.kills import finish
+from tests.processes import finish
 from utils.cells.minibatches import Plan
 from utils.cells.preprocessed import Cells, read_cells
 from utils.train import forecast as module

@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from tests.helpers import RNA, ROOT, assert_same_records, command_line, python, records, run
-from tests.train.kills import LONG, Processes, assert_same_run, finish, kill_and_resume, model_folder, training_scripts
+from tests.processes import Processes, finish
+from tests.train.kills import LONG, assert_same_run, kill_and_resume, model_folder, training_scripts
 from utils.train.folders import is_there
 from utils.train.guards import STOPPED
 from utils.train.log import training_folder

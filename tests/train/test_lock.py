@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from tests.helpers import CPU, RNA, error_of, make_stage, take, train
-from tests.train.kills import Processes, assert_same_run, finish, model_folder, training_scripts
+from tests.processes import Processes, finish
+from tests.train.kills import assert_same_run, model_folder, training_scripts
 from utils.errors import UserError
 from utils.predict.calibrate import calibrate
 from utils.train.folders import write_folder
