@@ -17,6 +17,7 @@ FOUND = (4536, 9844, 10109, 10779, 11101, 11337, 11657, 11732, 11748, 12124)
 damaged HDF5 (on two of them it never ends), a gene twice in a model."""
 
 
+@pytest.mark.slow
 def test_broken_files_end_in_a_sentence(runs, tmp_path):
     (tmp_path / "new").mkdir()
     assert fuzz(tmp_path / "new", runs["celltype_atac"], first=0, number=120) == {}

@@ -71,6 +71,7 @@ def test_a_terminal_gets_a_bar():
     assert "not the first process" not in text
 
 
+@pytest.mark.slow
 def test_a_quick_script_leaves_nothing_in_a_log(raw_file, tmp_path):
     """Two scripts in one new process, so that all is imported once."""
     ready = tmp_path / "ready.h5mu"

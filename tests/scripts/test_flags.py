@@ -258,6 +258,7 @@ def test_threads_spin_shortly_unless_the_user_has_chosen(own):
     assert openmp_of(code, **own).stdout.split() == [expected.get(name, "-") for name in WAITING]
 
 
+@pytest.mark.slow
 def test_openmp_takes_the_setting():
     """Torch's own OpenMP prints what it has read; the scripts load it after utils.cli."""
     ours = openmp_of("import utils.cli, torch", OMP_DISPLAY_ENV="VERBOSE").stderr

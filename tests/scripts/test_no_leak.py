@@ -19,7 +19,7 @@ MODELS = ("rna", "atac", "multimodal", "student_atac", "student_rna", "celltype_
 # With the settings that look at cells in ways of their own:
 OF_THE_STUDY = ("student_blank", "celltype_few", "celltype_pupil")
 LABELS_PER_TYPE = 3
-pytestmark = pytest.mark.xdist_group("no_leak")  # they share what takes long to train
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("no_leak")]  # all stages are trained three times, once for all
 
 
 def train_study(ready: Path, runs: Runs) -> Runs:

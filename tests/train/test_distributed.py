@@ -154,7 +154,7 @@ def one(cells, tmp_path_factory) -> Path:
 
 
 @pytest.mark.xdist_group("one")
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_give_the_losses_of_one(size, one, ready_file, tmp_path):
     several = tmp_path / "several"
     flags = {"case": "every_kind", "ready_file": ready_file, "folder": several}
@@ -196,6 +196,7 @@ def test_pretrain_rna_by_two_processes(ready_file, tmp_path):
     assert weights(tmp_path / "two").keys() == weights(tmp_path / "one").keys()  # no `module.` in front
 
 
+@pytest.mark.slow
 def test_pretrain_multimodal_by_two_processes(ready_file, runs, tmp_path):
     flags = {"data_path": ready_file, "ckpt_dir": tmp_path} | MULTIMODAL
     flags |= {"rna_model_path": runs["rna"], "atac_model_path": runs["atac"]}
@@ -205,6 +206,7 @@ def test_pretrain_multimodal_by_two_processes(ready_file, runs, tmp_path):
     assert weights(tmp_path / "two").keys() == weights(tmp_path / "one").keys()
 
 
+@pytest.mark.slow
 def test_a_launcher_with_one_process_changes_nothing(ready_file, tmp_path):
     flags = {"data_path": ready_file, "ckpt_dir": tmp_path} | RNA
     run("pretrain_rna", **flags, model_name="plain")
@@ -324,6 +326,7 @@ def test_one_process_that_fails_ends_all_and_is_heard_first(case, ready_file, tm
     assert_heard_first((tmp_path / "output.txt").read_text(), FIRST_ERROR[case], case)
 
 
+@pytest.mark.slow
 def test_a_launcher_shows_the_message_of_the_process_that_failed(ready_file, tmp_path):
     start = time.monotonic()
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")

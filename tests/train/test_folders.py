@@ -299,6 +299,7 @@ def plant(path: Path, content: bytes) -> None:
 # Full disks ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_keeps_the_last_state_and_model(ready_file, runs, tmp_path):
     """A small disk is filled between two runs: the second says so, and goes on when there is space again."""
     disk = tmp_path / "disk"

@@ -27,7 +27,10 @@ SCRIPTS = [
 ]
 
 
-@pytest.mark.parametrize(("script", "size"), [*((script, 1) for script in SCRIPTS), ("pretrain_rna", 2)])
+TWO = pytest.param("pretrain_rna", 2, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("script", "size"), [*((script, 1) for script in SCRIPTS), TWO])
 def test_killed_runs_end_like_an_uninterrupted_one(script, size, ready_file, runs, tmp_path):
     flags = training_scripts(ready_file, runs)[script]
     for name in ("whole", "killed"):
@@ -142,6 +145,7 @@ def test_another_number_of_processes_goes_on_with_the_same_losses(first, then, r
     assert_same_records(ours, records(tmp_path / "whole" / "run"), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_torchrun_starts_a_killed_worker_again(ready_file, runs, tmp_path):
     flags = training_scripts(ready_file, runs)["pretrain_rna"]
     (tmp_path / "whole").mkdir()
