@@ -18,13 +18,13 @@ damaged HDF5 (on two of them it never ends), a gene twice in a model."""
 
 
 @pytest.mark.slow
-def test_broken_files_end_in_a_sentence(runs, tmp_path):
+def test_broken_files_end_in_a_message(runs, tmp_path):
     (tmp_path / "new").mkdir()
     assert fuzz(tmp_path / "new", runs["celltype_atac"], first=0, number=120) == {}
 
 
 @pytest.mark.parametrize("number", FOUND)
-def test_what_was_found_once(number, runs, tmp_path):
+def test_files_that_were_findings_once(number, runs, tmp_path):
     assert fuzz(tmp_path, runs["celltype_atac"], first=number, number=1) == {}
 
 
@@ -38,7 +38,7 @@ def hdf5(tmp_path):
 def test_a_file_that_crashes_the_library_is_damaged(hdf5, monkeypatch):
     assert probe.problem(hdf5) is None
     monkeypatch.setattr(probe, "_look_through", lambda path, allow: os.kill(os.getpid(), signal.SIGKILL))
-    assert "is damaged" in probe.problem(hdf5)
+    assert "damaged" in probe.problem(hdf5)
 
 
 @pytest.mark.alone
@@ -51,11 +51,11 @@ def test_a_file_on_which_the_library_never_ends_is_not_called_damaged(hdf5, monk
     monkeypatch.setattr(probe, "_look_through", forever)
     monkeypatch.setattr(probe, "SECONDS", 0.2)
     start = time.monotonic()
-    assert "takes too long" in probe.problem(hdf5)
+    assert "too long" in probe.problem(hdf5)
     assert time.monotonic() - start < 8
     with pytest.raises(UserError) as error:
         read_raw(hdf5)
-    assert f"{hdf5}: takes too long" in str(error.value)
+    assert f"{hdf5}: " in str(error.value) and "too long" in str(error.value)
     assert "damaged" not in str(error.value)
 
 

@@ -91,11 +91,11 @@ def test_the_fastest_divisor_that_fits_is_taken(grad_acc, fastest, memory, cut, 
 
 def test_nothing_fits(cells, tmp_path, monkeypatch):
     monkeypatch.setattr(batch_size, "free_memory", lambda device: 1.0)
-    with pytest.raises(UserError, match="not even one cell fits"):
+    with pytest.raises(UserError, match="one cell"):
         train(make_stage("rna", take(cells, 8, 4)), tmp_path / "run", batch_size=AUTO)
 
 
 @pytest.mark.parametrize("value", ["0", "-3"])
 def test_no_such_minibatch(value):
-    with pytest.raises(UserError, match=f"--batch_size {value} must be at least 1, or auto"):
+    with pytest.raises(UserError, match=f"--batch_size {value} .*auto"):
         BatchSize(value)

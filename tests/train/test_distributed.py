@@ -300,7 +300,7 @@ def test_alone_nothing_is_exchanged():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_devices_without_a_gpu():
     assert choose_device("auto", 3) == choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(UserError, match="--device cuda: no CUDA device"):
+    with pytest.raises(UserError, match="--device cuda: "):
         choose_device("cuda")
 
 
