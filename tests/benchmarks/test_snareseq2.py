@@ -31,6 +31,7 @@ def new_study(simulation, tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.slow
 def test_rows_are_added_to_those_that_are_there(new_study, capfd, monkeypatch):
     """Models that are always right, always wrong, or answer with the cell's number, in an order of their own."""
     ran, types = [], ["CD4 naive", "CD4 memory", "B cell"]
@@ -68,6 +69,7 @@ def test_rows_are_added_to_those_that_are_there(new_study, capfd, monkeypatch):
     assert set(tables[ALL]["half"]) == {"CD4 memory"}  # the later one counts
 
 
+@pytest.mark.slow
 def test_results_of_another_run_are_not_added_to(new_study):
     study = new_study()
     save_run(study.results, {ALL: pd.DataFrame({"label": ["CD4 naive"]})}, **study.told)
@@ -79,6 +81,7 @@ def test_results_of_another_run_are_not_added_to(new_study):
         new_study().preprocess()
 
 
+@pytest.mark.slow
 def test_a_study_of_peers_alone_has_tables_too(new_study, monkeypatch):
     monkeypatch.setattr(snareseq2.Study, "peer", lambda study, method: study.keep(ALL, study.labels.to_frame(method)))
     study = new_study()
