@@ -8,11 +8,14 @@ STUDY_STAMP := .venv/.installed_study
 DATA ?= snareseq2_mop.h5mu
 IMMUNE ?= immune_rna.h5ad
 RESULTS := benchmarks/results
+# Processes that run tests; each test goes to the next free one.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadgroup
 BENCHMARKS := rna_encoder atac_encoder loading throughput busy_neighbour scaling where_time_goes table
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint docs bench study soak clean
+.PHONY: help demo test test-all lint docs bench study soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 17
@@ -20,8 +23,11 @@ help: ## list the targets
 demo: $(STAMP) ## run every stage on simulated donors (writes demo_output/)
 	$(BIN)/python demo.py
 
-test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest
+test: $(STAMP) ## run the tests but the slow ones (six minutes on two cores; WORKERS=… processes)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+
+test-all: $(STAMP) ## run all tests
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(STAMP) ## check style, formatting, and the links and commands in the documents
 	$(BIN)/ruff check .

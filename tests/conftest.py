@@ -1,12 +1,37 @@
-"""Fixtures that all tests share."""
+"""Fixtures that all tests share, made once for each process that runs tests."""
 
-from dataclasses import dataclass
+import fcntl
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import builders, helpers
+from utils.cells.preprocessed import read_cells
+from utils.files.write import write_whole
+
 torch.set_num_threads(1)  # on models this small, threads mostly wait for each other
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let a test marked `alone` wait until no other process runs a test, and the others until it is done.
+
+    Who waits for its turn holds the gate, and the next test waits there: so an `alone` test is not overtaken.
+    """
+    if not hasattr(item.config, "workerinput"):  # there is one process
+        return (yield)
+    here = Path(__file__).parent
+    how = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
+    with (here / "__init__.py").open("rb") as gate, (here / "conftest.py").open("rb") as running:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(running, how)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        try:
+            return (yield)
+        finally:
+            fcntl.flock(running, fcntl.LOCK_UN)  # closing is not enough while a forked child is alive
 
 
 @pytest.fixture(scope="session")
@@ -21,16 +46,12 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def simulation():
     """96 simulated cells of three types and two donors; copy before changing."""
-    from utils.cells.simulate import SimulationConfig, simulate
-
-    return simulate(SimulationConfig(n_cells=96, n_genes=60, n_peaks=150, n_types=3, n_donors=2))
+    return builders.make_simulation()
 
 
 @pytest.fixture(scope="session")
 def raw_file(simulation, tmp_path_factory) -> Path:
     """The simulated counts as a user would have them."""
-    from utils.files.write import write_whole
-
     path = tmp_path_factory.mktemp("raw") / "cells.h5mu"
     write_whole(simulation.mdata, path)
     return path
@@ -38,59 +59,19 @@ def raw_file(simulation, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def ready_file(raw_file) -> Path:
-    """The same after preprocess.py, a fifth of the cells for validation, none for testing."""
-    from tests.helpers import run
-
+    """The same after preprocess.py: a fifth of the cells validates, none is a test cell."""
     path = raw_file.with_name("cells.ready.h5mu")
-    run("preprocess", data_path=raw_file, out_path=path, val_fraction=0.2)
+    helpers.run("preprocess", data_path=raw_file, out_path=path, val_fraction=0.2)
     return path
 
 
 @pytest.fixture(scope="session")
 def cells(ready_file):
     """The model-ready cells, both modalities; not to be changed."""
-    from utils.cells.preprocessed import read_cells
-
     return read_cells(ready_file, ("rna", "atac"))
 
 
-@dataclass(frozen=True)
-class Runs:
-    """A folder of trained models and how to name what is in it; tests leave it as they find it."""
-
-    folder: Path
-
-    def __getitem__(self, name: str) -> Path:
-        return self.folder / name
-
-
 @pytest.fixture(scope="session")
-def runs(ready_file, tmp_path_factory) -> Runs:
-    """All stages, by the scripts: rna, atac, multimodal, latents; student and celltype for each missing modality."""
-    return make_runs(ready_file, tmp_path_factory.mktemp("runs"))
-
-
-def make_runs(ready_file: Path, folder: Path) -> Runs:
-    """Train them."""
-    from tests import helpers
-
-    runs = Runs(folder)
-    paths = {"data_path": ready_file, "ckpt_dir": runs.folder}
-    helpers.run("pretrain_rna", **paths, model_name="rna", **helpers.RNA)
-    helpers.run("pretrain_atac", **paths, model_name="atac", **helpers.ATAC)
-    encoders = {"rna_model_path": runs["rna"], "atac_model_path": runs["atac"]}
-    helpers.run("pretrain_multimodal", **paths, **encoders, model_name="multimodal", **helpers.MULTIMODAL)
-    teacher = runs["multimodal"]
-    helpers.run("get_latent_emb", data_path=ready_file, model_path=teacher, ckpt_dir=runs["latents"], device="cpu")
-    latents = {"model_path": teacher, "dir_train": runs["latents"], "dir_val": runs["latents"]}
-    for missing in ("atac", "rna"):
-        student = f"student_{missing}"
-        helpers.run("pretrain_missing_mod", **paths, **latents, model_name=student, missing=missing, **helpers.TRAINING)
-        helpers.run(
-            "train_missing_celltype_func",
-            **paths,
-            pretrained_model_path=runs[student],
-            model=f"celltype_{missing}",
-            **helpers.TRAINING | {"epochs": 25, "learning_rate": 0.01, "patience": 0, "trainable_blocks": -1},
-        )
-    return runs
+def runs(ready_file, tmp_path_factory) -> builders.Runs:
+    """One model of each stage, trained by the scripts; `builders.make_runs` lists them."""
+    return builders.make_runs(ready_file, tmp_path_factory.mktemp("runs"))

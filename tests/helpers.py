@@ -74,6 +74,11 @@ def error_of(capsys, script: str, **flags) -> str:
     return lines[0]
 
 
+def lacks(text: str, *words: object) -> list[str]:
+    """The words that a text should hold and does not; compared as strings."""
+    return [str(word) for word in words if str(word) not in text]
+
+
 def python(*words: str, timeout: int = 120, preexec_fn=None, **environment: str) -> subprocess.CompletedProcess:
     """A process of its own, one thread each, in the repository."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from tests import helpers
-from tests.conftest import make_runs
+from tests.builders import make_runs, make_simulation
 from tests.fuzz import fuzz
-from tests.train.kills import assert_same_run, finish, kill_and_resume, stop_and_resume, training_scripts
-from utils.cells.simulate import SimulationConfig, simulate
+from tests.processes import finish
+from tests.train.kills import assert_same_run, kill_and_resume, stop_and_resume, training_scripts
 from utils.cli import flag, parse_flags, run_script
 from utils.files.write import write_whole
 
@@ -40,10 +40,7 @@ def main() -> None:
     start, found = time.monotonic(), {"kills": {}, "stops": {}, "files": flags.files}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_whole(
-            simulate(SimulationConfig(n_cells=96, n_genes=60, n_peaks=150, n_types=3, n_donors=2)).mdata,
-            folder / "cells.h5mu",
-        )
+        write_whole(make_simulation().mdata, folder / "cells.h5mu")
         helpers.run("preprocess", data_path=folder / "cells.h5mu", out_path=folder / "ready.h5mu", val_fraction=0.2)
         runs = make_runs(folder / "ready.h5mu", folder / "runs")
         for script, settings in training_scripts(folder / "ready.h5mu", runs).items():

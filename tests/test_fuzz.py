@@ -17,13 +17,14 @@ FOUND = (4536, 9844, 10109, 10779, 11101, 11337, 11657, 11732, 11748, 12124)
 damaged HDF5 (on two of them it never ends), a gene twice in a model."""
 
 
-def test_broken_files_end_in_a_sentence(runs, tmp_path):
+@pytest.mark.slow
+def test_broken_files_end_in_a_message(runs, tmp_path):
     (tmp_path / "new").mkdir()
     assert fuzz(tmp_path / "new", runs["celltype_atac"], first=0, number=120) == {}
 
 
 @pytest.mark.parametrize("number", FOUND)
-def test_what_was_found_once(number, runs, tmp_path):
+def test_files_that_were_findings_once(number, runs, tmp_path):
     assert fuzz(tmp_path, runs["celltype_atac"], first=number, number=1) == {}
 
 
@@ -37,9 +38,10 @@ def hdf5(tmp_path):
 def test_a_file_that_crashes_the_library_is_damaged(hdf5, monkeypatch):
     assert open_any.hdf5_problem(hdf5) is None
     monkeypatch.setattr(open_any, "_read_names_and_text", lambda path, allow: os.kill(os.getpid(), signal.SIGKILL))
-    assert "is damaged" in open_any.hdf5_problem(hdf5)
+    assert "damaged" in open_any.hdf5_problem(hdf5)
 
 
+@pytest.mark.alone
 def test_a_file_on_which_the_library_never_ends_is_not_called_damaged(hdf5, monkeypatch):
     def forever(path, allow):
         allow(0)
@@ -49,14 +51,15 @@ def test_a_file_on_which_the_library_never_ends_is_not_called_damaged(hdf5, monk
     monkeypatch.setattr(open_any, "_read_names_and_text", forever)
     monkeypatch.setattr(open_any, "CHECK_SECONDS", 0.2)
     start = time.monotonic()
-    assert "takes too long" in open_any.hdf5_problem(hdf5)
+    assert "too long" in open_any.hdf5_problem(hdf5)
     assert time.monotonic() - start < 8
     with pytest.raises(UserError) as error:
         read_raw(hdf5)
-    assert f"{hdf5}: takes too long" in str(error.value)
+    assert f"{hdf5}: " in str(error.value) and "too long" in str(error.value)
     assert "damaged" not in str(error.value)
 
 
+@pytest.mark.alone
 def test_a_slow_file_is_waited_for(hdf5, monkeypatch):
     """A busy disk, a busy neighbour: waiting is not computing. And a file with much in it gets on, item by item."""
     monkeypatch.setattr(open_any, "CHECK_SECONDS", 0.3)

@@ -31,6 +31,7 @@ progress.progress_bar(10, "not the first process", shown=False).update(10)
 """
 
 
+@pytest.mark.alone
 def test_a_log_gets_whole_lines_now_and_then(tmp_path):
     log = tmp_path / "log.txt"
     with log.open("w") as file:
@@ -49,6 +50,7 @@ def test_a_log_gets_whole_lines_now_and_then(tmp_path):
     assert "left" in lines[0]
 
 
+@pytest.mark.alone
 def test_a_terminal_gets_a_bar():
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
@@ -69,12 +71,14 @@ def test_a_terminal_gets_a_bar():
     assert "not the first process" not in text
 
 
-def test_a_script_that_is_quick_leaves_nothing_in_a_log(raw_file, tmp_path):
+@pytest.mark.slow
+def test_a_quick_script_leaves_nothing_in_a_log(raw_file, tmp_path):
+    """Two scripts in one new process, so that all is imported once."""
     ready = tmp_path / "ready.h5mu"
-    done = python("preprocess.py", "--data_path", str(raw_file), "--out_path", str(ready), "--val_fraction", "0.2")
-    assert (done.returncode, done.stderr) == (0, "")
-    words = ("--preset", "tiny", "--epochs", "2", "--device", "cpu", "--model", "atac")
-    done = python("pretrain_atac.py", "--data_path", str(ready), "--ckpt_dir", str(tmp_path), *words)
+    first = {"data_path": str(raw_file), "out_path": str(ready), "val_fraction": 0.2}
+    then = {"data_path": str(ready), "ckpt_dir": str(tmp_path), "preset": "tiny", "epochs": 2, "device": "cpu"}
+    code = f"from tests.helpers import run; run('preprocess', **{first}); run('pretrain_atac', **{then}, model='atac')"
+    done = python("-c", code)
     assert (done.returncode, done.stderr) == (0, "")
     assert "epoch" in done.stdout
 

@@ -13,38 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
+from tests.builders import STATES, make_cells, make_peaks, tokens
 from tests.formats import FORMATS, WHOLE_NUMBERS_ONLY, tenx_folder, tenx_h5, text
 from tests.helpers import error_of, run
 from utils.cells.preprocessed import open_cells, read_cells
-from utils.features.count_detection import BASES
-from utils.features.gene_symbols import load_gene_table
-
-GENES = load_gene_table().query("protein_coding")["symbol"].to_numpy()
-
-
-def make_cells(seed: int = 0, n_cells: int = 12, n_genes: int = 40) -> ad.AnnData:
-    """Human cells. Each holds a count of 1, so that its counts can be recovered from scaled values."""
-    rng = np.random.default_rng(seed)
-    counts = rng.negative_binomial(1, 0.3, (n_cells, n_genes)) * (rng.random((n_cells, n_genes)) < 0.5)
-    counts[:, 0] = 1
-    barcodes = ["".join(rng.choice(list("ACGT"), 16)) + "-1" for _ in range(n_cells)]
-    genes = np.sort(rng.choice(GENES, n_genes, replace=False))
-    return ad.AnnData(csr_matrix(counts.astype(np.float32)), pd.DataFrame(index=barcodes), pd.DataFrame(index=genes))
-
-
-def make_peaks(barcodes: pd.Index, seed: int = 0) -> ad.AnnData:
-    rng = np.random.default_rng(seed)
-    names = [f"chr{1 + i % 20}:{1000 * i}-{1000 * i + 500}" for i in range(1, 31)]
-    counts = rng.poisson(0.5, (len(barcodes), 30)).astype(np.float32)
-    counts[:, 0] = 1
-    return ad.AnnData(csr_matrix(counts), pd.DataFrame(index=barcodes), pd.DataFrame(index=names))
-
-
-def tokens(path: Path, out: Path, modality: str = "rna", **flags) -> pd.DataFrame:
-    """Preprocess a file and return what the models see: cells × features, by name."""
-    run("preprocess", data_path=path, out_path=out, **flags)
-    cells = read_cells(out, (modality,))
-    return pd.DataFrame(cells.values[modality][:].toarray(), cells.obs.index.rename(None), cells.features[modality])
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +28,6 @@ def adata() -> ad.AnnData:
 def expected(adata, tmp_path_factory) -> pd.DataFrame:
     folder = tmp_path_factory.mktemp("expected")
     return tokens(FORMATS["h5ad csr"](adata, folder), folder / "ready.h5ad")
-
-
-STATES = {
-    "counts": lambda counts: counts,
-    **{f"log1p {b}": lambda c, b=b: np.log1p(c * 1e4 / c.sum(1, keepdims=True)) / np.log(BASES[b]) for b in BASES},
-    "cpm": lambda counts: counts * 1e6 / counts.sum(1, keepdims=True),
-}
 
 
 PAIRS = [(n, s) for n in FORMATS for s in STATES if s == "counts" or n not in WHOLE_NUMBERS_ONLY]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from tests.cells.test_ingest import STATES, make_cells
+from tests.builders import STATES, make_cells
 from utils.cells.config import IngestConfig
 from utils.cells.inspect import Examination, examine
 

@@ -102,6 +102,7 @@ def test_formatted_names_are_read_back():
     assert genome_order(parse_peaks([])).shape == (0,)
 
 
+@pytest.mark.alone
 def test_a_hundred_thousand_names_are_read_quickly():
     start = np.random.default_rng(0).integers(0, 10**8, 100_000)
     names = [f"chr{i % 22 + 1}:{s}-{s + 500}" for i, s in enumerate(start.tolist())]

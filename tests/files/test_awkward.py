@@ -10,7 +10,7 @@ import pytest
 from scipy.io import mmwrite
 from scipy.sparse import csc_matrix, csr_matrix
 
-from tests.cells.test_ingest import make_cells, make_peaks, tokens
+from tests.builders import make_cells, make_peaks, tokens
 from tests.formats import FORMATS, dense, text
 from tests.helpers import error_of, run
 from utils.cells.preprocessed import open_cells, read_cells

@@ -15,6 +15,7 @@ from models.scmomer import ScMomer, ScMomerConfig
 from models.shapes import ClassifierConfig, FusionConfig
 from models.student import StudentConfig
 from tests.models.helpers import accessibility, expression
+from tests.processes import finish
 from utils.cells.minibatches import CellDataset, LengthPlan, padded_length
 from utils.predict.infer import CellByCell, InferConfig, infer
 from utils.train.distributed import Runtime
@@ -65,20 +66,24 @@ def test_a_cells_result_does_not_depend_on_its_minibatch(tokens, other_modality,
             np.testing.assert_array_equal(ours, expected[rows])
 
 
-@pytest.mark.parametrize("tokens", ["all", "expressed"])
-def test_the_number_of_threads_does_not_matter(tokens, values):
-    """torchrun gives each of several processes one thread; a process alone takes all."""
+def by_several_threads(tokens: str, values: dict[str, csr_matrix]) -> None:
+    """Compare the results of one, two and three threads, to the bit."""
     model, rows = make_model(tokens, "measured"), np.arange(N_CELLS)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(embed(model, values, rows, batch_size=8))
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(embed(model, values, rows, batch_size=8))
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("tokens", ["all", "expressed"])
+def test_the_number_of_threads_does_not_matter(tokens, values, tmp_path):
+    """torchrun gives each of several processes one thread; a process alone takes all.
+
+    In a process of its own: threads that have been started once slow down all that comes after, also with one thread.
+    """
+    finish(by_several_threads, {"tokens": tokens, "values": values}, 1, tmp_path / "output.txt")
 
 
 @pytest.mark.parametrize("bias", [True, False])

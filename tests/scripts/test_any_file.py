@@ -11,9 +11,9 @@ import pytest
 import scanpy as sc
 from scipy.sparse import csr_matrix
 
-from tests.cells.test_ingest import make_cells, make_peaks
+from tests.builders import make_cells, make_peaks
 from tests.formats import FORMATS, tenx_h5
-from tests.helpers import ATAC, MULTIMODAL, TRAINING, call, command_line, error_of, run
+from tests.helpers import ATAC, MULTIMODAL, TRAINING, call, command_line, error_of, lacks, run
 from utils.cells.preprocessed import read_cells
 from utils.features.gene_symbols import load_gene_table
 from utils.files.write import write_whole
@@ -103,7 +103,7 @@ def test_peaks_called_on_another_set(simulation, runs, tmp_path, capsys):
     peaks.obs = peaks.obs[[]]
     peaks.write(tmp_path / "same.h5ad")
     expected = label(tmp_path / "same.h5ad", runs["celltype_rna"])
-    assert "150 of the 150 peaks asked for are in the file by name (100.0%)" in capsys.readouterr().out
+    assert lacks(capsys.readouterr().out, "150 of the 150 peaks", "by name", "100.0%") == []
     rng = np.random.default_rng(0)
     first = csr_matrix(peaks.X.multiply(rng.random(peaks.shape) < 0.5))
     names = []
@@ -119,8 +119,7 @@ def test_peaks_called_on_another_set(simulation, runs, tmp_path, capsys):
     other[:, rng.permutation(other.n_vars)].copy().write(tmp_path / "other.h5ad")
     assert_same(label(tmp_path / "other.h5ad", runs["celltype_rna"]), expected)
     text = capsys.readouterr().out
-    assert "150 of the 150 peaks asked for are in the file by overlap (100.0%)" in text
-    assert "1 of its peaks are dropped" in text
+    assert lacks(text, "150 of the 150 peaks", "by overlap", "100.0%", "1 of its peaks") == []
 
 
 def test_peaks_of_another_build_than_the_models(simulation, runs, tmp_path, capsys):
@@ -133,7 +132,7 @@ def test_peaks_of_another_build_than_the_models(simulation, runs, tmp_path, caps
         "genome": "hg38",
         "device": "cpu",
     }
-    assert "1 of 150 peaks lie outside hg38" in error_of(capsys, "predict_cell_type", **flags)
+    assert lacks(error_of(capsys, "predict_cell_type", **flags), "1 of 150 peaks", "hg38") == []
 
 
 def test_multiome_is_labelled_from_one_file_or_two(simulation, rna, runs, expected, tmp_path):
@@ -169,7 +168,7 @@ def test_new_cells_in_a_models_genes_and_peaks(simulation, runs, tmp_path, capsy
     assert absent.sum() == 10
     assert not cells.values["rna"][:][:, absent].sum()
     text = capsys.readouterr().out
-    assert "50 of the 60 genes asked for are in the file (83.3%) and hold 100.0% of its counts; 0 of its genes" in text
+    assert lacks(text, "50 of the 60 genes", "83.3%", "100.0% of its counts", "0 of its genes") == []
 
 
 # The doctor ----------------------------------------------------------------------------------------------------------
@@ -182,7 +181,7 @@ def doctor(capsys, *words: str) -> tuple[int, str]:
     return stopped.value.code, capsys.readouterr().out
 
 
-def test_the_doctor_tells_and_writes_nothing(rna, tmp_path, capsys):
+def test_the_doctor_reports_and_writes_nothing(rna, tmp_path, capsys):
     adata = rna.copy()
     adata.var_names = ["MARCH1", "AMY1", "1-Mar", *adata.var_names[3:]]
     adata.obs["kind"] = pd.Categorical(["T"] * 60 + ["B"] * 36)
@@ -205,9 +204,9 @@ def test_the_doctor_tells_and_writes_nothing(rna, tmp_path, capsys):
     assert findings["counts per cell"]["median"] == pytest.approx(np.median(totals))
     assert list(found["labels"]) == ["kind", "batch"]
     assert found["labels"]["kind"] == {"T": 60, "B": 36}
-    assert any("--label_column" in note and "kind" in note for note in found["notes"])
-    for words in ("98.3%", "MARCH1 → MARCHF1", "T 60, B 36", "what will happen", "notes"):
-        assert words in text
+    (note,) = [note for note in found["notes"] if "--label_column" in note]
+    assert lacks(note, "cell_type", "kind") == []
+    assert lacks(text, "98.3%", "MARCH1 → MARCHF1", "T 60, B 36", "what will happen", "notes") == []
     assert "problems" not in text
 
 
@@ -286,21 +285,21 @@ def test_a_file_is_judged_by_its_counts_as_well_as_by_its_genes(share, ends, rna
     flags = {"data_path": tmp_path / "query.h5ad", "model_path": runs["celltype_atac"], "device": "cpu"}
     if ends == "refused":
         line = error_of(capsys, "predict_cell_type", **flags)
-        assert "100.0% of the genes asked for" in line
-        assert "--min_count_coverage is 0.1" in line
+        assert lacks(line, "query.h5ad: ", "100.0%", "--min_count_coverage", "0.1") == []
         flags["min_count_coverage"] = 0
     run("predict_cell_type", **flags)
-    assert ("warning: the genes asked for hold only" in capsys.readouterr().out) == bool(ends)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "warning: " in line and "genes" in line]
+    assert bool(warnings) == bool(ends)
 
 
-def test_the_doctor_names_what_to_mend_and_goes_on(rna, tmp_path, capsys):
+def test_the_doctor_names_an_error_and_goes_on(rna, tmp_path, capsys):
     bad = rna.copy()
     bad.X = rna.X.toarray() - 1
     mudata.MuData({"rna": bad, "atac": make_peaks(rna.obs_names)}).write(tmp_path / "cells.h5mu")
     code, text = doctor(capsys, "--data_path", tmp_path / "cells.h5mu", "--json", "--genome", "hg38")
     found = json.loads(text)
     assert (code, found["usable"]) == (2, False)
-    assert "negative values: scaled, centred or batch-corrected data in X" in found["problems"][0]
+    assert lacks(found["problems"][0], "negative", " X") == []
     assert found["atac"]["peaks"] == 30
     assert found["atac"]["genome build"] == ["hg19", "hg38"]
     assert not found["what_will_happen"]
@@ -309,7 +308,7 @@ def test_the_doctor_names_what_to_mend_and_goes_on(rna, tmp_path, capsys):
 def test_the_doctor_of_a_prepared_file(ready_file, capsys):
     code, text = doctor(capsys, "--data_path", ready_file)
     assert code == 0
-    assert "nothing: the file is preprocessed already" in text
+    assert "preprocessed already" in text
 
 
 # Real cells ----------------------------------------------------------------------------------------------------------
@@ -331,7 +330,7 @@ def test_immune_cells_go_in_as_they_are(shared_data, tmp_path, capsys):
 
 def test_snareseq2_goes_in_as_it_is(shared_data, tmp_path, capsys):
     run("preprocess", data_path=shared_data / "snareseq2_mop.h5mu", out_path=tmp_path / "ready.h5mu")
-    assert "peaks fit the genome build mm10" in capsys.readouterr().out
+    assert lacks(capsys.readouterr().out, "genome", "mm10") == []
     cells = read_cells(tmp_path / "ready.h5mu", ("rna", "atac"))
     assert (cells.values["rna"].shape, cells.values["atac"].shape) == ((8622, 1677), (8622, 25734))
     assert (cells.stamp["species"], cells.stamp["genome"]) == ("mouse", "mm10")
@@ -345,8 +344,8 @@ def test_a549_goes_in_although_a_peak_passes_a_chromosomes_end(genome, shared_da
     found = json.loads(text)
     assert (code, found["atac"]["genome build"], found["atac"]["peaks"]) == (0, ["hg19"], 52_761)
     notes = " ".join(found["notes"])
-    assert "1,441 peaks lie on 23 unplaced contigs (chrhs37d5," in notes
-    assert "1 of 52,761 peaks lie outside hg19 (chr17:81194897-81195261)" in notes
+    assert lacks(notes, "1,441 peaks", "23 ", "chrhs37d5") == []
+    assert lacks(notes, "1 of 52,761 peaks", "hg19", "chr17:81194897-81195261") == []
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -354,7 +353,7 @@ def test_pbmc68k_goes_in_although_its_values_are_scaled(tmp_path, capsys):
     """Its raw holds logarithms rounded to three decimals: the counts come back."""
     sc.datasets.pbmc68k_reduced().write(tmp_path / "pbmc.h5ad")
     run("preprocess", data_path=tmp_path / "pbmc.h5ad", out_path=tmp_path / "ready.h5ad", label_column="bulk_labels")
-    assert "log1p values to base e, counts recovered in raw" in capsys.readouterr().out
+    assert lacks(capsys.readouterr().out, "log1p", "base e", "recovered", "raw") == []
     counts = ad.read_h5ad(tmp_path / "ready.h5ad").layers["counts"]
     assert counts.shape == (700, 765)
     assert (counts.data == np.round(counts.data)).all()

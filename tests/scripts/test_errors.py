@@ -1,4 +1,7 @@
-"""A user's mistake is one sentence on stderr and exit code 2, and leaves everything as it was."""
+"""A user's mistake ends in one line on stderr and exit code 2, and changes no file.
+
+The tests look for the file, the flag and the numbers that a message names, not for its sentence.
+"""
 
 import shutil
 from pathlib import Path
@@ -10,7 +13,7 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 
-from tests.helpers import MULTIMODAL, RNA, TRAINING, command_line, error_of, python, run
+from tests.helpers import MULTIMODAL, RNA, TRAINING, command_line, error_of, lacks, python, run
 from utils.features.gene_symbols import load_gene_table
 from utils.files.write import write_whole
 from utils.train.log import training_folder
@@ -34,28 +37,29 @@ def set_value(value: float):
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "words"),
     [
-        ({"split_by": "plate", "test_groups": "D1"}, "--split_by plate: no such column; the file has cell_type, donor"),
-        ({"split_by": "donor", "test_groups": "D1,D9"}, "--test_groups D9: not in donor, which has D1, D2"),
-        ({"split_by": "donor"}, "--split_by and --test_groups go together"),
-        ({"test_groups": "D1"}, "--split_by and --test_groups go together"),
-        ({"split_by": "donor", "test_groups": "D1,D2"}, "leaves no training cell"),
-        ({"val_fraction": 1.5}, "--val_fraction 1.5"),
-        ({"target_sum": "mean"}, "--target_sum 'mean'"),
-        ({"out_path": "out.h5ad"}, "must end in .h5mu"),
-        ({"out_path": "{input}"}, "is the input; name another file"),
-        ({"out_path": "{around}"}, "is the input; name another file"),
+        ({"split_by": "plate", "test_groups": "D1"}, ("--split_by plate", "cell_type, donor")),
+        ({"split_by": "donor", "test_groups": "D1,D9"}, ("--test_groups D9", "donor", "D1, D2")),
+        ({"split_by": "donor"}, ("--split_by", "--test_groups")),
+        ({"test_groups": "D1"}, ("--split_by", "--test_groups")),
+        ({"split_by": "donor", "test_groups": "D1,D2"}, ("--test_groups", "no training cell")),
+        ({"val_fraction": 1.5}, ("--val_fraction 1.5",)),
+        ({"target_sum": "mean"}, ("--target_sum", "mean")),
+        ({"out_path": "out.h5ad"}, ("--out_path out.h5ad", ".h5mu")),
+        ({"out_path": "{input}"}, ("--out_path {input}", "input")),
+        ({"out_path": "{around}"}, ("--out_path {around}", "input")),
     ],
 )
-def test_mistaken_flags_of_preprocess(raw_file, tmp_path, capsys, flags, message):
+def test_mistaken_flags_of_preprocess(raw_file, tmp_path, capsys, flags, words):
     path = Path(shutil.copy(raw_file, tmp_path))
     around = tmp_path / "sub" / ".." / path.name
     (tmp_path / "sub").mkdir()
     flags = {"data_path": path, "out_path": tmp_path / "out.h5mu"} | {
         name: str(value).format(input=path, around=around) for name, value in flags.items()
     }
-    assert message in error_of(capsys, "preprocess", **flags)
+    line = error_of(capsys, "preprocess", **flags)
+    assert lacks(line, *(word.format(input=path, around=around) for word in words)) == []
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cells.h5mu", "sub"]
     assert path.read_bytes() == raw_file.read_bytes()
 
@@ -89,11 +93,11 @@ SCRIPTS = ("preprocess", *ON_READY_CELLS, "predict_cell_type")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_file_that_is_not_there_or_no_such_file(script, runs, tmp_path, capsys):
+def test_a_data_file_that_is_absent_or_unreadable(script, runs, tmp_path, capsys):
     absent, text = tmp_path / "absent.h5mu", tmp_path / "text.h5ad"
     text.write_text("gene\tcount\n")
-    assert f"{absent}: no such file" in error_of(capsys, script, **complete(script, absent, runs, tmp_path))
-    assert f"{text}: not a readable .h5ad file" in error_of(capsys, script, **complete(script, text, runs, tmp_path))
+    assert f"{absent}: " in error_of(capsys, script, **complete(script, absent, runs, tmp_path))
+    assert f"{text}: " in error_of(capsys, script, **complete(script, text, runs, tmp_path))
     assert list(tmp_path.iterdir()) == [text]
 
 
@@ -101,24 +105,23 @@ def test_a_file_that_is_not_there_or_no_such_file(script, runs, tmp_path, capsys
 def test_raw_cells_are_sent_to_preprocess(script, raw_file, runs, tmp_path, capsys):
     line = error_of(capsys, script, **complete(script, raw_file, runs, tmp_path))
     ready = raw_file.with_name("cells.ready.h5mu")
-    assert f"run python preprocess.py --data_path {raw_file} --out_path {ready}" in line
+    assert f"python preprocess.py --data_path {raw_file} --out_path {ready}" in line  # a command to copy
 
 
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "preprocess"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(script, ready_file, runs, tmp_path, capsys):
     flags = complete(script, ready_file, runs, tmp_path) | {"device": "cuda"}
-    assert "--device cuda: no CUDA device is visible" in error_of(capsys, script, **flags)
+    assert "--device cuda: " in error_of(capsys, script, **flags)
 
 
 @pytest.mark.parametrize("script", [*PRETRAINING, "train_missing_celltype_func"])
 def test_an_existing_model_and_nothing_to_resume(script, ready_file, runs, tmp_path, capsys):
     flags = complete(script, ready_file, runs, tmp_path)
-    line = error_of(capsys, script, **flags, resume=True)
-    assert "nothing to resume; run the same command without --resume" in line
+    assert lacks(error_of(capsys, script, **flags, resume=True), tmp_path / "new", "--resume") == []
     (tmp_path / "new").mkdir()
     line = error_of(capsys, script, **flags)
-    assert f"{tmp_path / 'new'}: exists already; add --resume, --overwrite" in line
+    assert lacks(line, f"{tmp_path / 'new'}: ", "--resume", "--overwrite") == []
     assert not list((tmp_path / "new").iterdir())
 
 
@@ -130,14 +133,15 @@ def test_resuming_with_other_settings(change, ready_file, runs, capsys):
     paths = {"data_path": ready_file, "ckpt_dir": runs.folder, "model_name": "rna"}
     ((name, _),) = change.items()
     line = error_of(capsys, "pretrain_rna", **paths, **RNA | change, resume=True)
-    assert f"was made with --{name} {({'mask_ratio': 0.15} | RNA).get(name, 0)}, not {change[name]}" in line
+    was = ({"mask_ratio": 0.15} | RNA).get(name, 0)
+    assert lacks(line, runs["rna"], f"--{name} {was}", change[name]) == []
     assert (training_folder(runs["rna"]) / "state" / "manifest.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     "flags", [{"batch_size": 0}, {"grad_acc": 0}, {"epochs": 0}, {"batch_size": -1}, {"seed": -1}], ids=str
 )
-def test_numbers_no_run_can_have(flags, ready_file, runs, tmp_path, capsys):
+def test_impossible_numbers_are_refused(flags, ready_file, runs, tmp_path, capsys):
     ((name, value),) = flags.items()
     line = error_of(capsys, "pretrain_rna", **complete("pretrain_rna", ready_file, runs, tmp_path) | flags)
     assert f"--{name} {value}" in line
@@ -146,50 +150,34 @@ def test_numbers_no_run_can_have(flags, ready_file, runs, tmp_path, capsys):
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_a_cell_cannot_lose_all_of_its_genes(share, ready_file, runs, tmp_path, capsys):
     flags = complete("train_missing_celltype_func", ready_file, runs, tmp_path) | {"feature_dropout": share}
-    assert f"--feature_dropout {share} must be at least 0" in error_of(capsys, "train_missing_celltype_func", **flags)
+    assert f"--feature_dropout {share} " in error_of(capsys, "train_missing_celltype_func", **flags)
 
 
 # Models ------------------------------------------------------------------------------------------------------------
 
+# The script that made the model which was given, and the script that makes the one which is needed.
 KINDS = [
-    ("pretrain_multimodal", "rna_model_path", "atac", "holds an ATAC encoder (pretrain_atac.py); expected an RNA"),
-    ("pretrain_multimodal", "atac_model_path", "multimodal", "holds a multimodal model"),
-    (
-        "get_latent_emb",
-        "model_path",
-        "student_atac",
-        "holds a model with a student (pretrain_missing_mod.py); expected",
-    ),
-    ("pretrain_missing_mod", "model_path", "rna", "expected a multimodal model (pretrain_multimodal.py)"),
-    ("train_missing_celltype_func", "pretrained_model_path", "rna", "choose --other_modality zeros"),
-    (
-        "train_missing_celltype_func",
-        "pretrained_model_path",
-        "multimodal",
-        "has no student; run pretrain_missing_mod.py",
-    ),
+    ("pretrain_multimodal", "rna_model_path", "atac", ("pretrain_atac.py", "pretrain_rna.py")),
+    ("pretrain_multimodal", "atac_model_path", "multimodal", ("pretrain_multimodal.py", "pretrain_atac.py")),
+    ("get_latent_emb", "model_path", "student_atac", ("pretrain_missing_mod.py", "pretrain_multimodal.py")),
+    ("pretrain_missing_mod", "model_path", "rna", ("pretrain_rna.py", "pretrain_multimodal.py")),
+    ("pretrain_missing_mod", "model_path", "student_atac", ("pretrain_missing_mod.py", "pretrain_multimodal.py")),
+    ("train_missing_celltype_func", "pretrained_model_path", "rna", ("--other_modality zeros",)),
+    ("train_missing_celltype_func", "pretrained_model_path", "multimodal", ("pretrain_missing_mod.py",)),
     (
         "train_missing_celltype_func",
         "pretrained_model_path",
         "celltype_atac",
-        "holds a cell type model (train_missing_celltype_func.py); expected a model with a student",
+        ("train_missing_celltype_func.py", "pretrain_missing_mod.py"),
     ),
-    (
-        "pretrain_missing_mod",
-        "model_path",
-        "student_atac",
-        "holds a model with a student (pretrain_missing_mod.py); expected a multimodal model",
-    ),
-    ("predict_cell_type", "model_path", "student_rna", "expected a cell type model (train_missing_celltype_func.py)"),
+    ("predict_cell_type", "model_path", "student_rna", ("pretrain_missing_mod.py", "train_missing_celltype_func.py")),
 ]
 
 
-@pytest.mark.parametrize(("script", "flag", "name", "message"), KINDS)
-def test_a_model_of_the_wrong_kind(script, flag, name, message, ready_file, runs, tmp_path, capsys):
+@pytest.mark.parametrize(("script", "flag", "name", "words"), KINDS)
+def test_a_model_of_the_wrong_kind(script, flag, name, words, ready_file, runs, tmp_path, capsys):
     flags = complete(script, ready_file, runs, tmp_path) | {flag: runs[name]}
-    line = error_of(capsys, script, **flags)
-    assert f"{runs[name]}: " in line
-    assert message in line
+    assert lacks(error_of(capsys, script, **flags), f"{runs[name]}: ", *words) == []
 
 
 MODEL_FLAGS = [
@@ -210,9 +198,9 @@ def test_a_damaged_or_absent_model(script, flag, name, ready_file, runs, tmp_pat
     content[-5] ^= 1
     file.write_bytes(content)
     flags = complete(script, ready_file, runs, tmp_path)
-    assert f"{file}: is not the file that was saved" in error_of(capsys, script, **flags | {flag: folder})
+    assert f"{file}: " in error_of(capsys, script, **flags | {flag: folder})
     absent = tmp_path / "absent"
-    assert f"{absent}: not a model folder" in error_of(capsys, script, **flags | {flag: absent})
+    assert f"{absent}: " in error_of(capsys, script, **flags | {flag: absent})
 
 
 @pytest.fixture
@@ -229,19 +217,19 @@ def other_genes(simulation, tmp_path) -> Path:
 @pytest.mark.parametrize("script", ["pretrain_multimodal", "get_latent_emb", "pretrain_missing_mod"])
 def test_cells_with_other_genes_than_the_models(script, other_genes, runs, tmp_path, capsys):
     line = error_of(capsys, script, **complete(script, other_genes, runs, tmp_path))
-    assert f"{other_genes}: its " in line
-    assert "59 genes are not the 60 of" in line or "149 peaks are not the 150 of" in line
+    assert f"{other_genes}: " in line
+    assert not lacks(line, "59 genes", "60") or not lacks(line, "149 peaks", "150")
 
 
 def test_an_rna_model_with_other_genes(other_genes, ready_file, runs, tmp_path, capsys):
     run("pretrain_rna", data_path=other_genes, ckpt_dir=tmp_path, model_name="rna59", **RNA)
     flags = complete("pretrain_multimodal", ready_file, runs, tmp_path) | {"rna_model_path": tmp_path / "rna59"}
     line = error_of(capsys, "pretrain_multimodal", **flags)
-    assert f"{ready_file}: its 60 genes are not the 59 of {tmp_path / 'rna59'}" in line
+    assert lacks(line, f"{ready_file}: ", "60 genes", "59", tmp_path / "rna59") == []
 
 
 def test_genes_in_another_order_are_the_same_file(simulation, ready_file, tmp_path):
-    """So a vocabulary depends on which genes there are, not on how a file lists them."""
+    """A vocabulary depends on which genes there are, not on their order in the file."""
     for name, step in (("forth", 1), ("back", -1)):
         write_whole(simulation.mdata["rna"][:, ::step].copy(), tmp_path / f"{name}.h5ad")
         run("preprocess", data_path=tmp_path / f"{name}.h5ad", out_path=tmp_path / f"{name}.ready.h5ad")
@@ -254,8 +242,7 @@ def test_cells_normalised_otherwise(raw_file, runs, tmp_path, capsys):
     ready = tmp_path / "ready.h5mu"
     run("preprocess", data_path=raw_file, out_path=ready, target_sum=5000, val_fraction=0.2)
     line = error_of(capsys, "pretrain_multimodal", **complete("pretrain_multimodal", ready, runs, tmp_path))
-    assert "normalised with target_sum 5000.0" in line
-    assert "preprocess the raw file with --target_sum 10000.0" in line
+    assert lacks(line, "5000.0", "--target_sum 10000.0") == []
 
 
 # Latents -----------------------------------------------------------------------------------------------------------
@@ -267,18 +254,17 @@ def test_latents_of_another_teacher(ready_file, runs, tmp_path, capsys):
     run("pretrain_multimodal", **paths, **encoders, **MULTIMODAL | {"seed": 1, "epochs": 1})
     flags = complete("pretrain_missing_mod", ready_file, runs, tmp_path) | {"model_path": tmp_path / "other"}
     line = error_of(capsys, "pretrain_missing_mod", **flags)
-    assert f"{runs['latents'] / 'train.h5ad'}: comes from teacher" in line
-    assert f"run get_latent_emb.py with --model_path {tmp_path / 'other'} again" in line
+    assert lacks(line, f"{runs['latents'] / 'train.h5ad'}: ", "get_latent_emb.py", tmp_path / "other") == []
 
 
 def test_latents_that_are_not_there_or_lack_cells(ready_file, runs, tmp_path, capsys):
     flags = complete("pretrain_missing_mod", ready_file, runs, tmp_path)
     line = error_of(capsys, "pretrain_missing_mod", **flags | {"dir_val": tmp_path / "absent"})
-    assert f"{tmp_path / 'absent'}: no such file; run get_latent_emb.py" in line
+    assert lacks(line, f"{tmp_path / 'absent'}: ", "get_latent_emb.py") == []
     latents = ad.read_h5ad(runs["latents"] / "train.h5ad")
     write_whole(latents[2:].copy(), tmp_path / "part.h5ad")
     line = error_of(capsys, "pretrain_missing_mod", **flags | {"dir_train": tmp_path / "part.h5ad"})
-    assert f"{tmp_path / 'part.h5ad'}: lacks 2 of the {len(latents)} train cells of {ready_file}" in line
+    assert lacks(line, f"{tmp_path / 'part.h5ad'}: ", f"2 of the {len(latents)}", ready_file) == []
     (tmp_path / "text.h5ad").write_text("no latents")
     line = error_of(capsys, "pretrain_missing_mod", **flags | {"dir_train": tmp_path / "text.h5ad"})
     assert f"{tmp_path / 'text.h5ad'}: " in line
@@ -290,13 +276,13 @@ def test_latents_that_are_not_there_or_lack_cells(ready_file, runs, tmp_path, ca
 def test_label_columns_that_cannot_be_learned(ready_file, runs, tmp_path, capsys):
     flags = complete("train_missing_celltype_func", ready_file, runs, tmp_path)
     line = error_of(capsys, "train_missing_celltype_func", **flags, label_column="kind")
-    assert f"{ready_file}: no column 'kind' in obs, only cell_type, donor, split" in line
+    assert lacks(line, f"{ready_file}: ", "kind", "cell_type, donor, split") == []
     content = mudata.read_h5mu(ready_file)
     content.obs["alone"] = "T"
     write_whole(content, tmp_path / "one.h5mu")
     flags["data_path"] = tmp_path / "one.h5mu"
     line = error_of(capsys, "train_missing_celltype_func", **flags, label_column="alone")
-    assert "training cells have 1 class(es) in alone; at least 2 are needed" in line
+    assert lacks(line, "alone", "1 class", "2") == []
 
 
 def renamed(names: list[str]):
@@ -307,20 +293,19 @@ def renamed(names: list[str]):
 def test_queries_that_cannot_be_labelled(case, simulation, runs, tmp_path, capsys):
     path = tmp_path / "query.h5ad"
     if case == "no rna":
-        query, message = simulation.mdata["atac"], "has no rna, which"
+        query, words = simulation.mdata["atac"], ("no rna",)
     elif case == "other genes":
         known = set(simulation.mdata["rna"].var_names)
         others = [gene for gene in load_gene_table()["symbol"] if gene not in known]
         query = change_rna(simulation, renamed([*simulation.mdata["rna"].var_names[:12], *others[:48]]))
-        message = "has 12 of the 60 genes asked for (20.0%; --min_gene_coverage is 0.3)"
+        words = ("12 of the 60 genes", "20.0%", "--min_gene_coverage", "0.3")
     elif case == "no cells":
-        query, message = simulation.mdata["rna"][:0].copy(), "has no cells in rna"
+        query, words = simulation.mdata["rna"][:0].copy(), ("no cells", "rna")
     else:
-        query, message = change_rna(simulation, set_value(0.5)), "rna has fractional values"
+        query, words = change_rna(simulation, set_value(0.5)), ("rna", "fractional")
     query.write(path)
     line = error_of(capsys, "predict_cell_type", **complete("predict_cell_type", path, runs, tmp_path))
-    assert f"{path}: " in line
-    assert message in line
+    assert lacks(line, f"{path}: ", *words) == []
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -342,6 +327,4 @@ def test_a_shell_sees_one_line_and_exit_code_2(raw_file, tmp_path):
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith(
-        f"pretrain_rna.py: error: {raw_file}: has not been preprocessed; run python preprocess.py"
-    )
+    assert done.stderr.startswith(f"pretrain_rna.py: error: {raw_file}: ")

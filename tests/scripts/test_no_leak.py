@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from tests.conftest import Runs, make_runs
+from tests.builders import Runs, make_runs, make_teacher
 from tests.helpers import TRAINING, assert_same_tensors, run, weights
 from utils.cells.labels import label_codes, limit_labels
 from utils.cells.preprocessed import read_cells
@@ -19,11 +19,12 @@ MODELS = ("rna", "atac", "multimodal", "student_atac", "student_rna", "celltype_
 # With the settings that look at cells in ways of their own:
 OF_THE_STUDY = ("student_blank", "celltype_few", "celltype_pupil")
 LABELS_PER_TYPE = 3
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("no_leak")]  # all stages are trained three times, once for all
 
 
-def train_all(ready: Path, folder: Path) -> Runs:
-    """All stages; and few labels, then pseudo-labels, on a student with the study's settings."""
-    runs = make_runs(ready, folder)
+def train_study(ready: Path, runs: Runs) -> Runs:
+    """Few labels, then pseudo-labels, on a student with the study's settings."""
+    folder = runs.folder
     paths, latents = {"data_path": ready, "ckpt_dir": folder}, runs["latents"]
     settings = {"dir_train": latents, "dir_val": latents, "blank_decoders": True, "alone_weight": 20} | TRAINING
     run("pretrain_missing_mod", **paths, model_path=runs["multimodal"], model_name="student_blank", **settings)
@@ -56,7 +57,7 @@ def both(simulation, tmp_path_factory) -> dict[str, Runs]:
         donor = str(mdata.obs["donor"].iloc[rows[0]])
         split = {"split_by": "donor", "test_groups": donor, "val_fraction": 0.2, "target_sum": "median"}
         run("preprocess", data_path=folder / "raw.h5mu", out_path=folder / "ready.h5mu", **split)
-        found[name] = train_all(folder / "ready.h5mu", folder)
+        found[name] = train_study(folder / "ready.h5mu", make_runs(folder / "ready.h5mu", folder))
     return found
 
 
@@ -79,7 +80,7 @@ def test_poisoned_test_cells_change_no_weight(both, model):
 
 @pytest.fixture(scope="module")
 def hidden(both, tmp_path_factory) -> Runs:
-    """All stages again, on the same cells with other labels where --labels_per_type hides them.
+    """The teacher and the study again, on the same cells with other labels where --labels_per_type hides them.
 
     A hidden label that no draw could reach is permuted with the others of its kind; the rest is removed, since it could
     enter the draw as another type.
@@ -102,7 +103,7 @@ def hidden(both, tmp_path_factory) -> Runs:
         if "cell_type" in part.obs:
             part.obs["cell_type"] = pd.Categorical(changed.reindex(part.obs_names))
     write_whole(mdata, folder / "ready.h5mu")
-    return train_all(folder / "ready.h5mu", folder)
+    return train_study(folder / "ready.h5mu", make_teacher(folder / "ready.h5mu", folder))
 
 
 @pytest.mark.parametrize("model", ["rna", "atac", "multimodal", *OF_THE_STUDY])

@@ -17,7 +17,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.helpers import RNA, ROOT, assert_same_tensors, command_line, last_weights, python, run, weights
+from tests.helpers import RNA, ROOT, assert_same_tensors, last_weights, run, weights
+from tests.processes import Processes
 from utils.errors import UserError
 from utils.train.folders import MANIFEST, file_hash, read_folder, write_folder
 from utils.train.log import training_folder
@@ -79,7 +80,7 @@ def test_a_full_disk_is_a_users_error(folder):
         (path / "a.txt").write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match=r"model: cannot be written \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"model: .*No space left on device"):
         write_folder(folder, fail)
     assert (folder / "a.txt").read_text() == "one"
     assert os.listdir(folder.parent) == ["model"]
@@ -205,12 +206,12 @@ def test_a_folder_of_version_0_2_loads_as_it_was(kind, runs, tmp_path):
 def test_what_is_no_model_folder(tmp_path, path):
     (tmp_path / "file").write_text("text")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=f"{path}: not a model folder"):
+    with pytest.raises(UserError, match=f"{path}: "):
         check_folder(tmp_path / path)
 
 
 def test_another_kind_of_model_is_refused_by_name(model):
-    with pytest.raises(UserError, match=r"holds an RNA encoder .*; expected a multimodal model"):
+    with pytest.raises(UserError, match=r"rna: .*pretrain_rna\.py.*pretrain_multimodal\.py"):
         load_model(model, "multimodal")
 
 
@@ -320,6 +321,7 @@ def plant(path: Path, content: bytes) -> None:
 # Full disks ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_keeps_the_last_state_and_model(ready_file, runs, tmp_path):
     """A small disk is filled between two runs: the second says so, and goes on when there is space again."""
     disk = tmp_path / "disk"
@@ -334,10 +336,11 @@ def test_a_disk_that_fills_up_keeps_the_last_state_and_model(ready_file, runs, t
         before = load_model(disk / "run", "rna").hash
         free = shutil.disk_usage(disk).free
         (disk / "filler").write_bytes(bytes(max(free - 8192, 0)))
-        done = python("pretrain_rna.py", *command_line(flags | {"ckpt_dir": disk, "resume": True}))
-        assert done.returncode == 2, done.stderr
-        assert "No space left on device" in done.stderr
-        assert "Traceback" not in done.stderr
+        again = Processes("pretrain_rna", flags | {"ckpt_dir": disk, "resume": True}, 1, tmp_path / "output.txt")
+        codes, text = again.start().join(), (tmp_path / "output.txt").read_text()
+        assert codes == [2], text
+        assert "No space left on device" in text
+        assert "Traceback" not in text
         assert load_model(disk / "run", "rna").hash == before
         (disk / "filler").unlink()
         run("pretrain_rna", **flags | {"ckpt_dir": disk, "resume": True})

@@ -1,9 +1,5 @@
-"""What a run says before it begins; and that measuring it changes nothing.
+"""The forecast that a run prints before it begins; and that measuring for it changes nothing."""
 
-Run by `torchrun -m tests.train.test_forecast <ready file> <folder>`, this file is what two processes do.
-"""
-
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,10 +13,10 @@ from tests.helpers import (
     make_stage,
     records,
     take,
-    torchrun,
     train,
     weights,
 )
+from tests.processes import finish
 from utils.cells.minibatches import Plan
 from utils.cells.preprocessed import Cells, read_cells
 from utils.train import forecast as module
@@ -46,6 +42,12 @@ def measured_and_not(cells: Cells, folder: Path, runtime: Runtime) -> int:
     return len(measured)
 
 
+def work(ready_file: Path, folder: Path) -> None:
+    """The part of one of several processes."""
+    with distributed_run("cpu") as runtime:
+        assert measured_and_not(read_cells(ready_file, ("rna", "atac")), folder, runtime) == 2 * len(KINDS)
+
+
 def check(folder: Path) -> None:
     for kind in KINDS:
         never, always = (folder / name / kind for name in PASSES)
@@ -61,7 +63,7 @@ def test_measuring_changes_no_bit(cells, tmp_path):
 
 
 def test_measuring_changes_no_bit_of_several_processes(ready_file, tmp_path):
-    torchrun(2, "-m", "tests.train.test_forecast", str(ready_file), str(tmp_path))
+    finish(work, {"ready_file": ready_file, "folder": tmp_path}, 2, tmp_path / "output.txt")
     check(tmp_path)
 
 
@@ -110,9 +112,3 @@ def test_measuring_takes_at_most_a_fiftieth_of_a_run(words):
     assert words(epochs=1)[0].startswith("1 epoch × ")
     assert words(epochs=9)[1] == [1] and words(epochs=17)[1] == [2] and words(epochs=1000)[1] == [3]
     assert words(epochs=1000, steps_done=2990)[1] == []
-
-
-if __name__ == "__main__":
-    with distributed_run("cpu") as runtime:
-        ready_file, folder = sys.argv[1:]
-        assert measured_and_not(read_cells(ready_file, ("rna", "atac")), Path(folder), runtime) == 2 * len(KINDS)

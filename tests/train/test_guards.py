@@ -1,4 +1,4 @@
-"""What watches over a run: steps without a finite loss, embeddings that collapse, and the state of another run."""
+"""Guards of a run: steps without a finite loss, embeddings that collapse, and the state of another run."""
 
 import math
 import signal
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import last_weights, make_stage, records, take, train
+from tests.helpers import lacks, last_weights, make_stage, records, take, train
 from utils.cells.minibatches import MicroBatch
 from utils.errors import UserError
 from utils.train.guards import StopSignal
@@ -31,7 +31,7 @@ def test_a_step_without_a_finite_loss_is_left_out_and_counted(cells, tmp_path, c
     assert [row["skipped"] for row in rows] == [1, 2, 3]
     assert all(math.isfinite(value) for row in rows for value in row.values() if not isinstance(value, str))
     assert all(torch.isfinite(tensor).all() for tensor in last_weights(tmp_path / "run").values())
-    assert capsys.readouterr().out.count("has no finite loss or gradient and is left out") == 3
+    assert capsys.readouterr().out.count("no finite loss") == 3
 
 
 def test_several_bad_steps_in_a_row_end_the_run_and_name_the_cells(cells, tmp_path):
@@ -39,17 +39,17 @@ def test_several_bad_steps_in_a_row_end_the_run_and_name_the_cells(cells, tmp_pa
     barcodes = poison(stage, list(range(6)))
     with pytest.raises(UserError) as error:
         train(stage, tmp_path / "run", batch_size=2)
-    assert "in 3 steps in a row, up to step 2" in str(error.value)
+    assert lacks(str(error.value), "3 steps", "step 2") == []
     assert all(barcode in str(error.value) for barcode in barcodes[:1])
     assert sum(barcode in str(error.value) for barcode in barcodes) == 5  # and how many more there are
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_that_are_no_numbers_end_the_run(cells, tmp_path):
+def test_weights_that_are_not_finite_end_the_run(cells, tmp_path):
     stage = make_stage("student", take(cells, 8, 4))
     with torch.no_grad():
         stage.objective.student.to_latent.bias.fill_(math.inf)
-    with pytest.raises(UserError, match="no epoch ended with a finite loss"):
+    with pytest.raises(UserError, match="finite loss"):
         train(stage, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -70,7 +70,7 @@ def test_embeddings_that_collapse_are_reported(cells, tmp_path, capsys):
     with torch.no_grad():
         stage.objective.student.to_latent.weight.zero_()
     train(stage, tmp_path / "flat", epochs=1, learning_rate=0.0)
-    assert "they have collapsed" in capsys.readouterr().out
+    assert "collapsed" in capsys.readouterr().out
 
 
 def test_a_thread_may_train(cells, tmp_path):
@@ -93,5 +93,5 @@ def test_resuming_another_run_is_refused(cells, tmp_path):
     stage = make_stage("rna", take(cells, 16, 4))
     train(stage, tmp_path / "run", epochs=1)
     other = make_stage("rna", take(cells, 15, 4))
-    with pytest.raises(UserError, match="was made from other training cells; resume with the same"):
+    with pytest.raises(UserError, match=r"run.*training cells"):
         train(other, tmp_path / "run", resume=True)

@@ -13,6 +13,7 @@ from tests.helpers import (
     KINDS,
     assert_same_records,
     assert_same_tensors,
+    lacks,
     last_weights,
     make_stage,
     records,
@@ -184,7 +185,7 @@ def test_a_state_from_before_a_setting_is_refused(cells, tmp_path):
     write_folder(tmp_path / "older", older)
     path.rename(path.with_name("gone"))
     (tmp_path / "older").rename(path)
-    with pytest.raises(UserError, match="made by an older version, without --adam_epsilon; start anew"):
+    with pytest.raises(UserError, match="--adam_epsilon"):
         train(make_stage("rna", take(cells, 16, 4)), tmp_path / "run", epochs=2, resume=True)
 
 
@@ -207,15 +208,16 @@ def test_the_curve_and_the_last_line_name_the_kept_epoch(keep, cells, tmp_path, 
     first, forecast, *_, last = capsys.readouterr().out.splitlines()
     n_all = sum(p.numel() for p in stage.objective.parameters())
     n_trained = sum(p.numel() for p in stage.objective.parameters() if p.requires_grad)
-    assert f"{n_all:,} parameters ({n_trained:,} trained)" in first and n_trained < n_all
-    assert forecast == "  16 epochs × 1 step of 8 cells"
-    assert last.startswith(f"saved {tmp_path / 'run'}: epoch {kept['epoch']:.0f}, the {keep}, ")
+    assert lacks(first, f"{n_all:,} parameters", f"{n_trained:,}") == [] and n_trained < n_all
+    assert lacks(forecast, "16 epochs", "1 step", "8 cells") == []
+    assert lacks(last, tmp_path / "run", f"epoch {kept['epoch']:.0f}", keep) == []
 
 
 def test_a_run_that_ends_within_an_epoch_keeps_a_part_of_it(cells, tmp_path, capsys):
     kept = train(make_stage("rna", take(cells, 20, 8)), tmp_path / "run", max_steps=4)
     assert kept["epoch"] == pytest.approx(4 / 3)
-    assert ": a part of epoch 2, the best, loss " in capsys.readouterr().out
+    *_, last = capsys.readouterr().out.splitlines()
+    assert lacks(last, "part of epoch 2", "best", "loss") == []
 
 
 def test_without_validation_cells_the_training_loss_decides(cells, tmp_path):
@@ -264,7 +266,7 @@ def test_a_model_of_the_same_name_is_not_replaced_unasked(cells, tmp_path):
     cells = take(cells, 8, 4)
     train(make_stage("rna", cells), tmp_path / "run", epochs=1)
     before = weights(tmp_path / "run")
-    with pytest.raises(UserError, match="exists already; add --resume, --overwrite"):
+    with pytest.raises(UserError, match=r"run: .*--resume.*--overwrite"):
         train(make_stage("rna", cells, seed=1), tmp_path / "run", epochs=1, seed=1)
     assert_same_tensors(weights(tmp_path / "run"), before)
     train(make_stage("rna", cells, seed=1), tmp_path / "run", epochs=2, seed=1, overwrite=True)

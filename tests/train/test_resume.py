@@ -9,6 +9,7 @@ from models import objectives
 from tests.helpers import (
     assert_same_records,
     assert_same_tensors,
+    lacks,
     last_weights,
     make_stage,
     records,
@@ -109,32 +110,33 @@ def test_an_interruption_does_not_use_up_patience(cells, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "words"),
     [
-        ({"learning_rate": 2e-3}, r"--learning_rate 0\.001, not 0\.002"),
-        ({"batch_size": 4}, "--batch_size 8, not 4"),
-        ({"grad_acc": 2}, "--grad_acc 1, not 2"),
-        ({"seed": 1}, "--seed 0, not 1"),
-        ({"precision": "bf16"}, "--precision fp32, not bf16"),
+        ({"learning_rate": 2e-3}, ("--learning_rate 0.001", "0.002")),
+        ({"batch_size": 4}, ("--batch_size 8", "4")),
+        ({"grad_acc": 2}, ("--grad_acc 1", "2")),
+        ({"seed": 1}, ("--seed 0", "1")),
+        ({"precision": "bf16"}, ("--precision fp32", "bf16")),
     ],
 )
-def test_resuming_with_other_settings_is_refused(change, message, cells, tmp_path):
+def test_resuming_with_other_settings_is_refused(change, words, cells, tmp_path):
     cells = take(cells, 8, 4)
     train(make_stage("rna", cells), tmp_path / "run", epochs=1)
     before = last_weights(tmp_path / "run")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError) as error:
         train(make_stage("rna", cells), tmp_path / "run", **{"epochs": 2, "resume": True} | change)
+    assert lacks(str(error.value), tmp_path / "run", *words) == []
     assert_same_tensors(last_weights(tmp_path / "run"), before)
 
 
 def test_resuming_what_is_not_there_or_does_not_fit(cells, tmp_path):
     cells = take(cells, 8, 4)
-    with pytest.raises(UserError, match="nothing to resume; run the same command without --resume"):
+    with pytest.raises(UserError, match=r"run\.training.*--resume"):
         train(make_stage("rna", cells), tmp_path / "run", resume=True)
     train(make_stage("rna", cells), tmp_path / "run", epochs=1)
-    with pytest.raises(UserError, match="do not fit the model"):
+    with pytest.raises(UserError, match=r"run\.training.*model"):
         train(make_stage("atac", cells), tmp_path / "run", resume=True)
     state = training_folder(tmp_path / "run") / "state" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match=r"state\.safetensors: is not the file that was saved"):
+    with pytest.raises(UserError, match=r"state\.safetensors: "):
         train(make_stage("rna", cells), tmp_path / "run", resume=True)
