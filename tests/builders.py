@@ -12,6 +12,7 @@ from scipy.sparse import csr_matrix
 from tests import helpers
 from utils.cells.preprocessed import read_cells
 from utils.cells.simulate import Simulation, SimulationConfig, simulate
+from utils.features.count_detection import BASES
 from utils.features.gene_symbols import load_gene_table
 
 
