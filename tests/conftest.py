@@ -1,8 +1,13 @@
 """Fixtures that all tests share, made once for each process that runs tests."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+# On models this small, threads mostly wait for each other. numba, which scanpy's normalisation calls, sets OpenMP's
+# number of threads for torch as well; it reads this variable when it is imported.
+os.environ["NUMBA_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -11,7 +16,7 @@ from tests import builders, helpers
 from utils.cells.preprocessed import read_cells
 from utils.files.write import write_whole
 
-torch.set_num_threads(1)  # on models this small, threads mostly wait for each other
+torch.set_num_threads(1)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,20 +1,27 @@
-"""Real processes for tests, forked from this one so that nothing is imported again."""
+"""Real processes for tests. They start from a server that has imported the slow libraries once.
 
+A fork of the test process itself would not do: a library that has started OpenMP's threads there stops or hangs in the
+child.
+"""
+
+import multiprocessing
 import os
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
+import torch
 
 from tests.helpers import call, command_line
 from utils.cli import run_script
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.helpers", "tests.builders", "scanpy", "sklearn", "matplotlib"])
 
 STARTED = "training and"
 """Words that `fit` prints just before its first step."""
@@ -22,26 +29,30 @@ STARTED = "training and"
 
 @dataclass
 class Processes:
-    """Forked processes that run a script or a function together; they all write their output to one file."""
+    """Processes that run a script or a function of a module together; they all write their output to one file."""
 
     script: str | Callable
     flags: dict
     size: int
     output: Path
     before: Callable[[], None] | None = None  # called first in each process
-    pids: list[int] = field(default_factory=list)
 
     def start(self) -> "Processes":
         with socket.socket() as free:
             free.bind(("", 0))
             port = free.getsockname()[1]
         self.output.write_text("")
-        for rank in range(self.size):
-            pid = os.fork()
-            if not pid:
-                self._child(rank, port)
-            self.pids.append(pid)
+        self._processes = [SERVER.Process(target=self._child, args=(rank, port)) for rank in range(self.size)]
+        for process in self._processes:
+            process.start()
         return self
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "_processes"}  # they cannot be pickled
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
 
     def _child(self, rank: int, port: int) -> None:
         code = 1
@@ -53,8 +64,7 @@ class Processes:
             if self.size > 1:
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.size)}
-            # tqdm's lock is shared with the parent: a process killed while it holds it would stop all that come after.
-            tqdm.set_lock(threading.RLock())
+            torch.set_num_threads(1)
             signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where tests run in the background
             if self.before:
                 self.before()
@@ -78,7 +88,7 @@ class Processes:
         while time.monotonic() < end:
             if condition():
                 return True
-            if any(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) for pid in self.pids):
+            if any(process.exitcode is not None for process in self._processes):
                 return condition()
             time.sleep(0.002)
         return False
@@ -92,21 +102,16 @@ class Processes:
 
     def join(self, seconds: float = 120) -> list[int]:
         """Exit codes; a signal's number is negative. Processes that do not end are killed, and that is an error."""
-        codes, end = {}, time.monotonic() + seconds
-        while len(codes) < len(self.pids):
-            for pid in set(self.pids) - set(codes):
-                done, status = os.waitpid(pid, os.WNOHANG)
-                if done:
-                    codes[pid] = os.waitstatus_to_exitcode(status)
-            if time.monotonic() > end:
-                for pid in set(self.pids) - set(codes):
-                    os.kill(pid, signal.SIGKILL)
-                    os.waitpid(pid, 0)
-                raise AssertionError(
-                    f"{self.script}: did not end within {seconds} s\n{self.output.read_text()[-3000:]}"
-                )
-            time.sleep(0.002)
-        return [codes[pid] for pid in self.pids]
+        end = time.monotonic() + seconds
+        for process in self._processes:
+            process.join(max(end - time.monotonic(), 0))
+        late = [process for process in self._processes if process.exitcode is None]
+        for process in late:
+            process.kill()
+            process.join()
+        if late:
+            raise AssertionError(f"{self.script}: did not end within {seconds} s\n{self.output.read_text()[-3000:]}")
+        return [process.exitcode for process in self._processes]
 
 
 def finish(script: str | Callable, flags: dict, size: int, output: Path) -> None:

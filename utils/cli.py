@@ -22,6 +22,10 @@ libomp (macOS). The defaults are about 3 ms and 200 ms. Beside another busy proc
 that the thread it waits for needs, and training nearly stops (benchmarks/busy_neighbour.py)."""
 if os.environ.keys().isdisjoint({"OMP_WAIT_POLICY", *SPIN}):  # a user's own setting wins
     os.environ.update(SPIN)  # at import: OpenMP reads it once, when torch is loaded
+if "OMP_NUM_THREADS" in os.environ:
+    # numba, which scanpy's normalisation calls, sets OpenMP's number of threads for torch as well: to all cores, unless
+    # it is limited.
+    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 
 _flags: set[str] = set()

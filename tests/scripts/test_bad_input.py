@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import anndata as ad
@@ -202,7 +203,7 @@ def test_cells_without_counts_are_dropped_and_counted(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (["T"] * 12, ("1 cell types", "cell_type", "one class")),
+        (["T"] * 12, ("1 cell types", "cell_type", "single type")),
         (["T"] * 5 + ["B"] * 6 + ["NK"], ("3 cell types", "cell_type", "NK")),
         (["T"] * 5 + ["B"] * 4 + [None] * 3, ("2 cell types", "cell_type", "3 cells")),
     ],
@@ -255,7 +256,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_output(kind, tmp_path):
         if subprocess.run(mount, capture_output=True, check=False).returncode:
             pytest.skip("mounting a small disk needs rights that this user has not")
     else:
-        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+        limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (10**6, 10**6))
     try:
         out = disk / "out.h5ad"
         out.write_text("old")

@@ -157,7 +157,7 @@ def test_translation(ready_file, runs, missing, tmp_path):
 def test_labels_of_another_vocabulary(ready_file, runs, tmp_path, capsys):
     flags = {"data_path": ready_file, "model_path": runs["celltype_atac"], "out_path": tmp_path}
     line = error_of(capsys, "evaluate", **flags, split="val", label_column="donor")
-    assert lacks(line, "donor", "--label_column", load_model(runs["celltype_atac"], "celltype").labels[0]) == []
+    assert lacks(line, "donor", "--label_column", load_model(runs["celltype_atac"], "celltype").outputs[0]) == []
     assert not (tmp_path / "evaluation_val.json").exists()
 
 

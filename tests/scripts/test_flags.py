@@ -247,7 +247,9 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 def openmp_of(code: str, **environment: str) -> subprocess.CompletedProcess:
     """A child process without our settings of OpenMP, but with the given ones."""
-    env = {name: value for name, value in os.environ.items() if name not in WAITING} | environment
+    env = {
+        name: value for name, value in os.environ.items() if name not in (*WAITING, "NUMBA_NUM_THREADS")
+    } | environment
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
 
 
@@ -256,6 +258,18 @@ def test_threads_spin_shortly_unless_the_user_has_chosen(own):
     code = f"import os, utils.cli; print(*[os.environ.get(name, '-') for name in {WAITING}])"
     expected = own or SPIN
     assert openmp_of(code, **own).stdout.split() == [expected.get(name, "-") for name in WAITING]
+
+
+def test_a_limit_on_threads_holds_after_normalisation():
+    """numba, which scanpy's normalisation calls, would set torch's threads to the number of cores."""
+    code = """
+import utils.cli, torch
+from scipy.sparse import csr_matrix
+from utils.features.normalise import log_normalise
+log_normalise(csr_matrix([[1.0, 0.0], [2.0, 3.0]]), 1e4)
+print(torch.get_num_threads())
+"""
+    assert openmp_of(code, OMP_NUM_THREADS="1").stdout.split() == ["1"]
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Several real processes give the numbers of one, and a launcher changes nothing.
 
-Most tests fork their processes (`tests.processes`), since each process of a launcher imports everything again. For
+Most tests start their processes by `tests.processes`, since each process of a launcher imports everything again. For
 the launcher's own tests, `torchrun -m tests.train.test_distributed <case> <ready file> <folder>` runs one of the cases.
 """
 
@@ -314,7 +314,7 @@ FIRST_ERROR = {
     "fails_by_mistake": r"\[process 1\] main: error: cell X is odd",
     "fails_by_bug": "ValueError: a bug",
     "fails_by_memory": r"\[process 1\] main: error: out of memory",
-    "other_cells": r"main: error: process \d .*training cells",  # both processes see it
+    "other_cells": r"main: error: processes .*training cells",  # both processes see it
 }
 
 

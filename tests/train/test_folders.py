@@ -188,7 +188,7 @@ def test_a_folder_of_version_0_2_loads_as_it_was(kind, runs, tmp_path):
 
     def write(folder: Path) -> None:
         now.write(folder)
-        save_file({k.replace("head.", "classifier."): x for k, x in now.state.items()}, folder / "model.safetensors")
+        save_file({re.sub("^head[.]", "classifier.", k): x for k, x in now.state.items()}, folder / "model.safetensors")
         config = json.loads((folder / "config.json").read_text())
         if "head" in config["model"]:
             config["model"]["classifier"] = config["model"].pop("head")
