@@ -24,7 +24,7 @@ from utils.errors import UserError
 
 LABELS = 30
 """Labelled training cells of each type; the labels of all other training cells are hidden."""
-FIRST = "--epochs 30 --cycle_epochs 29 --val_every 30 --pretrained_lr_scale 0.1"
+FIRST = "--epochs 30 --cycle_epochs 29 --val_every 30 --pretrained_lr_scale 0.3"
 """Training on the labelled cells alone: they are few, so each is seen often, and the pretrained part changes slowly."""
 SECOND = "--epochs 4 --cycle_epochs 3 --val_every 4"
 """Training on all cells, with pseudo-labels."""

@@ -3,7 +3,7 @@
 published  the paper's sizes and training, made for GPUs and a hundred thousand cells; where it names no value, ours
 small      the study's on real cells (benchmarks/snareseq2.py, benchmarks/RESULTS.md): thousands of cells, two CPU
            cores, about twenty minutes for all stages; chosen on validation cells of mouse cortex
-tiny       the demo's: a first try in minutes, on hundreds of cells; chosen to run through, not to reach anything
+tiny       the demo's (docs/demo.md): a first try in minutes, on hundreds of cells; chosen for time first
 
 A preset is what differs from `published`, and `published` what differs from the dataclasses' own defaults.
 """
@@ -98,12 +98,13 @@ PRESETS: dict[str, dict[Preset, dict]] = {
             "keep": "last",  # of a schedule that ends at zero, the last epoch is less noisy than the best
         },
         "tiny": {
-            **_TINY_PACE,
+            "learning_rate": 3e-3,  # the student is small, and few cells make few steps
+            "warmup_epochs": 1,
             "feature_dropout": 0.5,
             "alone_weight": 20.0,
             "blank_decoders": True,
-            "epochs": 10,
-            "cycle_epochs": 9,
+            "epochs": 40,
+            "cycle_epochs": 39,
             "weight_decay": 0.3,
             "adam_epsilon": 1e-6,
             "keep": "last",
