@@ -6,8 +6,8 @@ It shows the case this model is made for: one donor was measured by RNA alone, a
 
 1. Simulate paired RNA + ATAC of five donors. Set the last donor aside; it comes back as RNA alone, without labels.
 2. Pretrain the RNA and the ATAC encoder, join them on paired cells, and train a student for cells without ATAC.
-3. Keep 30 labelled cells of each type and hide the other labels. Train cell types on the labelled cells; then train
-   again, on all cells, with the first model's predictions as labels of the others.
+3. Keep 30 labelled cells of each type, hide the other labels, and train cell types: with the student, without it, and
+   with measured ATAC.
 4. Label the RNA-only donor, compare with simpler methods on the same cells, and write one page: report.html.
 """
 
@@ -24,15 +24,13 @@ from utils.errors import UserError
 
 LABELS = 30
 """Labelled training cells of each type; the labels of all other training cells are hidden."""
-FIRST = "--epochs 30 --cycle_epochs 29 --val_every 30 --pretrained_lr_scale 0.3"
-"""Training on the labelled cells alone: they are few, so each is seen often, and the pretrained part changes slowly."""
-SECOND = "--epochs 4 --cycle_epochs 3 --val_every 4"
-"""Training on all cells, with pseudo-labels."""
+FEW_LABELS = f"--labels_per_type {LABELS} --epochs 30 --cycle_epochs 29 --val_every 30 --pretrained_lr_scale 0.3"
+"""The labelled cells are few, so training sees each often, and changes the pretrained part slowly (docs/demo.md)."""
 FINAL = "RNA only, with student"
 WAYS = {  # row of the table → (model to start from, what takes the place of ATAC)
-    "RNA only, with student, labelled cells alone": ("student", "student"),
-    "RNA only, without student, labelled cells alone": ("multimodal", "zeros"),
-    "RNA + ATAC, labelled cells alone": ("multimodal", "measured"),
+    FINAL: ("student", "student"),
+    "RNA only, without student": ("multimodal", "zeros"),
+    "RNA + ATAC": ("multimodal", "measured"),
 }
 COLUMNS = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 
@@ -114,19 +112,13 @@ def train(stages: Stages, out: Path, last: str, flags: Flags) -> None:
         f"pretrain_missing_mod.py {common} --model_name student --model_path {runs}/multimodal "
         f"--dir_train {runs}/latents --dir_val {runs}/latents",
     )
-    fine_tune = f"train_missing_celltype_func.py {common} --labels_per_type {LABELS}"
     for parent, mode in WAYS.values():
-        with_student = " --train_student" if mode == "student" else ""
         stages.run(
-            f"cell types, labelled cells alone, {mode}",
-            f"{fine_tune} --model_name celltype_{mode}_few --pretrained_model_path {runs}/{parent} "
-            f"--other_modality {mode}{with_student} {FIRST}",
+            f"cell types, {mode}",
+            f"train_missing_celltype_func.py {common} --model_name celltype_{mode} "
+            f"--pretrained_model_path {runs}/{parent} --other_modality {mode}"
+            f"{' --train_student' if mode == 'student' else ''} {FEW_LABELS}",
         )
-    stages.run(
-        "cell types, all cells, student",
-        f"{fine_tune} --model_name celltype_student --pretrained_model_path {runs}/student --other_modality student "
-        f"--train_student --pseudo_labels_from {runs}/celltype_student_few {SECOND}",
-    )
     stages.run(
         "label the new donor",
         f"predict_cell_type.py --data_path {new} --model_path celltype_student --ckpt_dir {runs} --out_path {labelled} "
@@ -137,7 +129,7 @@ def train(stages: Stages, out: Path, last: str, flags: Flags) -> None:
 def evaluate(stages: Stages, out: Path, flags: Flags) -> None:
     """Score every model on the donor set aside; the baselines once for each set of modalities."""
     ready, runs = shown(out, "cells.ready.h5mu"), shown(out, "runs")
-    models = {"student": "", "student_few": " --model_alone", "zeros_few": " --model_alone", "measured_few": ""}
+    models = {"student": "", "zeros": " --model_alone", "measured": ""}
     for name, alone in models.items():
         stages.run(
             f"evaluate {name}",
@@ -160,9 +152,8 @@ def summarise(out: Path, stages: dict, truth, flags: Flags) -> dict:
         scores = json.loads((out / "runs" / name / "evaluation" / "evaluation_test.json").read_text())
         return {method: row for method, row in scores.items() if isinstance(row, dict) and method != "embeddings"}
 
-    cell_types = {FINAL: methods("celltype_student").pop("scmomer")}
-    cell_types |= {way: methods(f"celltype_{mode}_few")["scmomer"] for way, (_, mode) in WAYS.items()}
-    for measured, model in (("RNA only", "celltype_student"), ("RNA + ATAC", "celltype_measured_few")):
+    cell_types = {way: methods(f"celltype_{mode}")["scmomer"] for way, (_, mode) in WAYS.items()}
+    for measured, model in (("RNA only", "celltype_student"), ("RNA + ATAC", "celltype_measured")):
         baselines = {method: row for method, row in methods(model).items() if method != "scmomer"}
         cell_types |= {f"{measured}, {method}": row for method, row in baselines.items()}
     predicted = ad.read_h5ad(out / "predictions.h5ad").obs["predicted_cell_type"].astype(str).to_numpy()
@@ -251,10 +242,9 @@ def write_page(out: Path, last: str, summary: dict) -> None:
         "Compared with simpler methods": [
             paragraph(
                 f"All methods learned from the same {LABELS} labelled cells of each type and are scored on the same "
-                "cells. “Labelled cells alone” is the first training; the marked row adds a second one, on all cells, "
-                "with the first model's predictions as labels. Principal components and self-trained methods use the "
-                "unlabelled cells, too. “RNA + ATAC” rows read what was measured but is missing in this case. 95 % "
-                "intervals stand in brackets."
+                "cells. Rows without a method's name are scMomer; the marked one labelled the donor. Principal "
+                "components and self-trained methods use the unlabelled cells, too. “RNA + ATAC” rows read the "
+                "donor's measured ATAC, which is missing in this case. 95 % intervals stand in brackets."
             ),
             figure(out / "comparison.png", "Methods that read RNA alone; lines are 95 % intervals over cells."),
             table(type_rows(summary), "method", marked=(FINAL,)),
@@ -275,7 +265,7 @@ def write_page(out: Path, last: str, summary: dict) -> None:
                         "atac": "ATAC encoder",
                         "multimodal": "Both encoders joined",
                         "student": "Student",
-                        "celltype_student": "Cell types, second training",
+                        "celltype_student": "Cell types",
                     }.items()
                 ]
             )

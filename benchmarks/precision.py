@@ -23,8 +23,8 @@ from utils.cli import flag, parse_flags, run_script
 SCORES = {
     "accuracy, with student": ("cell_types", "RNA only, with student", "accuracy"),
     "macro-F1, with student": ("cell_types", "RNA only, with student", "macro_f1"),
-    "accuracy, RNA + ATAC": ("cell_types", "RNA + ATAC, labelled cells alone", "accuracy"),
-    "macro-F1, RNA + ATAC": ("cell_types", "RNA + ATAC, labelled cells alone", "macro_f1"),
+    "accuracy, RNA + ATAC": ("cell_types", "RNA + ATAC", "accuracy"),
+    "macro-F1, RNA + ATAC": ("cell_types", "RNA + ATAC", "macro_f1"),
     "AUROC per peak, RNA → ATAC": ("translation_rna_to_atac", "scmomer", "peak_auroc"),
 }
 
