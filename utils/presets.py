@@ -3,7 +3,7 @@
 published  the sizes and training of the paper, for GPUs and a hundred thousand cells; our values where it gives none
 small      the settings of the study on real cells (benchmarks/snareseq2.py, benchmarks/RESULTS.md): thousands of cells,
            two CPU cores, about twenty minutes for all stages; chosen on validation cells of mouse cortex
-tiny       the settings of the demo: a first try in minutes, on hundreds of cells
+tiny       the settings of the demo (docs/demo.md): a first try in minutes, on hundreds of cells; chosen for speed
 
 A preset lists what differs from `published`, and `published` lists what differs from the dataclasses' defaults.
 """
@@ -98,12 +98,13 @@ PRESETS: dict[str, dict[Preset, dict]] = {
             "keep": "last",  # when the learning rate ends at zero, the last epoch is less noisy than the best
         },
         "tiny": {
-            **_TINY_PACE,
+            "learning_rate": 3e-3,  # the student is small, and few cells make few steps
+            "warmup_epochs": 1,
             "feature_dropout": 0.5,
             "alone_weight": 20.0,
             "blank_decoders": True,
-            "epochs": 10,
-            "cycle_epochs": 9,
+            "epochs": 40,
+            "cycle_epochs": 39,
             "weight_decay": 0.3,
             "adam_epsilon": 1e-6,
             "keep": "last",

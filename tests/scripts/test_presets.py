@@ -50,7 +50,7 @@ MADE_BY = {
     "--learning_rate 1e-3 --epochs 10 --cycle_epochs 9 --batch_size 32",
     ("pretrain_multimodal", "tiny"): "--warmup_epochs 1 --learning_rate 1e-3 --epochs 4 --cycle_epochs 3 "
     "--batch_size 8 --grad_acc 2 --feature_dropout 0.3 --alone_weight 1 --pair_weight 0.03",
-    ("pretrain_missing_mod", "tiny"): "--warmup_epochs 1 --learning_rate 1e-3 --epochs 10 --cycle_epochs 9 "
+    ("pretrain_missing_mod", "tiny"): "--warmup_epochs 1 --learning_rate 3e-3 --epochs 40 --cycle_epochs 39 "
     "--batch_size 32 --feature_dropout 0.5 --alone_weight 20 --blank_decoders --adam_epsilon 1e-6 --weight_decay 0.3 "
     "--keep last",
     ("train_missing_celltype_func", "tiny"): "--warmup_epochs 1 --learning_rate 1e-3 --epochs 8 --cycle_epochs 7 "
