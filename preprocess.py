@@ -4,12 +4,14 @@
     python preprocess.py --data_path cells.h5mu --out_path cells.ready.h5mu \\
         --split_by donor --test_groups D5 --target_sum 1e4
     python preprocess.py --rna_path rna.h5ad --atac_path atac.h5ad --out_path cells.ready.h5mu
+    python preprocess.py --data_path a.h5ad,b.h5ad --out_path both.ready.h5ad --split_by batch --test_groups b
 
 Reads .h5ad, .h5mu, 10x .h5 and matrix folders, .loom and delimited text: RNA, ATAC or both. Finds the counts, updates
 gene symbols, and reports what was found, changed and left out; with --check it only reports. Writes .h5ad (one
 modality) or .h5mu (two): log2-normalised RNA and open peaks in X, counts in layers["counts"], train, val or test in
 obs["split"], and the constants of the preprocessing in uns["scmomer"], so that no later stage normalises or splits
-again. Files of any size are read and written in blocks of cells.
+again. Files of any size are read and written in blocks of cells. Several files with RNA are joined: all their cells,
+the union of their genes (0 where a file lacks a gene), and the name of each cell's file in obs["batch"].
 """
 
 import sys
@@ -22,13 +24,16 @@ from utils.cli import flag, parse_flags, run_script
 
 @dataclass
 class Flags:
-    data_path: str | None = flag("raw cells: .h5ad, .h5mu, 10x .h5 or folder, .loom, .csv or .tsv", None)
+    data_path: str | None = flag(
+        "raw cells: .h5ad, .h5mu, 10x .h5 or folder, .loom, .csv or .tsv; several RNA files, separated by commas", None
+    )
     rna_path: str | None = flag("RNA of paired cells in a file of its own; give --atac_path too", None)
     atac_path: str | None = flag("ATAC of these cells; the two files are joined by barcode", None)
     out_path: str | None = flag("model-ready file to write: .h5ad for one modality, .h5mu for two", None)
     check: bool = flag("only report what the cells are and what would be done; write nothing", False)
     json: bool = flag("like --check, but print JSON", False)
     gene_reference: str | None = flag("genes to align to: a model folder, a text file or an .h5ad; else all", None)
+    batch_column: str = flag("column of obs that gets the name of each cell's file, if several are joined", "batch")
     label_column: str = flag("column of obs with cell types, if the file has them", "cell_type")
     split_by: str | None = flag("column of obs (donor, batch …) whose groups are split", None)
     test_groups: str | None = flag("values of --split_by, separated by commas, whose cells are test cells", None)
@@ -44,9 +49,9 @@ def main() -> None:
     # These are slow to import: --help and mistaken flags do not wait for them.
     from utils.cells.ingest import ingest, not_copied
     from utils.cells.inspect import coarse_bins, examine
+    from utils.cells.join import join_genes, open_files
     from utils.cells.labels import check_labels
     from utils.cells.model_ready import assign_cells, check_before_reading, make_stamp, measured_cells, write_ready
-    from utils.cells.preprocessed import open_cells
     from utils.cells.reference import read_reference
     from utils.cells.split import SPLITS, assign_split
     from utils.files.write import check_target
@@ -58,20 +63,26 @@ def main() -> None:
     split = partial(assign_split, label_column=flags.label_column, **split_flags)
 
     if flags.check or flags.json:
-        found = examine(inputs, config, reference, split=split, target_sum=flags.target_sum, **labels)
+        more = {"target_sum": flags.target_sum, "batch_column": flags.batch_column, **labels}
+        found = examine(inputs, config, reference, split=split, **more)
         print(found.text(as_json=flags.json))
         sys.exit(2 if found.problems else 0)
 
-    with open_cells(*inputs) as file:
-        check_target(flags.out_path, file.suffix, inputs)
+    with open_files(*inputs, flags.batch_column) as file:
+        check_target(flags.out_path, file.suffix, file.inputs)
         print_lines(file.notes)
         check_before_reading(file, split=split, target_sum=flags.target_sum, **labels)
 
         # Find the counts, and match the file's genes and peaks to those that are written.
         by_modality = {}
-        for modality, source in file.modalities.items():
-            by_modality[modality] = ingest(source, config, reference.get(modality), progress=True)
-            print_lines(by_modality[modality].report() + not_copied(source))
+        for modality, sources in file.sources.items():
+            parts = []
+            for source in sources:
+                parts.append(ingest(source, config, reference.get(modality), progress=True))
+                print_lines([f"{source.path}:"] if len(sources) > 1 else [])
+                print_lines(parts[-1].report() + not_copied(source))
+            by_modality[modality], lines = join_genes(parts)
+            print_lines(lines)
 
         # Keep the cells that have counts. Each is train, val or test from now on.
         obs = measured_cells(file.obs, by_modality)

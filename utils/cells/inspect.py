@@ -12,13 +12,15 @@ from models.rna_encoder import N_BINS
 from models.shapes import FEATURES
 from utils.cells.config import IngestConfig
 from utils.cells.ingest import Ingested, count, ingest, listed, not_copied
+from utils.cells.join import file_names, join_genes, open_files
 from utils.cells.labels import check_labels, label_candidates
-from utils.cells.preprocessed import RawFile, open_cells
+from utils.cells.preprocessed import RawFile
 from utils.cells.split import types_that_lack_cells
 from utils.errors import UserError
 from utils.features.gene_symbols import is_clone_name
 from utils.features.normalise import choose_target_sum
 from utils.features.peaks import CHROM_SIZES
+from utils.files.source import Source
 
 QUANTILES = {"least": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "most": 1.0}
 """Quantiles that describe counts per cell, by their names in JSON."""
@@ -94,6 +96,7 @@ def examine(
     label_column: str,
     any_labels: bool,
     target_sum: str,
+    batch_column: str = "batch",
 ) -> Examination:
     """Report what a file holds and what preprocessing would do; read all of it, and write nothing.
 
@@ -103,14 +106,14 @@ def examine(
     config : user overrides for what is otherwise inferred from the file
     reference : modality → names of the genes or peaks asked for; empty for all the file's
     split : assigns cells to train, val or test, given their annotation; raises UserError if the flags do not fit it
-    label_column, any_labels, target_sum : the flags of preprocess.py
+    label_column, any_labels, target_sum, batch_column : the flags of preprocess.py
 
     Returns
     -------
     The findings; an error that the user can fix is one of their problems, and does not hide the other findings
     """
     try:
-        with open_cells(*inputs) as file:
+        with open_files(*inputs, batch_column) as file:
             return _examine(file, config, reference, split, label_column, any_labels, target_sum)
     except UserError as error:
         return Examination({}, [], [], [str(error)])
@@ -119,22 +122,11 @@ def examine(
 def _examine(
     file: RawFile, config: IngestConfig, reference: dict, split, label_column: str, any_labels: bool, target_sum: str
 ) -> Examination:
-    """Examine an opened file; parameters as of `examine`."""
-    paths = ", ".join(dict.fromkeys(str(source.path) for source in file.modalities.values()))
+    """Examine an opened file, or several that are joined; parameters as of `examine`."""
+    paths = ", ".join(map(str, file.inputs))
     found = Examination({"file": {"path": paths, "format": file.format}}, [], list(file.notes), [])
-    for modality, source in file.modalities.items():
-        try:
-            ingested = ingest(source, config, reference.get(modality), progress=True)
-            scale = choose_target_sum(target_sum, ingested.totals) if modality == "rna" else 0.0
-        except UserError as error:
-            found.sections[modality] = {"cells": len(source.obs)}
-            found.problems.append(str(error))
-            continue
-        findings = _gene_findings(ingested) if modality == "rna" else _peak_findings(ingested)
-        found.sections[modality] = findings | _value_findings(ingested)
-        found.actions += _actions(ingested)
-        found.notes += _notes(ingested, scale)
-        found.actions += [f"{modality}: {line.strip()}" for line in not_copied(source)]
+    for modality, sources in file.sources.items():
+        _add_modality(found, sources, config, reference.get(modality), target_sum)
     _add_labels(found, file, label_column, any_labels)
     try:
         parts = split(file.obs)
@@ -150,6 +142,39 @@ def _examine(
     if found.problems:
         found.actions = []
     return found
+
+
+def _add_modality(
+    found: Examination, sources: list[Source], config: IngestConfig, reference: np.ndarray | None, target_sum: str
+) -> None:
+    """Add what the files hold of a modality, and what would be done to it; parameters as of `examine`."""
+    modality, parts = sources[0].modality, {}
+    names = file_names([source.path for source in sources]) if len(sources) > 1 else []
+    for title, source in zip([f"{modality} of {name}" for name in names] or [modality], sources, strict=True):
+        try:
+            parts[title] = ingest(source, config, reference, progress=True)
+        except UserError as error:
+            found.sections[title] = {"cells": len(source.obs)}
+            found.problems.append(str(error))
+    try:
+        if len(parts) == len(sources):
+            joined, lines = join_genes(list(parts.values()))
+            parts = dict(zip(parts, joined, strict=True))
+            found.notes += [line.strip() for line in lines]
+    except UserError as error:
+        found.problems.append(str(error))
+    for title, part in parts.items():
+        findings = _gene_findings(part) if modality == "rna" else _peak_findings(part)
+        found.sections[title] = findings | _value_findings(part)
+        found.actions += _actions(part, title)
+        found.notes += [f"{title}: {note}" if names else note for note in _notes(part)]
+        found.actions += [f"{title}: {line.strip()}" for line in not_copied(part.source)]
+    if modality == "rna" and parts:
+        try:
+            totals = np.concatenate([part.totals for part in parts.values()])
+            found.notes += coarse_bins(list(parts.values()), choose_target_sum(target_sum, totals))
+        except UserError as error:
+            found.problems.append(str(error))
 
 
 def _gene_findings(ingested: Ingested) -> dict:
@@ -203,11 +228,11 @@ def _value_findings(ingested: Ingested) -> dict:
     return findings
 
 
-def _actions(ingested: Ingested) -> list[str]:
-    """List what preprocessing would do to a modality."""
-    modality, alignment, genes = ingested.modality, ingested.alignment, ingested.alignment.genes
+def _actions(ingested: Ingested, title: str) -> list[str]:
+    """List what preprocessing would do to a modality; each line begins with the title."""
+    alignment, genes = ingested.alignment, ingested.alignment.genes
     values, features = ingested.values, FEATURES[ingested.modality]
-    n_features = f"{modality}: {len(alignment.features):,} {features}"
+    n_features = f"{title}: {len(alignment.features):,} {features}"
     if genes:
         order = "the order asked for" if alignment.by_reference else "alphabetical order"
         n_updated = len(genes.updated) + len(genes.repaired)
@@ -220,16 +245,16 @@ def _actions(ingested: Ingested) -> list[str]:
     if values.kind in ("log1p", "cpm") or (values.kind == "counts" and not values.exact):
         kind = "estimated counts" if values.kind == "counts" else f"{values.kind} values"
         becomes = "turned back into counts" if values.exact else "scaled to one sum per cell; no counts are written"
-        actions.append(f"{modality}: the {kind} in {ingested.place} are {becomes}")
+        actions.append(f"{title}: the {kind} in {ingested.place} are {becomes}")
     if not ingested.measured.all():
         n_empty = (~ingested.measured).sum()
         are = "is" if n_empty == 1 else "are"
-        actions.append(f"{modality}: {count(n_empty, 'cell')} without a count in these {features} {are} left out")
+        actions.append(f"{title}: {count(n_empty, 'cell')} without a count in these {features} {are} left out")
     return actions
 
 
-def _notes(ingested: Ingested, target_sum: float) -> list[str]:
-    """List warnings and advice about a modality; `target_sum` matters for RNA only."""
+def _notes(ingested: Ingested) -> list[str]:
+    """List warnings and advice about a modality."""
     genes, notes = ingested.alignment.genes, []
     if genes and genes.ambiguous:
         notes.append(f"{count(len(genes.ambiguous), 'ambiguous id')} may mean several genes and will not be changed")
@@ -243,21 +268,20 @@ def _notes(ingested: Ingested, target_sum: float) -> list[str]:
         notes.append("give --genome to check the peaks against their genome build")
     if ingested.values.guessed:
         notes.append("the base of the logarithm cannot be inferred from the values and is assumed to be e")
-    notes += ingested.warnings
-    return notes + (coarse_bins(ingested, target_sum) if genes else [])
+    return notes + ingested.warnings
 
 
-def coarse_bins(ingested: Ingested, target_sum: float) -> list[str]:
+def coarse_bins(parts: list[Ingested], target_sum: float) -> list[str]:
     """Advise a smaller --target_sum if low counts already fall into high expression bins: one line, or none.
 
     Parameters
     ----------
-    ingested : the RNA of a file
+    parts : the RNA of each file
     target_sum : counts per cell after scaling
     """
-    median = float(np.median(ingested.totals[ingested.measured]))
+    median = float(np.median(np.concatenate([part.totals[part.measured] for part in parts])))
     bin_of_one = int(np.log2(1 + target_sum / median))
-    if not (ingested.values.exact or ingested.values.kind == "counts") or bin_of_one < HIGH_BIN:
+    if bin_of_one < HIGH_BIN or not all(part.values.exact or part.values.kind == "counts" for part in parts):
         return []
     # At three times the median total, one count becomes log2(1 + 3) = 2, the bin below HIGH_BIN.
     better = max(100, round(3 * median, -2))

@@ -42,10 +42,15 @@ def check_before_reading(file: RawFile, label_column: str, any_labels: bool, tar
     choose_target_sum(target_sum, np.ones(1))  # the totals do not matter here, only whether the flag is valid
 
 
-def measured_cells(obs: pd.DataFrame, by_modality: dict[str, Ingested]) -> pd.DataFrame:
+def measured_cells(obs: pd.DataFrame, by_modality: dict[str, list[Ingested]]) -> pd.DataFrame:
     """Return a copy of `obs` that holds only cells with a count in at least one modality."""
-    barcodes = [ingested.barcodes[ingested.measured] for ingested in by_modality.values()]
+    barcodes = [_measured_barcodes(parts) for parts in by_modality.values()]
     return obs.loc[obs.index.isin(np.concatenate(barcodes))].copy()
+
+
+def _measured_barcodes(parts: list[Ingested]) -> np.ndarray:
+    """Barcodes of the cells with counts in a modality, file by file."""
+    return np.concatenate([part.barcodes[part.measured] for part in parts])
 
 
 def assign_cells(obs: pd.DataFrame, split: Split, label_column: str) -> list[str]:
@@ -74,7 +79,7 @@ def assign_cells(obs: pd.DataFrame, split: Split, label_column: str) -> list[str
 
 def make_stamp(
     file: RawFile,
-    by_modality: dict[str, Ingested],
+    by_modality: dict[str, list[Ingested]],
     obs: pd.DataFrame,
     label_column: str,
     target_sum: str,
@@ -85,7 +90,7 @@ def make_stamp(
     Parameters
     ----------
     file : the raw cells
-    by_modality : modality → what was ingested
+    by_modality : modality → what was ingested of each file
     obs : [cells] annotation of the cells that are written, with their split
     label_column, target_sum : the flags of preprocess.py
     split_flags : name → value of the flags that determine the split
@@ -104,21 +109,23 @@ def make_stamp(
     }
     if "rna" in by_modality:
         rna = by_modality["rna"]
-        is_train = (obs.loc[rna.barcodes[rna.measured], "split"] == "train").to_numpy()
-        stamp["target_sum"] = choose_target_sum(target_sum, rna.totals[rna.measured][is_train])
-        stamp["species"] = rna.alignment.genes.species
+        is_train = (obs.loc[_measured_barcodes(rna), "split"] == "train").to_numpy()
+        totals = np.concatenate([part.totals[part.measured] for part in rna])
+        stamp["target_sum"] = choose_target_sum(target_sum, totals[is_train])
+        species = [part.alignment.genes.species for part in rna]
+        stamp["species"] = next((name for name in species if name in ("human", "mouse")), species[0])
     if "atac" in by_modality:
-        stamp["genome"] = by_modality["atac"].genome
+        stamp["genome"] = by_modality["atac"][0].genome
     return stamp
 
 
-def write_ready(path: str | Path, by_modality: dict[str, Ingested], obs: pd.DataFrame, stamp: dict) -> None:
+def write_ready(path: str | Path, by_modality: dict[str, list[Ingested]], obs: pd.DataFrame, stamp: dict) -> None:
     """Write the model-ready file, a block of cells at a time: model values in X, counts in layers["counts"].
 
     Parameters
     ----------
     path : .h5ad for one modality, .h5mu for two
-    by_modality : modality → what was ingested
+    by_modality : modality → what was ingested of each file, with the same features; the files are written in order
     obs : [cells] annotation of the cells to write
     stamp : as `make_stamp` returns it
 
@@ -129,14 +136,16 @@ def write_ready(path: str | Path, by_modality: dict[str, Ingested], obs: pd.Data
     """
     frames = {
         modality: ad.AnnData(
-            obs=obs.loc[ingested.barcodes[ingested.measured]],
-            var=pd.DataFrame(index=ingested.alignment.features),
+            obs=obs.loc[_measured_barcodes(parts)],
+            var=pd.DataFrame(index=parts[0].alignment.features),
         )
-        for modality, ingested in by_modality.items()
+        for modality, parts in by_modality.items()
     }
     with write_in_blocks(path, frames, obs, {STAMP: json.dumps(stamp)}) as out:
-        for modality, ingested in by_modality.items():
-            for counts in ingested.blocks(keep=ingested.measured, progress=True):
-                # Only whole counts are written to layers["counts"], not estimated counts or shares of a cell.
-                layers = {"counts": counts} if ingested.values.exact else {}
-                out.append(modality, X=model_values(modality, counts, stamp.get("target_sum")), **layers)
+        for modality, parts in by_modality.items():
+            # Only whole counts are written to layers["counts"], not estimated counts or shares of a cell.
+            exact = all(part.values.exact for part in parts)
+            for part in parts:
+                for counts in part.blocks(keep=part.measured, progress=True):
+                    layers = {"counts": counts} if exact else {}
+                    out.append(modality, X=model_values(modality, counts, stamp.get("target_sum")), **layers)

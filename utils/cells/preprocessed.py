@@ -37,18 +37,19 @@ SIMULATED = "scmomer_simulated"
 
 @dataclass
 class RawFile:
-    """An opened file of cells, or two opened files with the RNA and the ATAC of paired cells.
+    """An opened file of cells, two files with the RNA and the ATAC of paired cells, or several files that are joined.
 
     Attributes
     ----------
-    path : the file or folder; of two files, the one with RNA
+    path : the file or folder; of two files, the one with RNA; of joined files, the first
     format : the file's format, for messages
-    modalities : modality → source
+    modalities : modality → source; of joined files, that of the first
     obs : annotation of all cells: the file's own columns and those of its modalities
     stamp : constants of the preprocessing, or None for a raw file
     simulated : whether the cells are marked as simulated
     notes : what the user should know first (how two files were joined …), a line each
     handles : open HDF5 files, closed at the end of a `with` block
+    more : modality → sources of the further files that are joined, whose cells follow
     """
 
     path: Path
@@ -59,11 +60,22 @@ class RawFile:
     simulated: bool = False
     notes: list[str] = field(default_factory=list)
     handles: list[h5py.File] = field(default_factory=list, repr=False)
+    more: dict[str, list[Source]] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> dict[str, list[Source]]:
+        """Modality → its source in each of the files, in the order of the cells."""
+        return {name: [source, *self.more.get(name, ())] for name, source in self.modalities.items()}
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The files and folders that are read."""
+        return list(dict.fromkeys(source.path for sources in self.sources.values() for source in sources))
 
     @property
     def paths(self) -> list[Path]:
         """The files that are read; empty for a folder."""
-        return [path for path in dict.fromkeys(source.path for source in self.modalities.values()) if path.is_file()]
+        return [path for path in self.inputs if path.is_file()]
 
     @property
     def suffix(self) -> str:
@@ -212,11 +224,11 @@ def _fill(obs: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
             both = old.astype(object).where(old.notna(), new.astype(object))
             is_number = pd.api.types.is_numeric_dtype(old) and pd.api.types.is_numeric_dtype(new)
             both = both.infer_objects().convert_dtypes() if is_number else both.where(both.isna(), both.astype(str))
-            obs[column] = both if is_number else _category(both, old, new)
+            obs[column] = both if is_number else as_category(both, old, new)
     return obs
 
 
-def _category(values: pd.Series, *sources: pd.Series) -> pd.Series:
+def as_category(values: pd.Series, *sources: pd.Series) -> pd.Series:
     """Make text a category; its classes keep the order that they have in the sources."""
     known = [str(name) for s in sources if isinstance(s.dtype, pd.CategoricalDtype) for name in s.cat.categories]
     names = list(dict.fromkeys([*known, *sorted(set(values.dropna()))]))

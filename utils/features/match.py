@@ -5,7 +5,7 @@ with a sparse matrix of 0 and 1, the projection, so a file of any size is matche
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +58,23 @@ class Alignment:
     def used(self) -> np.ndarray:
         """[n_in] bool, columns that belong to any of the output's features."""
         return np.diff(self.projection.indptr) > 0
+
+    @property
+    def found(self) -> np.ndarray:
+        """[n_out] bool, features of the output that the file has."""
+        return np.bincount(self.projection.indices, minlength=len(self.features)) > 0
+
+    def onto(self, features: np.ndarray) -> "Alignment":
+        """Return the alignment to a longer list of features.
+
+        Parameters
+        ----------
+        features : [n_more] sorted names, which contain all features of the output; the others become zero
+        """
+        column = np.searchsorted(features, self.features)
+        ours = self.projection.tocoo()
+        projection = _projection(ours.row, column[ours.col], len(self.ids), len(features))
+        return replace(self, features=features, projection=projection)
 
     def most_expressed_unused(self, sums: np.ndarray, n: int = 10) -> list[str]:
         """Return the file's names of the columns that are not used.
