@@ -35,6 +35,9 @@ def open_files(
     UserError
         If the flags contradict each other, or a file cannot be read or joined.
     """
+    for flag, path in (("--rna_path", rna_path), ("--atac_path", atac_path)):
+        if path and "," in path and not Path(path).exists():
+            raise UserError(f"{flag} {path}: name one file here; only --data_path joins several, for RNA")
     paths = [part.strip() for part in (data_path or "").split(",")]
     if len(paths) == 1 or rna_path or atac_path or Path(data_path).exists():
         return open_cells(data_path, rna_path, atac_path)
@@ -122,11 +125,18 @@ def file_names(paths: Sequence[Path]) -> list[str]:
     ['s1/cells', 's2/cells']
     """
     paths = [Path(path).resolve() for path in paths]
-    bare = [path if path.is_dir() else path.with_suffix("") for path in paths]
+    bare = [_without_suffix(path) for path in paths]
     named = bare if len(set(bare)) == len(bare) else paths  # a.h5ad and a.csv keep their suffixes
     ends = lambda depth: ["/".join(path.parts[-depth:]) for path in named]
     depths = range(1, max(len(path.parts) for path in named) + 1)
     return ends(next((depth for depth in depths if len(set(ends(depth))) == len(named)), depths[-1]))
+
+
+def _without_suffix(path: Path) -> Path:
+    """Remove a file's suffix, such as .h5ad or .csv.gz; a folder keeps its name."""
+    if path.is_dir():
+        return path
+    return path.with_name(path.name.removesuffix(".gz")).with_suffix("")
 
 
 def _unique_barcodes(barcodes: list[pd.Index], names: list[str]) -> tuple[list[pd.Index], list[str]]:
@@ -222,9 +232,10 @@ def join_genes(parts: list[Ingested]) -> tuple[list[Ingested], list[str]]:
                 f"{examples[0]}, another like {examples[1]}); put symbols or Ensembl ids of one species into var_names"
             )
     n_genes, n_common = found.shape[1], int(found.all(0).sum())
-    lines = [f"joined: {len(parts)} files, {n_genes:,} genes, of which {n_common:,} are in every file"]
+    lines = [f"joined: {len(parts)} files, {n_genes:,} genes, {n_common:,} of them in every file"]
     lines += [
-        f"  {name}: {count(int(ours.sum()), 'gene')} of the {n_genes:,} measured ({ours.mean():.1%}); the others are 0"
+        f"  {name}: {ours.sum():,} of the {n_genes:,} genes measured ({ours.mean():.1%})"
+        + ("" if ours.all() else "; the others are 0 in its cells")
         for name, ours in zip(names, found, strict=True)
     ]
     inexact = [name for name, part in zip(names, parts, strict=True) if not part.values.exact]
