@@ -55,7 +55,8 @@ def check_labels(obs: pd.DataFrame, column: str, path: str | Path, any_labels: b
         words += "; a single type cannot be learned, but pretraining needs no types"
     alone = sizes.index[sizes == 1]
     if len(alone):
-        words += f"; types with only one cell, which cannot be validated: {', '.join(alone[:5])}{', …' if len(alone) > 5 else ''}"
+        named = ", ".join(alone[:5]) + (", …" if len(alone) > 5 else "")
+        words += f"; types with only one cell, which cannot be validated: {named}"
     return words
 
 

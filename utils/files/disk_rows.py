@@ -1,9 +1,9 @@
 """Cells that stay in their file until a minibatch needs them: any rows, in any order, at the speed of the page cache.
 
-Why HDF5 is bypassed: even its smallest read takes about 0.1 ms, far too long for one cell. But an uncompressed dataset lies in
-the file as plain numbers, in chunks whose offsets HDF5 reports. So HDF5 is asked for the offsets once, and rows are
-then read by the operating system (`os.pread`). Nothing is cached here: whatever the size of the file, memory holds one
-minibatch.
+Why HDF5 is bypassed: even its smallest read takes about 0.1 ms, far too long for one cell. But an uncompressed dataset
+lies in the file as plain numbers, in chunks whose offsets HDF5 reports. So HDF5 is asked for the offsets once, and rows
+are then read by the operating system (`os.pread`). Nothing is cached here: whatever the size of the file, memory holds
+one minibatch.
 """
 
 import os
