@@ -102,7 +102,8 @@ def align_genes(var: pd.DataFrame, species: str, reference: Sequence[str] | None
     if is_unchecked and share_gene_like(genes.ids) < LEAST_GENE_LIKE:
         raise UserError(
             f"{path}: fewer than 1% of its {len(symbols):,} ids are genes of a known species "
-            f"({', '.join(genes.ids[:3])} …); put gene symbols or Ensembl ids into var_names, or give --species other if they are genes of another species"
+            f"({', '.join(genes.ids[:3])} …); put gene symbols or Ensembl ids into var_names, or give "
+            "--species other if they are genes of another species"
         )
     features = np.unique(symbols) if reference is None else np.asarray(reference, dtype=str)
     position = pd.Index(features).get_indexer(pd.Index(symbols))
