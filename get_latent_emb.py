@@ -1,4 +1,4 @@
-"""Stage III, first half: write the teacher's latents of every paired cell.
+"""Stage III, first half: write the teacher's latents of the paired training and validation cells.
 
     python get_latent_emb.py --data_path cells.ready.h5mu --model_path runs/multimodal --ckpt_dir runs/latents
 
