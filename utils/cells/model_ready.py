@@ -143,7 +143,7 @@ def write_ready(path: str | Path, by_modality: dict[str, list[Ingested]], obs: p
     }
     with write_in_blocks(path, frames, obs, {STAMP: json.dumps(stamp)}) as out:
         for modality, parts in by_modality.items():
-            # Only whole counts are written to layers["counts"], not estimated counts or shares of a cell.
+            # Only whole counts are written to layers["counts"], not estimated counts or proportions of a total.
             exact = all(part.values.exact for part in parts)
             for part in parts:
                 for counts in part.blocks(keep=part.measured, progress=True):
