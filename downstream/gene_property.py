@@ -99,8 +99,8 @@ def main() -> None:
     about = {"lists": flags.lists, "embedding": flags.embedding_path, "classes": sizes, "seed": flags.seed}
     about |= {"folds": flags.folds, "repeats": flags.repeats, "random_auroc_95%": chance, "verdict": sentences}
     (out / "gene_property.json").write_text(to_json(about | {"scores": table}))
-    shown = {name: {measure: row[measure] for measure in MEASURES} for name, row in table.items()}
-    intervals = {name: {measure: row[f"{measure}_95%"] for measure in MEASURES} for name, row in table.items()}
+    shown = {name: {text: row[measure] for measure, text in MEASURES.items()} for name, row in table.items()}
+    intervals = {name: {text: row[f"{m}_95%"] for m, text in MEASURES.items()} for name, row in table.items()}
     bars(shown, out / "gene_property.png", f"{' / '.join(names)}, {len(genes):,} genes", intervals)
     print(rows.map(lambda v: f"{v:.3f}" if isinstance(v, float) else f"{v[0]:.3f} to {v[1]:.3f}").to_string())
     print("\n".join(sentences))

@@ -2,6 +2,7 @@
 
 import json
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tests.builders import make_cells
 from tests.helpers import error_of, lacks, run
 from utils.cells.reference import read_gene_lists
-from utils.evaluate.gene_classes import random_interval
+from utils.evaluate.gene_classes import WIDE, random_interval
 from utils.features.gene_symbols import load_gene_table
 from utils.features.gene_vectors import GeneVectors, write_gene_vectors
 
@@ -130,3 +131,14 @@ def test_the_published_lists_are_read(shared_data):
     assert np.mean([gene in approved for genes in found.values() for gene in genes]) > 0.9
     scores = read_gene_lists(str(folder / "exac_lof_pLI_genes.txt"), "--lists")
     assert len(scores["exac_lof_pLI_genes"]) > 3_000
+
+
+def test_real_cells_cover_too_few_of_the_published_factors(shared_data):
+    """699 immune cells: their genes are found by updated symbols, and random vectors reach a wide interval."""
+    lists = read_gene_lists(str(shared_data / "gene_class" / "dosage_sens_tf_labels.csv"), "--lists")
+    genes = ad.read_h5ad(shared_data / "immune_rna.h5ad", backed="r").var_names.to_numpy(dtype=str)
+    file = GeneVectors(genes, np.zeros((len(genes), 1), np.float32))
+    sizes = [int(file.of(listed)[1].sum()) for listed in lists.values()]
+    assert sizes == [61, 36]
+    low, high = random_interval(np.repeat([0, 1], sizes), 50, 5, 0)
+    assert low < 0.4 and high > WIDE

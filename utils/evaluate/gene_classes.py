@@ -16,7 +16,8 @@ from utils.evaluate.gene_features import random_vectors
 
 LINEAR, FOREST = "logistic regression", "random forest"
 CLASSIFIERS = (LINEAR, FOREST)
-MEASURES = ("auroc", "auprc", "macro_f1")
+MEASURES = {"auroc": "AUROC", "auprc": "AUPRC", "macro_f1": "macro F1"}
+"""Name of a score → how figures write it."""
 WIDE = 0.6
 """If random vectors reach this AUROC within their interval, there are too few genes for a test."""
 Features = np.ndarray | Callable[[int], np.ndarray]
