@@ -23,7 +23,7 @@ help: ## list the targets
 demo: $(STAMP) ## run every stage on simulated donors (writes demo_output/)
 	$(BIN)/python demo.py
 
-test: $(STAMP) ## run the tests but the slow ones (six minutes on two cores; WORKERS=… processes)
+test: $(STAMP) ## run the tests but the slow ones (five minutes on two cores; WORKERS=… processes)
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 test-all: $(STAMP) ## run all tests

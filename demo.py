@@ -1,4 +1,4 @@
-"""The living tutorial: every stage of scMomer on a small data set, as a user would run them.
+"""The demo: every stage of scMomer on a small data set, as a user would run them.
 
     make demo            or            python demo.py
 
@@ -38,9 +38,9 @@ COLUMNS = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 @dataclass
 class Flags:
     out_path: str = flag("folder for everything the demo writes; an earlier demo there is replaced", "demo_output")
-    n_cells: int = flag("simulated cells, all donors", 2000)
-    seed: int = flag("of the simulation and of the training", 0)
-    precision: Literal["fp32", "bf16"] = flag("of training, prediction and evaluation", "fp32")
+    n_cells: int = flag("number of simulated cells over all donors", 2000)
+    seed: int = flag("random seed of the simulation and the training", 0)
+    precision: Literal["fp32", "bf16"] = flag("floating-point precision of training, prediction and evaluation", "fp32")
 
 
 def main() -> None:
@@ -244,7 +244,7 @@ def write_page(out: Path, last: str, summary: dict) -> None:
                 f"All methods learned from the same {LABELS} labelled cells of each type and are scored on the same "
                 "cells. Rows without a method's name are scMomer; the marked one labelled the donor. Principal "
                 "components and self-trained methods use the unlabelled cells, too. “RNA + ATAC” rows read the "
-                "donor's measured ATAC, which is missing in this case. 95 % intervals stand in brackets."
+                "donor's measured ATAC, which a donor with RNA alone does not have. 95 % intervals are in brackets."
             ),
             figure(out / "comparison.png", "Methods that read RNA alone; lines are 95 % intervals over cells."),
             table(type_rows(summary), "method", marked=(FINAL,)),

@@ -59,7 +59,9 @@ def main() -> None:
         )
     rows = cells.rows(flags.split)
     if not len(rows):
-        raise UserError(f"{flags.data_path}: has no {flags.split} cells; choose another --split, or split it anew")
+        raise UserError(
+            f"{flags.data_path}: has no {flags.split} cells; choose another --split, or run preprocess.py again"
+        )
 
     if is_types:
         table = score_types(

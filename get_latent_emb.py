@@ -4,12 +4,13 @@
     python get_latent_emb.py --what cells --data_path new_cells.h5ad --model_path runs/student --out_path cells.h5ad
     python get_latent_emb.py --what genes --data_path new_cells.h5ad --model_path runs/rna --out_path genes.h5ad
 
-teacher (stage III, first half): input are paired cells from preprocess.py and the folder of stage II; output are
-train.h5ad and val.h5ad in --ckpt_dir. Each has one row per barcode, with the latents of both modalities (obsm["rna"],
-obsm["atac"]) and the joint embedding (X), and the teacher's hash. cells: input are raw or preprocessed cells, which are
-prepared as for prediction; output has a row per cell. genes: the mean of each gene's contextual state over the cells
-that express it (X), with their number (obs["n_cells"]) and the model's static gene embedding (obsm["static"]);
---out_path genes.txt writes the means as word2vec text.
+--what teacher (stage III, first half): reads paired cells from preprocess.py and the folder of stage II. It writes
+train.h5ad and val.h5ad to --ckpt_dir, for the paired training and validation cells. Each has one row per barcode, with
+the latents of both modalities (obsm["rna"], obsm["atac"]) and the joint embedding (X), and the teacher's hash.
+--what cells: reads raw or preprocessed cells, prepares them as for prediction, and writes one embedding per cell.
+--what genes: writes the mean of each gene's contextual state over the cells that express it (X), with their number
+(obs["n_cells"]) and the model's static gene embedding (obsm["static"]). A path like genes.txt gets the means as
+word2vec text.
 """
 
 from dataclasses import dataclass

@@ -1,12 +1,13 @@
-"""Label new cells with a fine-tuned model folder.
+"""Label new cells with a model of train_missing_celltype_func.py.
 
-    python predict_cell_type.py --data_path new_cells.h5ad --model_path celltype --ckpt_dir runs
+    python predict_cell_type.py --data_path new_cells.h5ad --model_path runs/celltype
 
 Input: raw cells in any format that preprocess.py reads. Genes are matched, peaks projected and values normalised as
 for the model's training cells, with a report of what was found and what was lost. Output: the same cells in the same
 order with everything that the file holds, and obs["predicted_cell_type"], obs["confidence"] (calibrated probability of
-that type), the multi-omics embedding in obsm["X_scmomer"], and what made them in uns["scmomer"]. Predictions of an
-earlier run are replaced. Your own columns of these names are never replaced: choose other names with --prefix.
+that type), the multi-omics embedding in obsm["X_scmomer"], and a record of the model and the command in
+uns["scmomer"]. Predictions of an earlier run are replaced. Your own columns of these names are never replaced: choose
+other names with --prefix.
 """
 
 from dataclasses import dataclass

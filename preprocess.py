@@ -30,7 +30,9 @@ class Flags:
     json: bool = flag("like --check, but print JSON", False)
     gene_reference: str | None = flag("genes to align to: a model folder, a text file or an .h5ad; else all", None)
     label_column: str = flag("column of obs with cell types, if the file has them", "cell_type")
-    split_by: str | None = flag("column of obs (donor, batch …) whose groups are split", None)
+    split_by: str | None = flag(
+        "column of obs (donor, batch …) that --test_groups refers to; its groups stay whole", None
+    )
     test_groups: str | None = flag("values of --split_by, separated by commas, whose cells are test cells", None)
     val_fraction: float = flag("share of each cell type's remaining cells that is kept for validation", 0.1)
     target_sum: str = flag("counts per cell after scaling: a number, or median (of the training cells)", "1e4")

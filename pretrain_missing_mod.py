@@ -31,7 +31,9 @@ class Flags:
     missing: Literal["atac", "rna"] = flag("modality that will be missing, which the student replaces", "atac")
     feature_dropout: float = flag("share of the measured genes or peaks hidden from the student while training", 0.0)
     alone_weight: float = flag("weight of reconstructing the cell from the student's latent alone", 0.0)
-    blank_decoders: bool = flag("restart the decoders from the training means, for a better translation", False)
+    blank_decoders: bool = flag(
+        "set the decoders back to the training means, which predicts the missing modality better", False
+    )
 
 
 def main() -> None:

@@ -10,8 +10,9 @@ that a difference between batches does not reveal a false pair. The lower blocks
 
 Input: paired cells from preprocess.py and the two folders of stage I. Output: <ckpt_dir>/<model_name>. Each epoch
 prints the loss and its parts: rna_mse (squared error of log-normalised RNA) and atac_bce (cross-entropy of peaks) of
-true pairs, pair_accuracy (0.5 is chance), and with --alone_weight the same from one modality alone (rna_mse_of_rna,
-…); spread is the standard deviation of the embedding over validation cells; near 0 it has collapsed.
+true pairs, and pair_accuracy (0.5 is chance). With --alone_weight it adds rna_mse_of_rna and rna_mse_of_atac: the RNA
+error when one latent alone reconstructs the cell. spread is the standard deviation of the embedding over validation
+cells; if it is near 0, all cells get the same embedding.
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ class Flags:
     rna_model_path: str = flag("model folder of pretrain_rna.py")
     ckpt_dir: str = flag("folder for model folders")
     model_name: str = flag("name of the model folder to write", aliases=("--model",))
-    trainable_blocks: int = flag("number of last blocks of each encoder to train; negative for the whole encoder", 2)
+    trainable_blocks: int = flag(
+        "how many of each encoder's last blocks to train; a negative number trains the whole encoder", 2
+    )
     feature_dropout: float = flag(
         "share of a cell's expressed genes and open peaks hidden from the towers while training", 0.0
     )

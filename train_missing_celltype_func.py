@@ -1,4 +1,4 @@
-"""Fine-tuning: cell types from one modality, with the student in place of the other.
+"""Fine-tuning: cell types, usually from one modality, with the student in place of the other.
 
     python train_missing_celltype_func.py --preset small --data_path cells.ready.h5mu \\
         --pretrained_model_path runs/student --train_student --ckpt_dir runs --model_name celltype
@@ -10,7 +10,7 @@ pretrain_rna.py or pretrain_atac.py with --other_modality zeros. If few cells ar
 with --pseudo_labels_from the first folder, so that the model learns from all training cells.
 
 Output: <ckpt_dir>/<model_name>, for predict_cell_type.py. Each epoch prints the loss (cross-entropy) and the
-accuracy; at the end a temperature is fitted on the validation cells, so that the confidence is a probability.
+accuracy; at the end a temperature is fitted on the validation cells, which calibrates the confidence.
 """
 
 from dataclasses import dataclass
@@ -32,17 +32,21 @@ class Flags:
         "what replaces the other modality: the student's latent, zeros, or the measured modality itself", "student"
     )
     missing: Literal["atac", "rna"] = flag("modality to leave out with --other_modality zeros", "atac")
-    trainable_blocks: int = flag("number of last encoder blocks to train; negative for the whole encoder", 2)
+    trainable_blocks: int = flag(
+        "how many of the encoder's last blocks to train; a negative number trains the whole encoder", 2
+    )
     train_student: bool = flag("also train the student", False)
     feature_dropout: float = flag("share of a cell's genes and peaks left out in each training step", 0.0)
     labels_per_type: int = flag(
-        "labelled training cells of each type to use, at most; the other labels are hidden; 0 for all", 0
+        "use at most this many labelled training cells of each type and hide the other labels; 0 uses all", 0
     )
     pseudo_labels_from: str | None = flag(
         "cell type model folder whose predictions become the labels of training cells without one", None
     )
     pretrained_lr_scale: float = flag("learning rate of all but the new head, as a multiple of --learning_rate", 1.0)
-    class_balance: float = flag("exponent b of class weights (1 / class size)^b: 0 none, 1 full balance", 0.0)
+    class_balance: float = flag(
+        "weight rare types more: each type has weight (1 / its size)^b; 0 not at all, 1 fully", 0.0
+    )
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from models.shapes import ATACEncoderConfig
 
 
 class ViTBlock(nn.Module):
-    """Pre-LayerNorm softmax attention and feed-forward, each added to the stream."""
+    """Pre-LayerNorm softmax attention and feed-forward, each with a residual connection."""
 
     def __init__(self, config: ATACEncoderConfig):
         super().__init__()
@@ -44,7 +44,7 @@ class ATACEncoder(nn.Module):
         self.config = config
         self.n_peaks = n_peaks
         self.patch_size = -(-n_peaks // config.n_patches)
-        # The linear map is kept as rows: embedding a patch is summing the rows of its open peaks.
+        # One row per peak: the embedding of a patch is the sum of the rows of its open peaks.
         n_rows = self.patch_size * (config.n_patches if config.patch_maps == "own" else 1)
         self.peak_rows = nn.Parameter(torch.empty(n_rows, config.dim).uniform_(-1, 1) * self.patch_size**-0.5)
         self.patch_bias = nn.Parameter(torch.zeros(config.dim))
@@ -112,7 +112,7 @@ class PatchHead(nn.Module):
         logits = self.to_peaks(states[cell, patch])
         slot = hidden.flatten().cumsum(0).view_as(hidden) - 1  # number of a hidden patch among the K
         row, at = atac.rows, atac.indices // self.patch_size
-        seen = hidden[row, at]
+        in_hidden = hidden[row, at]
         is_open = logits.new_zeros(logits.shape, dtype=torch.float32)
-        is_open[slot[row, at][seen], (atac.indices % self.patch_size)[seen]] = 1.0
+        is_open[slot[row, at][in_hidden], (atac.indices % self.patch_size)[in_hidden]] = 1.0
         return logits, is_open, cell

@@ -5,7 +5,8 @@ that key and of the gene or patch they are for. So a mask depends neither on the
 processes; a resumed run draws the masks of the uninterrupted one; validation cells, whose key never changes, have the
 same mask in every epoch.
 
-Polarity, here and everywhere: in a mask, True means hidden from the encoder or to be predicted.
+Polarity, here and everywhere: in a mask, True means hidden from the encoder or to be predicted. (`valid` is no mask: it
+marks tokens that are not padding.)
 
 Streams keep the draws of one cell apart: 0 target genes, 1 shown masks, 2 patches, 3 and 4 dropped genes and peaks,
 5 the student's dropout, 6 and 7 the head's.

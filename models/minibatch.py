@@ -63,13 +63,13 @@ class Ragged:
 
 @dataclass
 class Minibatch:
-    """B cells. Beyond `row`, `key` and `weight`, a part is present only when the stage needs it.
+    """B cells. Modalities, target, true_pair and latent are present only when the stage needs them.
 
     Attributes
     ----------
     row : [B] int64, position of the cell in its file
     key : [B] int64, seeds everything random about the cell in this epoch (see `models.masking`)
-    weight : [B] float32, 1 for a cell, 0 for a repeat that pads the last minibatch
+    weight : [B] float32, 1 for a cell, 0 for a repeat that fills up a step or a minibatch
     step_cells : number of cells in the whole optimiser step, over micro-batches and processes
     rna, atac : the measured values
     target : name → [B, …], what a head learns to predict

@@ -24,7 +24,7 @@ Metrics = dict[str, tuple[Tensor, Tensor]]
 ATAC_STAGE_1_OPEN_WEIGHT = 20.0
 FALSE_PAIR_SHARE = 0.5
 FEATURE_REDRAW_STEPS = 1000
-DROP_STREAMS = {"rna": 3, "atac": 4}  # of random numbers
+DROP_STREAMS = {"rna": 3, "atac": 4}  # streams of random numbers, see models/masking.py
 MAX_LOGITS = 2**22
 """Logits of the peak decoder in memory at a time: 16 MB in float32, and as much for each tensor made from them."""
 
@@ -194,7 +194,7 @@ class MaskedATAC(Objective):
         open_weight = logits.new_tensor(ATAC_STAGE_1_OPEN_WEIGHT, dtype=torch.float32)
         bce = F.binary_cross_entropy_with_logits(logits.float(), is_open, pos_weight=open_weight, reduction="none")
         loss = mean_per_cell(bce.mean(1), cell, len(batch))
-        # The share of open probability mass that falls on open peaks: 1 when perfect, the open share when blind.
+        # The share of open probability mass that falls on open peaks: 1 is perfect, the share of open peaks is chance.
         probability = logits.detach().float().sigmoid()
         on_open = mean_per_cell((probability * is_open).sum(1), cell, len(batch))
         everywhere = mean_per_cell(probability.sum(1), cell, len(batch))
@@ -274,7 +274,7 @@ def reconstruction(decoders: nn.ModuleDict, embedding: Tensor, batch: Minibatch)
 
 
 class Distillation(Objective):
-    """Stage III: the student learns the teacher's latent; fusion and decoders adapt to the student's.
+    """Stage III: the student learns the teacher's latent; fusion and decoders adapt to the student's predictions.
 
     The towers are frozen, so the latent of the measured modality is a constant; it comes with the minibatch.
 

@@ -58,7 +58,7 @@ class FavorAttention(nn.Module):
 
 
 class PerformerBlock(nn.Module):
-    """Pre-LayerNorm attention and feed-forward, each added to the stream."""
+    """Pre-LayerNorm attention and feed-forward, each with a residual connection."""
 
     def __init__(self, dim: int, heads: int, dim_head: int, ff_mult: int = 4, n_features: int | None = None):
         super().__init__()

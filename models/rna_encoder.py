@@ -74,9 +74,9 @@ class RNAEncoder(nn.Module):
 class GenePooling(nn.Module):
     """Gene states → one number per gene (ReLU of an affine map) → bias-free linear map over genes.
 
-    The numbers start around 1, which makes a plain sum over the expressed genes. When they started around 0, they fell
-    below 0 for all genes within the first epochs of stage II. ReLU has no gradient there: the tower then gave all cells
-    the same latent and could not recover.
+    The numbers start around 1, so that the latent starts as the plain sum over the token genes. When they started
+    around 0, they fell below 0 for all genes within the first epochs of stage II. ReLU has no gradient there: the tower
+    then gave all cells the same latent and could not recover.
     """
 
     def __init__(self, dim: int, n_genes: int, latent_dim: int):

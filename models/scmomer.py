@@ -18,7 +18,7 @@ from models.minibatch import Minibatch
 from models.shapes import ScMomerConfig, other
 from models.student import Student
 
-ATAC_JOINT_OPEN_WEIGHT = 5.0  # of an open peak in the loss of the ATAC decoder
+ATAC_JOINT_OPEN_WEIGHT = 5.0  # weight of an open peak in the loss of the ATAC decoder
 
 
 class ScMomer(nn.Module):

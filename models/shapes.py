@@ -1,4 +1,4 @@
-"""The sizes of all parts. The dataclasses stand here, not beside their modules, so that a script knows its flags
+"""The sizes of all parts. The dataclasses are here, not beside their modules, so that a script knows its flags
 without importing torch. A field's help is its flag's help."""
 
 from dataclasses import dataclass, field
@@ -23,7 +23,9 @@ class RNAEncoderConfig:
     depth: int = field(default=6, metadata={"help": "number of Performer blocks"})
     heads: int = field(default=10, metadata={"help": "attention heads per block"})
     dim_head: int = field(default=64, metadata={"help": "width of one attention head"})
-    n_features: int = field(default=0, metadata={"help": "random features per head; 0 means int(d ln d)"})
+    n_features: int = field(
+        default=0, metadata={"help": "random features of attention per head; 0 means int(d ln d) with d = --dim_head"}
+    )
     ff_mult: int = field(default=4, metadata={"help": "feed-forward width as a multiple of --dim"})
     tokens: Literal["all", "expressed"] = field(
         default="all",
@@ -43,7 +45,9 @@ class RNAEncoderConfig:
 class ATACEncoderConfig:
     """Shape of the ATAC encoder; the defaults are the published values."""
 
-    n_patches: int = field(default=128, metadata={"help": "equal stretches into which the ordered peaks are cut"})
+    n_patches: int = field(
+        default=128, metadata={"help": "number of patches: stretches of the genome with equally many peaks"}
+    )
     dim: int = field(default=512, metadata={"help": "width of a patch's token"})
     depth: int = field(default=6, metadata={"help": "number of transformer layers"})
     heads: int = field(default=8, metadata={"help": "attention heads per layer"})

@@ -95,7 +95,7 @@ PRESETS: dict[str, dict[Preset, dict]] = {
             "weight_decay": 0.3,
             "adam_epsilon": 1e-6,
             "patience": 0,
-            "keep": "last",  # when the learning rate ends at zero, the last epoch is less noisy than the best
+            "keep": "last",  # its validation loss is noisy, so the best epoch is partly luck
         },
         "tiny": {
             "learning_rate": 3e-3,  # the student is small, and few cells make few steps

@@ -16,13 +16,15 @@ class IngestConfig:
         "species of the genes: human symbols are updated, those of mouse and other species are not", "auto"
     )
     genome: str | None = flag("genome build to check the peaks against: hg19, hg38, mm10 or mm39", None)
-    min_gene_coverage: float = flag("minimum share of the genes (or peaks) asked for that the file must have", 0.3)
-    min_count_coverage: float = flag("minimum share of the file's RNA counts that the genes asked for must hold", 0.1)
+    min_gene_coverage: float = flag(
+        "minimum share of the model's (or reference's) genes or peaks that the file must have", 0.3
+    )
+    min_count_coverage: float = flag("minimum share of the file's RNA counts that these genes must hold", 0.1)
 
     def __post_init__(self):
         for name in ("min_gene_coverage", "min_count_coverage"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name} {getattr(self, name)} is a share: give a number from 0 to 1")
+                raise UserError(f"--{name} {getattr(self, name)} must be between 0 and 1")
         if self.genome is not None:
             from utils.features.peaks import chrom_sizes  # imports pandas, which is slow
 

@@ -245,7 +245,7 @@ def _sum_up(
             raise UserError(
                 f"{source.path}: {place} of {source.modality} holds whole counts, except for {value:g} in cell "
                 f"{source.obs.index[start + row]}; save the raw counts in layers['counts'], or use --values cpm for "
-                "shares of a cell's total, or --values counts for estimated counts"
+                "proportions of a cell's total, or --values counts for estimated counts"
             )
         totals.append(counts @ weight)
         all_totals.append(np.asarray(counts.sum(1)).ravel())

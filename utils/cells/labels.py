@@ -12,8 +12,8 @@ from utils.errors import UserError
 NO_TYPE = {"", "nan", "none", "na", "n/a", "<na>", "unassigned"}
 """Texts that mean a missing cell type, in lower case; predict_cell_type.py writes `unassigned` for empty cells."""
 FEW, MOST_CLUSTERS, CELLS_PER_CLUSTER = 5, 200, 5
-"""Numbers pass as cell types if there are at most FEW, or if they are whole, at most MOST_CLUSTERS, and each has at
-least CELLS_PER_CLUSTER cells on average, as clusters do."""
+"""Numbers are accepted as cell types in two cases: at most FEW different ones, or, as for clusters, at most
+MOST_CLUSTERS whole numbers with CELLS_PER_CLUSTER cells each on average."""
 MANY = 20
 """A column with more cell types than this is checked for names that are nearly unique."""
 
@@ -46,7 +46,7 @@ def check_labels(obs: pd.DataFrame, column: str, path: str | Path, any_labels: b
         refuse_measurements(obs[column], column, path)
     words = f"{len(sizes):,} cell types in {column}"
     if labels.isna().any():
-        words += f", {labels.isna().sum():,} cells without"
+        words += f", {labels.isna().sum():,} cells without a label"
         named = obs[column][labels.isna() & obs[column].notna()].astype(str).value_counts()
         words += f" ({', '.join(f'{size:,} {name!r}' for name, size in named.items())})" if len(named) else ""
     if _are_numbers(obs[column]):
@@ -55,7 +55,8 @@ def check_labels(obs: pd.DataFrame, column: str, path: str | Path, any_labels: b
         words += "; a single type cannot be learned, but pretraining needs no types"
     alone = sizes.index[sizes == 1]
     if len(alone):
-        words += f"; with a single cell, so never validated: {', '.join(alone[:5])}{', …' if len(alone) > 5 else ''}"
+        named = ", ".join(alone[:5]) + (", …" if len(alone) > 5 else "")
+        words += f"; types with only one cell, which cannot be validated: {named}"
     return words
 
 
@@ -95,7 +96,7 @@ def clean_labels(labels: pd.Series) -> pd.Series:
 
 
 def without_no_types(labels: pd.Series) -> pd.Series:
-    """The labels with missing values, and no category, where they name no cell type; the rest is unchanged."""
+    """The labels, with those that name no cell type made missing, and without a category for them."""
     if isinstance(labels.dtype, pd.CategoricalDtype):
         return labels.cat.remove_categories([name for name in labels.cat.categories if _is_no_type(name)])
     return labels.where(clean_labels(labels).notna())

@@ -193,16 +193,16 @@ class CellDataset:
             self.barcode_hash[torch.from_numpy(rows)] ^ mix(torch.tensor((self.seed * 1_000_003 + draw) % 2**63))
         )
 
-    def __getitem__(self, plan: MicroBatch) -> Minibatch:
-        rows = plan.rows
+    def __getitem__(self, cells: MicroBatch) -> Minibatch:
+        rows = cells.rows
         batch = Minibatch(
             row=torch.from_numpy(rows),
-            key=self.keys(rows, plan.epoch),
-            weight=torch.from_numpy(plan.weight),
-            step_cells=plan.step_cells,
+            key=self.keys(rows, cells.epoch),
+            weight=torch.from_numpy(cells.weight),
+            step_cells=cells.step_cells,
         )
         if "rna" in self.values:
-            batch.rna = replace(ragged(self.values["rna"], rows), padded_length=plan.padded_length)
+            batch.rna = replace(ragged(self.values["rna"], rows), padded_length=cells.padded_length)
         if self.targets is not None:
             batch.target = {name: torch.from_numpy(target[rows]) for name, target in self.targets.items()}
         if self.latents is not None:

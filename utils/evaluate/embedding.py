@@ -1,6 +1,7 @@
 """Score a cell embedding: whether cells of a type lie together and whether batches mix.
 
-The scores are defined as in scib (Luecken et al., Nature Methods 2022).
+Silhouettes are defined as in scib (Luecken et al., Nature Methods 2022). ARI and NMI
+compare k-means clusters with types.
 """
 
 import numpy as np

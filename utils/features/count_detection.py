@@ -1,4 +1,4 @@
-"""Detect what the values of a matrix are (counts, logarithms or shares of a cell), and turn them back into counts.
+"""Detect what the values of a matrix are (counts, logarithms or proportions), and turn them back into counts.
 
 A model reads log-normalised counts, so it matters whether a file holds counts already, log(1 + scaled counts) to some
 base, or scaled counts such as counts per million. In the last two, all values of a cell are its counts times one
@@ -61,7 +61,7 @@ class Values:
 
     @property
     def usable(self) -> bool:
-        """Whether the matrix holds counts or shares of a cell, or values from which they can be computed."""
+        """Whether the matrix holds counts or proportions, or values from which they can be computed."""
         return self.kind in ("counts", "log1p", "cpm", "open")
 
     @property
@@ -72,10 +72,14 @@ class Values:
     def __str__(self) -> str:
         if self.kind == "log1p":
             text = f"log1p values to base {self.base}" + (" (assumed)" if self.guessed else "")
-            return text + (", counts recovered" if self.exact else ", counts not recoverable: used as shares of a cell")
+            return text + (
+                ", counts recovered"
+                if self.exact
+                else ", counts not recoverable: used as proportions of the cell's total"
+            )
         if self.kind == "cpm":
             text = "scaled counts without logarithm (CPM, TPM …)"
-            return text + (", counts recovered" if self.exact else ": used as shares of a cell")
+            return text + (", counts recovered" if self.exact else ": used as proportions of the cell's total")
         return {
             "counts": "counts" if self.exact else "estimated counts with fractions (RSEM, alevin, SoupX): used as is",
             "open": "values above zero, taken as open",

@@ -101,8 +101,9 @@ def align_genes(var: pd.DataFrame, species: str, reference: Sequence[str] | None
     is_unchecked = (species, genes.species, reference) == ("auto", "unknown", None)
     if is_unchecked and share_gene_like(genes.ids) < LEAST_GENE_LIKE:
         raise UserError(
-            f"{path}: 0% of its {len(symbols):,} ids are genes of a known species ({', '.join(genes.ids[:3])} …); put "
-            "gene symbols or Ensembl ids into var_names, or give --species other if they are genes of another species"
+            f"{path}: fewer than 1% of its {len(symbols):,} ids are genes of a known species "
+            f"({', '.join(genes.ids[:3])} …); put gene symbols or Ensembl ids into var_names, or give "
+            "--species other if they are genes of another species"
         )
     features = np.unique(symbols) if reference is None else np.asarray(reference, dtype=str)
     position = pd.Index(features).get_indexer(pd.Index(symbols))
@@ -188,7 +189,7 @@ def check_coverage(alignment: Alignment, sums: np.ndarray, least: float, path: s
     what = "genes" if alignment.genes else "peaks"
     top = alignment.most_expressed_unused(sums)
     raise UserError(
-        f"{path}: has {alignment.n_found:,} of the {len(alignment.features):,} {what} asked for "
+        f"{path}: has {alignment.n_found:,} of the {len(alignment.features):,} {what} of the reference "
         f"({alignment.coverage:.1%}; --min_gene_coverage is {least:g}); {_reason(alignment)}"
         + (f"; most {'expressed' if alignment.genes else 'often open'} unmatched: {', '.join(top)}" if len(top) else "")
     )

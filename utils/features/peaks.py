@@ -131,7 +131,11 @@ def place_peaks(intervals: pd.DataFrame, genome: str | None, path: str | Path) -
     if beyond.mean() > MAX_SHARE_OUTSIDE or (not kept.all() and any(not outside[name].any() for name in better)):
         raise UserError(
             f"{path}: {count}; "
-            + (f"they fit {', '.join(better)}: set --genome to it, or " if better else "they fit no known build: ")
+            + (
+                f"they fit {', '.join(better)}: set --genome to one of these, or "
+                if better
+                else "they fit no known build: "
+            )
             + "lift the peaks over"
         )
     notes.append(

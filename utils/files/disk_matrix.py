@@ -24,7 +24,8 @@ BLOCKS_PER_SCAN = 8
 class Matrix:
     """A [cells, features] matrix that is read by rows.
 
-    `disk_rows.FileRows` stays a class of its own: it reads single cells in any order, past HDF5, from one layout only.
+    `disk_rows.FileRows` is deliberately a separate class: it reads single cells in any order, bypassing HDF5,
+    from one layout only.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
 """Cells that stay in their file until a minibatch needs them: any rows, in any order, at the speed of the page cache.
 
-Why past HDF5: even its smallest read takes about 0.1 ms, far too long for one cell. But an uncompressed dataset lies in
-the file as plain numbers, in chunks whose offsets HDF5 reports. So HDF5 is asked for the offsets once, and rows are
-then read by the operating system (`os.pread`). Nothing is cached here: whatever the size of the file, memory holds one
-minibatch.
+Why HDF5 is bypassed: even its smallest read takes about 0.1 ms, far too long for one cell. But an uncompressed dataset
+lies in the file as plain numbers, in chunks whose offsets HDF5 reports. So HDF5 is asked for the offsets once, and rows
+are then read by the operating system (`os.pread`). Nothing is cached here: whatever the size of the file, memory holds
+one minibatch.
 """
 
 import os
@@ -20,7 +20,8 @@ from utils.errors import reading
 BLOCK_CELLS = 64
 """Neighbouring cells that `shuffled` keeps near each other, and that are read ahead together."""
 REMEMBERED_BLOCKS = 1024
-"""Blocks that are not announced to the operating system again; more than one window of `shuffled` holds."""
+"""Number of recently announced blocks to remember: more than one window of `shuffled` has, so that the operating system
+is asked to read ahead only once for each."""
 
 
 def shuffled(n: int, rng: np.random.Generator, window: int = 2**13) -> np.ndarray:

@@ -121,7 +121,7 @@ class Source:
         return part
 
     def choose(self, values: str = "auto") -> tuple[str, Values]:
-        """Choose the matrix to read: whole counts first, then recoverable counts, then shares of a cell.
+        """Choose the matrix to read: whole counts first, then recoverable counts, then proportions of a cell's total.
 
         Parameters
         ----------
@@ -215,7 +215,7 @@ def _refusal(found: dict[str, Values], asked: str) -> str:
         ways.append("save the raw counts in layers['counts'] before scaling")
     if "fractional" in kinds:
         ways.append(
-            "save the raw counts in layers['counts'], use the values as shares of a cell with --values cpm, or take "
-            "them as estimated counts with --values counts"
+            "save the raw counts in layers['counts'], use the values as proportions of a cell's total with "
+            "--values cpm, or take them as estimated counts with --values counts"
         )
     return f"{held}; {', or '.join(dict.fromkeys(ways))}"

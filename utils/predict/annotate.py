@@ -1,4 +1,4 @@
-"""New cells as a trained model takes them, and their file with the model's predictions."""
+"""New cells, prepared for a trained model, and their file with the model's predictions."""
 
 import re
 import shlex
@@ -93,7 +93,7 @@ class Names:
 
 @dataclass
 class Query:
-    """New cells, as a model takes them.
+    """New cells, prepared for a model.
 
     Attributes
     ----------
@@ -117,7 +117,7 @@ class Query:
     def annotate(self, prediction: Prediction, saved: SavedModel, names: Names) -> ad.AnnData | mudata.MuData:
         """The file with predictions; cells that were not read get none.
 
-        Columns and embeddings also stand in each modality of paired cells, where scanpy looks for them.
+        Columns and embeddings are also written to each modality of paired cells, where scanpy looks for them.
         """
         out = self.file.content()
         columns = pd.DataFrame(index=self.barcodes)

@@ -1,4 +1,4 @@
-"""After training: what a task fits on validation cells, for cell types the temperature that calibrates confidence."""
+"""After training, a task may fit constants on validation cells (for cell types, the temperature of the confidence)."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +14,13 @@ from utils.train.model_folder import load_model
 
 
 def calibrate(folder: Path, kind: str, val: CellDataset, config: InferConfig, runtime: Runtime) -> dict:
-    """Let the task of a trained model fit what it fits on validation cells, and save it in the folder.
+    """Let a trained model's task fit its constants on validation cells, and save them in the folder.
 
     Parameters
     ----------
     folder : the model that training has kept
     kind : name of its task
-    val : cells with a target that the model was not trained on
+    val : cells with a target; the model was not trained on them
     config, runtime : how to run it
 
     Returns

@@ -39,8 +39,8 @@ def label_cells(
 
     Returns
     -------
-    The same cells in the same order with everything that the file holds, and the task's columns in obs, the
-    multi-omics embedding in obsm, and what made them in uns
+    The same cells in the same order with everything that the file holds, with the task's columns in obs, the
+    multi-omics embedding in obsm, and a record of the model in uns
 
     Raises
     ------

@@ -60,7 +60,7 @@ def score_translation(saved: SavedModel, cells: Cells, rows: np.ndarray, config:
             table[name] = {"rna_mse": squared_error(left, right, truth)}
         if labels is not None:
             types = labels.iloc[rows].to_numpy()
-            # Trained with open peaks weighted w times, the decoder's logits are those of w times the odds.
+            # Trained with open peaks weighted w times, the decoder overestimates the odds of an open peak w-fold.
             to_probability = unweighted_probability if missing == "atac" and name == "scmomer" else None
             table[name]["pseudobulk_rmse"] = pseudobulk_rmse(left, right, truth, types, to_probability)
         if setting is not None:

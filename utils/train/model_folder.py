@@ -194,7 +194,7 @@ class SavedModel:
 
 
 WEIGHTS = "model.safetensors"
-NEUTRAL = ("head.mean", "head.deviation")  # absent from the first folders; fresh values change nothing
+NEUTRAL = ("head.mean", "head.deviation")  # absent from folders of version 0.1; fresh values change nothing
 NO_MODEL = ("is not a valid model folder", "restore the folder, or train the model again")
 
 
@@ -221,15 +221,15 @@ def load_model(path: str | Path, *kinds: str) -> SavedModel:
 
 
 def _load(place: Path, folder: Path, digest: str, kinds: tuple[str, ...]) -> SavedModel:
-    """Read the folder at `place`; messages name `folder`, which a reader may find moved."""
+    """Read the folder at `place`; messages name `folder`, where it belongs when no writer replaces it."""
     saved = json.loads((place / "config.json").read_text())
     if saved["kind"] not in kinds:
         wanted = " or ".join(map(in_words, kinds))
         raise UserError(f"{folder}: holds {in_words(saved['kind'])}; expected {wanted}")
-    now = str
+    current_name = str
     if "outputs" not in saved:
-        saved, now = _from_version_0_2(saved), lambda name: re.sub("^classifier[.]", "head.", name)
-    stored = {now(name): shape for name, shape in stored_shapes(place / WEIGHTS).items()}
+        saved, current_name = _from_version_0_2(saved), lambda name: re.sub("^classifier[.]", "head.", name)
+    stored = {current_name(name): shape for name, shape in stored_shapes(place / WEIGHTS).items()}
     check_declared(saved["model"], saved["kind"], stored, folder / "config.json")
     shapes = CONFIGS | ({"head": TASKS[saved["kind"]].shape} if saved["kind"] in TASKS else {})
     model = SavedModel(
@@ -252,7 +252,7 @@ def _load(place: Path, folder: Path, digest: str, kinds: tuple[str, ...]) -> Sav
         names = model.features[name] = np.array(path.read_text().splitlines())
         if len(set(names)) != n_features[name]:
             raise ValueError(f"{path.name} has a repeated line")
-    model.state = {now(name): tensor for name, tensor in load_file(place / WEIGHTS).items()}
+    model.state = {current_name(name): tensor for name, tensor in load_file(place / WEIGHTS).items()}
     check_finite(model.state, folder / WEIGHTS)
     return model
 
@@ -282,7 +282,7 @@ def load_parts(module: nn.Module, state: dict[str, Tensor], new: str | tuple, pa
     ----------
     module : the model
     state : the parent's weights
-    new : prefix or prefixes of the new parts, which keep their fresh weights
+    new : prefix or prefixes under which a weight that the parent lacks stays fresh
     path : the parent's folder, for messages
     """
     names = module.state_dict()

@@ -1,8 +1,8 @@
 """Tasks: what a model with a head predicts, from the column it learns to the columns it writes.
 
 A head (`models.heads`) handles tensors; its task knows what they mean: the targets of the cells, what is fitted after
-training, what is written for each cell, and how predictions are scored. A new task is a subclass of `Task` and a
-call of `register`; no other file changes (`docs/add_a_task.md`; an example is `tests/predict/test_new_task.py`).
+training, what is written for each cell, and how predictions are scored. A new task
+is a head, a subclass of `Task` with a call of `register`, and a script (`docs/add_a_task.md`).
 """
 
 import math
@@ -170,7 +170,7 @@ class CellTypes(Task):
 
     @staticmethod
     def _calibration(fitted: dict) -> Calibration | None:
-        """The summary of the validation cells; None before training has ended, and in folders of the first version."""
+        """The summary of the validation cells; None before training has ended, and in folders of version 0.1."""
         kept = fitted.get("calibration")
         return None if kept is None else Calibration(kept["n_cells"], kept["n_types"], tuple(kept["few"]))
 
