@@ -20,7 +20,7 @@ class Flags:
     ckpt_dir: str = flag("folder for model folders")
     model_name: str = flag("name of the model folder to write", aliases=("--model",))
     mask_ratio: float = flag("share of a cell's expressed genes to predict", 0.15)
-    gene_embedding_path: str | None = flag("word2vec text file of gene vectors (gene2vec), kept frozen", None)
+    gene_embedding_path: str | None = flag("file of gene vectors, word2vec text (gene2vec) or .h5ad, kept frozen", None)
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     from models.objectives import MaskedRNA
     from models.rna_encoder import RNAEncoder
     from utils.cells.minibatches import train_and_val
-    from utils.features.gene_symbols import read_gene_embedding
+    from utils.features.gene_vectors import read_gene_embedding
     from utils.train.stage import training_stage
 
     with training_stage("rna", flags, config) as stage:

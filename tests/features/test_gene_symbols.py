@@ -1,4 +1,4 @@
-"""The table of gene symbols, detection of the species, and pretrained vectors of genes."""
+"""The table of gene symbols, and detection of the species."""
 
 import gzip
 
@@ -14,7 +14,6 @@ from utils.features.gene_symbols import (
     detect_species,
     is_clone_name,
     load_gene_table,
-    read_gene_embedding,
     share_gene_like,
 )
 from utils.features.make_gene_table import make_gene_table
@@ -107,32 +106,3 @@ def test_the_species_of_real_genes_is_detected(shared_data):
     assert (detect_species(human), detect_species(mouse)) == ("human", "mouse")
     panels = [(detect_species(rng.choice(human, 50)), detect_species(rng.choice(mouse, 50))) for _ in range(50)]
     assert set(panels) == {("human", "mouse")}
-
-
-@pytest.mark.parametrize("header", ["", "3 4\n"])
-def test_gene_vectors_are_in_the_order_of_the_genes(tmp_path, header):
-    path = tmp_path / "gene2vec.txt"
-    path.write_text(header + "CD3D 1 2 3 4\nGAD1\t5 6 7 8.5 \n\nSST -1 0 1e-2 0\n")
-    vectors, found = read_gene_embedding(path, ["GAD1", "absent", "CD3D", "GAD1"], 4)
-    assert vectors.dtype == np.float32
-    assert found.tolist() == [True, False, True, True]
-    assert vectors.tolist() == [[5, 6, 7, 8.5], [0, 0, 0, 0], [1, 2, 3, 4], [5, 6, 7, 8.5]]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (b"CD3D 1 2 3\n", "line 1 .*CD3D.* 3 .* 4"),
-        (b"SST 1 2 3 4\n", "none of the 1 genes"),
-        (b"", "none of the 1 genes"),
-        (b"CD3D 1 2 x 4\n", "4 numbers per line"),
-        (b"\xff\xfe\x00\x01\n", "4 numbers per line"),
-    ],
-)
-def test_an_unusable_gene_embedding_is_refused(tmp_path, text, message):
-    path = tmp_path / "gene2vec.txt"
-    path.write_bytes(text)
-    with pytest.raises(UserError, match=rf"gene2vec\.txt .*{message}"):
-        read_gene_embedding(path, ["CD3D"], 4)
-    with pytest.raises(UserError, match=r"absent\.txt"):
-        read_gene_embedding(tmp_path / "absent.txt", ["CD3D"], 4)

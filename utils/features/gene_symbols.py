@@ -1,4 +1,4 @@
-"""Gene symbols: bring them up to date, infer the species from them, and read pretrained vectors by symbol.
+"""Gene symbols: bring them up to date, and infer the species from them.
 
 Symbols change (``MARCH1`` became ``MARCHF1``, because spreadsheets took it for a date), so cells from different years
 only match once their symbols are up to date. The table is HGNC's complete set of 2026-06-20 (CC0), rebuilt by
@@ -10,10 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-
-from utils.errors import UserError
 
 GENE_TABLE = Path(__file__).parent / "resources" / "hgnc_symbols.tsv.gz"
 
@@ -134,58 +131,3 @@ def share_gene_like(ids: Sequence[str]) -> float:
         _MOUSE.fullmatch(gene) or _STABLE_ID.match(gene) or is_clone_name(gene) or symbol_candidates(gene.upper())
     )
     return sum(map(like_gene, ids)) / max(len(ids), 1)
-
-
-def read_gene_embedding(path: str | Path, genes: Sequence[str], dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read pretrained vectors of genes from a text file in word2vec's format, such as gene2vec's.
-
-    Each line holds a symbol and ``dim`` numbers, separated by white space. A header line ``n_genes dim`` is skipped.
-
-    Parameters
-    ----------
-    path
-        The text file.
-    genes
-        [n_genes] symbols of the model's genes.
-    dim
-        Length of a vector.
-
-    Returns
-    -------
-    vectors
-        [n_genes, dim] float32; zeros for a gene that is not in the file.
-    found
-        [n_genes] bool, whether the gene is in the file.
-
-    Raises
-    ------
-    UserError
-        If the file is missing or has another format, a vector has another length, or none of the genes is in it.
-    """
-    genes = [str(g) for g in genes]
-    wanted, rows = set(genes), {}
-    try:
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                name, *values = line.split() or [""]
-                if not name or (number == 1 and len(values) == 1 and name.isdigit() and values[0].isdigit()):
-                    continue
-                if len(values) != dim:
-                    raise UserError(
-                        f"{path} line {number} ({name}) holds {len(values)} numbers, not {dim}; "
-                        f"give a gene embedding of width {dim} or change the model's width"
-                    )
-                if name in wanted:
-                    rows[name] = np.array(values, dtype=np.float32)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give the path of a gene embedding") from error
-    except ValueError as error:  # not a number, or not UTF-8
-        raise UserError(
-            f"{path} is not a text of one gene and {dim} numbers per line ({error}); give the path of a gene embedding"
-        ) from error
-    if not rows:
-        raise UserError(f"{path} holds none of the {len(genes)} genes; check that both use the same gene symbols")
-    found = np.array([g in rows for g in genes], dtype=bool)
-    vectors = np.zeros((len(genes), dim), dtype=np.float32)
-    vectors[found] = [rows[g] for g in genes if g in rows]
-    return vectors, found
