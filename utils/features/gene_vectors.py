@@ -25,11 +25,13 @@ class GeneVectors:
     genes : [n] names, symbols or Ensembl ids, each of them once
     vectors : [n, width] float32, finite
     n_cells : [n] number of cells behind each vector, or None if the file does not give it
+    static : [n, width] the model's gene embedding, which is the same in every cell, or None if the file lacks it
     """
 
     genes: np.ndarray
     vectors: np.ndarray
     n_cells: np.ndarray | None = None
+    static: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.genes)
@@ -68,7 +70,7 @@ class GeneVectors:
         row_of = self._row_of
         symbols = translate(names, self._species if self._species != "unknown" else "auto").symbols
         found = (row_of.get(name, row_of.get(str(symbol), -1)) for name, symbol in zip(names, symbols, strict=True))
-        return np.fromfiter(found, dtype=np.int64, count=len(names))
+        return np.fromiter(found, dtype=np.int64, count=len(names))
 
     def of(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the vectors of genes, by symbols of any year or Ensembl ids.
@@ -94,8 +96,9 @@ def read_gene_vectors(path: str | Path, width: int | None = None) -> GeneVectors
 
     Parameters
     ----------
-    path : .h5ad with genes as rows (X holds the vectors, obs_names the genes, obs["n_cells"] the number of cells), or
-        text with a gene and its numbers on each line, separated by white space; a first line `n_genes width` is skipped
+    path : .h5ad with genes as rows (X holds the vectors, obs_names the genes, obs["n_cells"] the number of cells,
+        obsm["static"] the model's gene embedding), or text with a gene and its numbers on each line, separated by white
+        space; a first line `n_genes width` is skipped
     width : length that the vectors must have, or None to accept any
 
     Returns
@@ -129,7 +132,7 @@ def read_gene_vectors(path: str | Path, width: int | None = None) -> GeneVectors
 def write_gene_vectors(vectors: GeneVectors, path: str | Path) -> None:
     """Write a gene embedding, as .h5ad or (with any other ending) as text in word2vec's format.
 
-    The text begins with a line `n_genes width`; it does not keep the numbers of cells. Scripts write through
+    The text begins with a line `n_genes width`; it holds the vectors alone. Scripts write through
     `utils.files.write.whole_file`, so that an interrupted run leaves no half file.
     """
     path = Path(path)
@@ -137,7 +140,8 @@ def write_gene_vectors(vectors: GeneVectors, path: str | Path) -> None:
         obs = pd.DataFrame(index=pd.Index(vectors.genes.astype(object), name="gene"))
         if vectors.n_cells is not None:
             obs["n_cells"] = np.asarray(vectors.n_cells, dtype=np.int64)
-        ad.AnnData(vectors.vectors.astype(np.float32, copy=False), obs).write_h5ad(path)
+        obsm = {} if vectors.static is None else {"static": vectors.static}
+        ad.AnnData(vectors.vectors.astype(np.float32, copy=False), obs, obsm=obsm).write_h5ad(path)
         return
     with open(path, "w", encoding="utf-8") as file:
         file.write(f"{len(vectors)} {vectors.width}\n")
@@ -212,6 +216,7 @@ def _read_h5ad(path: Path) -> GeneVectors:
         values = file.X.toarray() if hasattr(file.X, "toarray") else np.asarray(file.X)
         vectors, genes = values.astype(np.float32), np.asarray(file.obs_names, dtype=str)
         n_cells = file.obs["n_cells"].to_numpy().astype(np.int64) if "n_cells" in file.obs else None
+        static = np.asarray(file.obsm["static"], dtype=np.float32) if "static" in file.obsm else None
     if len(set(genes)) < len(genes):
         raise UserError(f"{path}: names a gene twice in obs_names; keep one row per gene")
-    return GeneVectors(genes, vectors, n_cells)
+    return GeneVectors(genes, vectors, n_cells, static)
