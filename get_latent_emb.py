@@ -1,28 +1,49 @@
-"""Stage III, first half: write the teacher's latents of every paired cell.
+"""Write embeddings: the teacher's latents for stage III, or cell or gene embeddings of any model folder.
 
     python get_latent_emb.py --data_path cells.ready.h5mu --model_path runs/multimodal --ckpt_dir runs/latents
+    python get_latent_emb.py --what cells --data_path new_cells.h5ad --model_path runs/student --out_path cells.h5ad
+    python get_latent_emb.py --what genes --data_path new_cells.h5ad --model_path runs/rna --out_path genes.h5ad
 
-Input: paired cells from preprocess.py and the folder of stage II. Output: train.h5ad and val.h5ad in --ckpt_dir. Each
-has one row per barcode, with the latents of both modalities (obsm["rna"], obsm["atac"]) and the joint embedding (X),
-and the teacher's hash.
+teacher (stage III, first half): input are paired cells from preprocess.py and the folder of stage II; output are
+train.h5ad and val.h5ad in --ckpt_dir. Each has one row per barcode, with the latents of both modalities (obsm["rna"],
+obsm["atac"]) and the joint embedding (X), and the teacher's hash. cells: input are raw or preprocessed cells, which are
+prepared as for prediction; output has a row per cell. genes: the mean of each gene's contextual state over the cells
+that express it (X), with their number (obs["n_cells"]) and the model's static gene embedding (obsm["static"]);
+--out_path genes.txt writes the means as word2vec text.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
+from utils.cells.config import IngestConfig
 from utils.cli import flag, parse_flags, run_script
+from utils.errors import UserError
 from utils.train.config import InferConfig
 
 
 @dataclass
 class Flags:
-    data_path: str = flag("preprocessed paired cells, .h5mu")
-    model_path: str = flag("model folder of pretrain_multimodal.py")
-    ckpt_dir: str = flag("folder for train.h5ad and val.h5ad")
+    data_path: str = flag("cells: for the teacher preprocessed paired cells (.h5mu), otherwise any file of cells")
+    model_path: str = flag("model folder: of pretrain_multimodal.py for the teacher, otherwise of any stage")
+    what: Literal["teacher", "cells", "genes"] = flag("what to embed", "teacher")
+    ckpt_dir: str | None = flag("teacher: folder for train.h5ad and val.h5ad", None)
+    out_path: str | None = flag("cells, genes: file to write, .h5ad, or .txt for genes as word2vec text", None)
 
 
 def main() -> None:
-    flags, config = parse_flags(__doc__, Flags, InferConfig)
+    flags, ingest, config = parse_flags(__doc__, Flags, IngestConfig, InferConfig)
+    missing = "ckpt_dir" if flags.what == "teacher" else "out_path"
+    if getattr(flags, missing) is None:
+        raise UserError(f"--{missing} is missing: --what {flags.what} needs to know where to write")
+    if flags.what == "teacher":
+        write_teacher(flags, config)
+    else:
+        write_embeddings(flags, ingest, config)
 
+
+def write_teacher(flags: Flags, config: InferConfig) -> None:
+    """Write the teacher's latents of the training and validation cells."""
     # Slow to import: --help and mistaken flags do not wait for them.
     from utils.cells.minibatches import CellDataset
     from utils.cells.preprocessed import read_cells
@@ -55,6 +76,45 @@ def main() -> None:
                     flags.ckpt_dir, split, cells.obs.index[rows], embedding, {"rna": rna, "atac": atac}, teacher.hash
                 )
                 runtime.say(f"wrote {path}: {len(rows):,} cells × {embedding.shape[1]}")
+
+
+def write_embeddings(flags: Flags, ingest: IngestConfig, config: InferConfig) -> None:
+    """Write the embeddings of a file's cells, or of the genes that they express."""
+    from utils.cells.preprocessed import read_raw
+    from utils.features.gene_vectors import write_gene_vectors
+    from utils.files.write import check_target, whole_file, write_whole
+    from utils.predict.annotate import read_query
+    from utils.predict.cell_embeddings import cell_embeddings, inputs_of
+    from utils.predict.gene_embeddings import gene_embeddings
+    from utils.train.distributed import distributed_run
+    from utils.train.model_folder import PRETRAINED, load_model
+    from utils.train.tasks import TASKS
+
+    is_text = flags.what == "genes" and Path(flags.out_path).suffix == ".txt"
+    check_target(flags.out_path, ".txt" if is_text else ".h5ad", [flags.data_path])
+    with distributed_run(config.device) as runtime, read_raw(flags.data_path) as file:
+        saved = load_model(flags.model_path, *PRETRAINED, *TASKS)
+        if flags.what == "genes" and "rna" not in saved.features:
+            raise UserError(f"{saved.path}: has no genes; give the folder of a model that reads RNA")
+        inputs = inputs_of(saved) if flags.what == "cells" else ("rna",)
+        query = read_query(file, saved, ingest, runtime.is_main, inputs)
+        for line in query.report:
+            runtime.say(line)
+        if flags.what == "cells":
+            embedded = cell_embeddings(saved, query, config, runtime)
+            shape, note = f"{embedded.n_obs:,} cells × {embedded.n_vars}", ""
+        else:
+            embedded = gene_embeddings(saved, query.dataset, config, runtime)
+            unseen = int((embedded.n_cells == 0).sum())
+            shape = f"{len(embedded):,} genes × {embedded.width}"
+            note = f"; {unseen:,} genes are expressed by no cell and have zeros" if unseen else ""
+        if runtime.is_main:
+            if flags.what == "cells":
+                write_whole(embedded, flags.out_path)
+            else:
+                with whole_file(flags.out_path) as partial:
+                    write_gene_vectors(embedded, partial)
+            runtime.say(f"wrote {flags.out_path}: {shape}{note}")
 
 
 if __name__ == "__main__":

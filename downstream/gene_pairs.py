@@ -69,8 +69,12 @@ def main() -> None:
 
     rng = np.random.default_rng(flags.seed)
     files, labelled = read_sides(flags)
-    ours = flags.embedding_path.split(",") if flags.embedding_path else []
-    sources = {path: read_gene_vectors(path) for path in ours}
+    sources = {}
+    for path in flags.embedding_path.split(",") if flags.embedding_path else ():
+        sources[path] = read_gene_vectors(path)
+        if sources[path].static is not None:
+            sources[f"{path}, static"] = GeneVectors(sources[path].genes, sources[path].static, sources[path].n_cells)
+    ours = list(sources)
     if flags.cells_path:
         counts, measured = read_gene_counts(flags.cells_path)
         described = gene_baselines(counts, flags.seed)
@@ -82,20 +86,8 @@ def main() -> None:
     for side, pairs in sides.items():
         print(f"{side}: {len(pairs):,} pairs of {len(pairs.genes):,} genes, {pairs.y.mean():.0%} positive")
 
-    train, val, test = sides["train"], sides["val"], sides["test"]
-    n_genes = len(vectors[RANDOM])
-    sample = train[rng.permutation(len(train))[: flags.max_pairs]]
-    scores = {LOG_ODDS: heads.gene_log_odds(train, test, n_genes, flags.ordered)}
-    chosen = {LOG_ODDS: ("none", heads.pair_scores(val.y, heads.gene_log_odds(train, val, n_genes, flags.ordered))[0])}
-    for name, values in vectors.items():
-        x = {
-            side: heads.pair_features(values[pairs.a], values[pairs.b], flags.ordered)
-            for side, pairs in (("train", sample), ("val", val), ("test", test))
-        }
-        fitted = heads.fit_heads(x, {"train": sample.y, "val": val.y}, flags.seed)
-        head = max(fitted, key=lambda head: fitted[head][0])
-        chosen[name], scores[name] = (head, fitted[head][0]), fitted[head][1]
-
+    scores, chosen, both = fit_all(sides, vectors, flags, rng)
+    test = sides["test"]
     drawn = heads.resampled_scores(test, scores, seed=flags.seed)
     table = {}
     for name, (head, val_auroc) in chosen.items():
@@ -123,7 +115,7 @@ def main() -> None:
     out = Path(flags.out_path)
     out.mkdir(parents=True, exist_ok=True)
     about = {"flags": vars(flags), "labelled": labelled, "sides": sizes, "dropped": dropped, "verdict": verdict}
-    (out / "gene_pairs.json").write_text(to_json(about | {"scores": table}))
+    (out / "gene_pairs.json").write_text(to_json(about | {"scores": table, "heads": both}))
     rows = pd.DataFrame(table).T
     rows.to_csv(out / "gene_pairs.csv", index_label="method")
     shown = {name: {"auroc": row["auroc"], "ap": row["ap"]} for name, row in table.items()}
@@ -132,6 +124,34 @@ def main() -> None:
     print(rows.map(_cell).to_string())
     print("\n".join(verdict))
     print(f"wrote {out}")
+
+
+def fit_all(sides: dict, vectors: dict, flags: Flags, rng) -> tuple[dict, dict, dict]:
+    """Fit all methods on the training pairs, and choose each one's head on the validation pairs.
+
+    Returns
+    -------
+    scores : method → [n_test]
+    chosen : method → its head, and the AUROC of this head on the validation pairs
+    both : embedding → head → AUROC on validation and test pairs
+    """
+    from utils.evaluate.gene_pairs import fit_heads, gene_log_odds, pair_features, pair_scores
+
+    train, val, test = sides["train"], sides["val"], sides["test"]
+    n_genes = len(next(iter(vectors.values())))
+    val_odds, test_odds = (gene_log_odds(train, pairs, n_genes, flags.ordered) for pairs in (val, test))
+    scores, chosen, both = {LOG_ODDS: test_odds}, {LOG_ODDS: ("none", pair_scores(val.y, val_odds)[0])}, {}
+    sample = train[rng.permutation(len(train))[: flags.max_pairs]]
+    for name, of in vectors.items():
+        x = {
+            side: pair_features(of[pairs.a], of[pairs.b], flags.ordered)
+            for side, pairs in (("train", sample), ("val", val), ("test", test))
+        }
+        fitted = fit_heads(x, {"train": sample.y, "val": val.y}, flags.seed)
+        best = max(fitted, key=lambda head: fitted[head][0])
+        scores[name], chosen[name] = fitted[best][1], (best, fitted[best][0])
+        both[name] = {head: {"val": auroc, "test": pair_scores(test.y, p)[0]} for head, (auroc, p) in fitted.items()}
+    return scores, chosen, both
 
 
 def read_sides(flags: Flags) -> tuple[dict, bool]:

@@ -68,6 +68,7 @@ def test_the_planted_signal_is_found(tmp_path, embedding, capsys):
     assert ours["auroc"] > 0.9 and ours["ap"] > 0.9
     assert odds["auroc"] == 0.5  # no gene of the test pairs was seen
     assert ours["difference_95%"][0] > 0
+    assert ours["auroc"] == found["heads"][str(embedding)][ours["head"]]["test"]
     assert ours["auroc_95%"][0] < ours["auroc"] < ours["auroc_95%"][1]
     assert abs(found["scores"]["random vectors"]["auroc"] - 0.5) < 0.15
     assert "wins" in found["verdict"][0]
@@ -231,3 +232,13 @@ def test_published_pairs_are_read(shared_data):
     assert not np.isin(test.genes, val.genes).any()
     huri, labelled = read_pairs(shared_data / "ppi" / "HuRI.tsv.gz")
     assert not labelled and len(huri) == 52_569 and huri.a[0].startswith("ENSG")
+
+
+def test_real_pairs_and_cells(tmp_path, shared_data):
+    """A subset of Gene2vec's pairs, split anew by genes, with the baselines of real cells."""
+    path = shared_data / "ggi" / "valid_text.txt"
+    run(SCRIPT, cells_path=shared_data / "immune_rna.h5ad", pairs_path=path, out_path=tmp_path)
+    found = results(tmp_path)
+    assert found["labelled"] and found["scores"]["log-odds of single genes"]["auroc"] == 0.5
+    assert all(0.3 < row["auroc"] < 0.7 for row in found["scores"].values())
+    assert set(found["heads"]["co-expression SVD"]) == {"linear", "network"}

@@ -56,7 +56,14 @@ FLAGS = {
         **OUTPUT,
         **TRAINING,
     },
-    "get_latent_emb": {"data_path": REQUIRED, "model_path": REQUIRED, "ckpt_dir": REQUIRED},
+    "get_latent_emb": {
+        "data_path": REQUIRED,
+        "model_path": REQUIRED,
+        "what": "teacher",
+        "ckpt_dir": None,
+        "out_path": None,
+        **INTAKE,
+    },
     "pretrain_missing_mod": {
         "data_path": REQUIRED,
         "model_path": REQUIRED,
@@ -89,6 +96,7 @@ FLAGS = {
 CELLS = {"data_path", "rna_path", "atac_path", "out_path", "genome"}
 OPTIONAL = {
     "preprocess": {*CELLS, "gene_reference", "split_by", "test_groups"},
+    "get_latent_emb": {"ckpt_dir", "out_path", "genome"},
     "pretrain_multimodal": {"pairs_within"},
     "train_missing_celltype_func": {"pseudo_labels_from"},
     "predict_cell_type": {*CELLS, "prefix"},
@@ -97,6 +105,7 @@ CHOICES = [
     *[(script, "precision", ("fp32", "bf16")) for script in FLAGS if "precision" in FLAGS[script]],
     *[(script, "device", ("auto", "cpu", "cuda")) for script in FLAGS if "device" in FLAGS[script]],
     ("pretrain_missing_mod", "missing", ("atac", "rna")),
+    ("get_latent_emb", "what", ("teacher", "cells", "genes")),
     *[(script, "values", ("auto", "counts", "log1p", "cpm")) for script in ("preprocess", "predict_cell_type")],
     *[(script, "species", ("auto", "human", "mouse", "other")) for script in ("preprocess", "predict_cell_type")],
 ]

@@ -1,10 +1,11 @@
-"""Reads the genes and peaks to which a file is aligned: those of a model folder, a list or another file."""
+"""Reads lists of genes: those of a model folder, a list or another file to which cells are aligned, or classes."""
 
 import re
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 
 from models.shapes import FEATURES
 from utils.errors import UserError, reading
@@ -15,12 +16,13 @@ HEADERS = {"", "x", "gene", "genes", "symbol", "symbols", "name", "names", "id",
 """Header words accepted in a list of genes."""
 
 
-def read_reference(path: str | Path) -> dict[str, np.ndarray]:
+def read_reference(path: str | Path, flag: str = "--gene_reference") -> dict[str, np.ndarray]:
     """Read the vocabularies of a model folder, or the genes of a text file (one per line) or an .h5ad.
 
     Parameters
     ----------
-    path : value of the flag --gene_reference
+    path : value of the flag
+    flag : the flag, for messages
 
     Returns
     -------
@@ -32,7 +34,7 @@ def read_reference(path: str | Path) -> dict[str, np.ndarray]:
         If there is no such file, or it names no gene.
     """
     path = Path(path)
-    flag = f"--gene_reference {path}"
+    flag = f"{flag} {path}"
     vocabularies = {modality: path / f"{features}.txt" for modality, features in FEATURES.items()}
     found = {modality: file for modality, file in vocabularies.items() if file.is_file()}
     remedy = "give a model folder, a text file (a gene per line) or an .h5ad"
@@ -64,3 +66,33 @@ def _listed_genes(text: str) -> list[str]:
     if ids[0].lower() in HEADERS and not share_known(ids[:1]):
         ids = ids[1:]
     return [symbol for symbol in translate(ids).symbols if symbol]
+
+
+def read_gene_lists(paths: str, flag: str) -> dict[str, np.ndarray]:
+    """Read classes of genes.
+
+    Parameters
+    ----------
+    paths : a .csv or .tsv with a class per column, or paths of text files with a class each, separated by commas
+    flag : the flag, for messages
+
+    Returns
+    -------
+    class (header of the column, or name of the file) → symbols, human ones updated
+
+    Raises
+    ------
+    UserError
+        If a file cannot be read, or holds no gene.
+    """
+    files = [Path(path) for path in paths.split(",")]
+    if len(files) > 1 or files[0].suffix not in (".csv", ".tsv"):
+        return {file.stem: read_reference(file, flag)["rna"] for file in files}
+    with reading(f"{flag} {paths}", "is not a table of genes", "give a .csv with a column of genes for each class"):
+        separator = "\t" if files[0].suffix == ".tsv" else ","
+        table = pd.read_csv(files[0], sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    listed = {str(name): [gene.strip() for gene in table[name] if gene.strip()] for name in table}
+    listed = {name: translate(genes).symbols for name, genes in listed.items() if genes}
+    if not listed:
+        raise UserError(f"{flag} {paths}: holds no gene; give a .csv with a column of genes for each class")
+    return listed

@@ -155,7 +155,13 @@ class Query:
         return entry | saved.task.provenance(saved.fitted) | self.coverage
 
 
-def read_query(file: RawFile, saved: SavedModel, config: IngestConfig, progress: bool = False) -> Query:
+def read_query(
+    file: RawFile,
+    saved: SavedModel,
+    config: IngestConfig,
+    progress: bool = False,
+    inputs: tuple[str, ...] | None = None,
+) -> Query:
     """Prepare cells in the same way as the model's training cells, always from their counts.
 
     Parameters
@@ -164,13 +170,14 @@ def read_query(file: RawFile, saved: SavedModel, config: IngestConfig, progress:
     saved : the model, with its vocabulary, species, genome build and constants
     config : overrides for what cannot be inferred from the file
     progress : show progress bars
+    inputs : modalities to prepare; by default those that the composed model reads
 
     Raises
     ------
     UserError
         If a modality or too many features are missing.
     """
-    inputs = saved.model_config.inputs
+    inputs = inputs or saved.model_config.inputs
     absent = [name for name in inputs if name not in file.modalities]
     if absent:
         raise UserError(
@@ -202,6 +209,7 @@ def read_query(file: RawFile, saved: SavedModel, config: IngestConfig, progress:
     doubts = []
     if saved.is_simulated:
         doubts.append(f"{saved.path} was trained on simulated cells; its predictions mean nothing for real ones")
-    doubts += saved.task.doubts(saved.fitted)
+    if saved.task:
+        doubts += saved.task.doubts(saved.fitted)
     report += [f"warning: {doubt}" for doubt in doubts]
     return Query(file, CellDataset(values, barcodes), barcodes, empty, report, warnings + doubts, coverage)

@@ -1,6 +1,6 @@
 """Running a trained model on cells: results come back in the file's order, from any number of processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -50,6 +50,31 @@ class CellByCell(TorchFunctionMode):
 
 
 @torch.no_grad()
+def stream(
+    function: Callable[[Minibatch], tuple[Tensor, ...]],
+    model: torch.nn.Module,
+    dataset: CellDataset,
+    config: InferConfig,
+    runtime: Runtime,
+    title: str,
+) -> Iterator[tuple[Minibatch, tuple[Tensor, ...]]]:
+    """Yield each minibatch of this process, on the model's device, with the outputs of `function`.
+
+    Parameters are those of `infer`. A cell of weight 0 repeats another one: leave it out.
+    """
+    model.to(runtime.device).eval()
+    plan = LengthPlan(dataset.lengths, config.batch_size, runtime.rank, runtime.world_size)
+    bar = progress_bar(len(dataset), title, shown=runtime.is_main)
+    for batch in make_loader(dataset, plan, runtime.device):
+        batch = batch.to(runtime.device)
+        autocast = torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+        with autocast, CellByCell() if runtime.device.type == "cpu" else nullcontext():
+            outputs = function(batch)
+        yield batch, outputs
+        bar.update(int((batch.weight > 0).sum()) * runtime.world_size)
+    bar.close()
+
+
 def infer(
     function: Callable[[Minibatch], tuple[Tensor, ...]],
     model: torch.nn.Module,
@@ -77,19 +102,11 @@ def infer(
     UserError
         If a result is not finite; the message names the cells.
     """
-    model.to(runtime.device).eval()
-    plan = LengthPlan(dataset.lengths, config.batch_size, runtime.rank, runtime.world_size)
-    bar = progress_bar(len(dataset), title, shown=runtime.is_main)
     rows, results = [], []
-    for batch in make_loader(dataset, plan, runtime.device):
-        autocast = torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.precision == "bf16")
-        with autocast, CellByCell() if runtime.device.type == "cpu" else nullcontext():
-            outputs = function(batch.to(runtime.device))
-        real = batch.weight > 0
-        rows.append(batch.row[real].numpy())
+    for batch, outputs in stream(function, model, dataset, config, runtime, title):
+        real = (batch.weight > 0).cpu()
+        rows.append(batch.row.cpu()[real].numpy())
         results.append([output.float().cpu()[real].numpy() for output in outputs])
-        bar.update(int(real.sum()) * runtime.world_size)
-    bar.close()
     mine = (np.concatenate(rows), [np.concatenate(parts) for parts in zip(*results, strict=True)]) if rows else None
     shares = [share for share in runtime.gather(mine) if share is not None]  # a process may have got no cells
     order = np.argsort(np.concatenate([rows for rows, _ in shares]), kind="stable")
