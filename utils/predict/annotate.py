@@ -202,6 +202,7 @@ def read_query(file: RawFile, saved: SavedModel, config: IngestConfig, progress:
     doubts = []
     if saved.is_simulated:
         doubts.append(f"{saved.path} was trained on simulated cells; its predictions mean nothing for real ones")
-    doubts += saved.task.doubts(saved.fitted)
+    if saved.task:
+        doubts += saved.task.doubts(saved.fitted)
     report += [f"warning: {doubt}" for doubt in doubts]
     return Query(file, CellDataset(values, barcodes), barcodes, empty, report, warnings + doubts, coverage)
