@@ -88,6 +88,21 @@ def test_calibrated_peaks(alone, ready_file, runs, tmp_path):
     assert abs(expit(outputs[val] - np.log(5)).mean() / truth.mean() - 1) > 0.01
 
 
+def test_a_preprocessed_file_and_a_cell_without_counts(alone, ready_file, runs, tmp_path):
+    flags = {"model_path": runs["student_atac"], "device": "cpu"}
+    blank = ad.read_h5ad(alone["rna"])
+    blank.X = blank.X.toarray()
+    blank.X[3] = 0
+    blank.write(tmp_path / "blank.h5ad")
+    for name, data in (("raw", alone["rna"]), ("ready", ready_file), ("blank", tmp_path / "blank.h5ad")):
+        run(SCRIPT, **flags, data_path=data, out_path=tmp_path / f"{name}.out.h5ad")
+    raw, ready, out = (ad.read_h5ad(tmp_path / f"{name}.out.h5ad") for name in ("raw", "ready", "blank"))
+    np.testing.assert_array_equal(ready[raw.obs_names].X.toarray(), raw.X.toarray())
+    measured = np.arange(len(raw.obs)) != 3
+    np.testing.assert_array_equal(out.obs["translated"], measured)
+    np.testing.assert_array_equal(out.X.toarray(), raw.X.toarray() * measured[:, None])
+
+
 def test_bad_input(alone, ready_file, runs, tmp_path, capsys):
     flags = {"data_path": alone["rna"], "model_path": runs["student_atac"], "device": "cpu"}
     flags |= {"out_path": tmp_path / "out.h5ad"}
