@@ -92,8 +92,9 @@ def test_commands_have_the_flags_they_are_shown_with(page):
 def test_flags_named_in_the_text_exist(page):
     flags = set(re.findall(r"`--(\w+)[^`\n]*`", read(page)))
     scripts = [path.stem for path in ROOT.glob("*.py")]
-    benchmarks = ["benchmarks.snareseq2", "benchmarks.peers"]
-    known = {flag.removeprefix("--") for script in (*scripts, *benchmarks) for flag in flags_of(script)}
+    modules = ["benchmarks.snareseq2", "benchmarks.peers"]
+    modules += [f"downstream.{path.stem}" for path in ROOT.glob("downstream/[!_]*.py")]
+    known = {flag.removeprefix("--") for script in (*scripts, *modules) for flag in flags_of(script)}
     assert flags <= known | NOT_OURS, page
 
 
@@ -117,7 +118,7 @@ def test_the_architecture_names_every_module():
         (part,) = [part for part in folders if re.match(rf" *{Path(folder).name}/", part)]
         missing = {path.stem for path in (ROOT / folder).glob("[!_]*.py")} - set(re.findall(r"\w+", part))
         assert not missing, folder
-    for path in re.findall(r"`((?:utils|models|tests|benchmarks)/[\w/.]+)`", text):
+    for path in re.findall(r"`((?:utils|models|downstream|tests|benchmarks)/[\w/.]+)`", text):
         assert (ROOT / path).exists(), path
 
 

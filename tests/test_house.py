@@ -11,7 +11,7 @@ WINGS = ("predict", "train", "cells", "files", "features", "evaluate")
 """Of utils, from above to below: each imports only those to its right, models, and the modules of utils itself."""
 FILES = sorted(
     path.relative_to(ROOT)
-    for folder in ("", "models", "utils", "benchmarks", "tests")
+    for folder in ("", "models", "utils", "downstream", "benchmarks", "tests")
     for path in (ROOT / folder).glob("**/*.py" if folder else "*.py")
 )
 

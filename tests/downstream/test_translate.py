@@ -1,11 +1,14 @@
 """downstream.translate: the modality that cells lack, as the model predicts it, streamed to a file."""
 
+from dataclasses import replace
+
 import anndata as ad
 import mudata
 import numpy as np
 import pytest
 import torch
 from scipy.special import expit
+from sklearn.linear_model import Ridge
 
 from models.shapes import other
 from tests.helpers import CPU, error_of, lacks, run
@@ -13,6 +16,7 @@ from utils.cells.minibatches import CellDataset, MicroBatch
 from utils.cells.preprocessed import read_cells
 from utils.predict.translation import fit_calibration
 from utils.train.config import InferConfig
+from utils.train.folders import write_folder
 from utils.train.model_folder import load_model
 
 SCRIPT = "downstream.translate"
@@ -33,14 +37,20 @@ def alone(raw_file, tmp_path_factory) -> dict:
     return {name: folder / f"{name}.h5ad" for name in whole.mod}
 
 
+def embedded(saved, cells) -> np.ndarray:
+    """[cells, latent_dim] embeddings by the measured modality, all at once."""
+    n, measured = len(cells.obs), other(saved.options["missing"])
+    dataset = CellDataset({measured: cells.values[measured][np.arange(n)]}, cells.obs.index)
+    with torch.no_grad():
+        return saved.build().eval().embed(dataset[MicroBatch(np.arange(n), np.ones(n), 0, n)]).numpy()
+
+
 def dense(saved, ready_file) -> tuple[np.ndarray, np.ndarray, "ad.AnnData"]:
     """The decoder's outputs for all cells, their detected features, and the cells; all at once."""
-    cells, measured = read_cells(ready_file, ("rna", "atac")), other(saved.options["missing"])
-    n, model = len(cells.obs), saved.build().eval()
-    values = cells.values[measured][np.arange(n)]
-    batch = CellDataset({measured: values}, cells.obs.index)[MicroBatch(np.arange(n), np.ones(n), 0, n)]
+    cells, missing = read_cells(ready_file, ("rna", "atac")), saved.options["missing"]
     with torch.no_grad():
-        return model.decoders[saved.options["missing"]](model.embed(batch)).numpy(), np.diff(values.indptr), cells
+        outputs = saved.build().decoders[missing](torch.from_numpy(embedded(saved, cells))).numpy()
+    return outputs, np.diff(cells.values[other(missing)][np.arange(len(outputs))].indptr), cells
 
 
 def test_a_file_of_one_modality(alone, ready_file, runs, missing, tmp_path):
@@ -86,6 +96,31 @@ def test_calibrated_peaks(alone, ready_file, runs, tmp_path):
     truth = cells.values["atac"][val].toarray()
     assert found[val].mean() == pytest.approx(truth.mean(), rel=1e-3)  # the plain decoder is off by more
     assert abs(expit(outputs[val] - np.log(5)).mean() / truth.mean() - 1) > 0.01
+
+
+@pytest.mark.parametrize("permuted", [False, True])
+def test_peaks_planted_in_types_are_found(alone, ready_file, runs, permuted, tmp_path):
+    """A decoder that has learned the peaks of each type predicts them; one that has learned permuted types does not."""
+    saved, cells = load_model(runs["student_atac"], "student"), read_cells(ready_file, ("rna", "atac"))
+    types, train = cells.labels().to_numpy(), cells.rows("train")
+    names, n_peaks = np.unique(types), len(saved.features["atac"])
+    planted = np.where(np.arange(n_peaks) % len(names) == np.arange(len(names))[:, None], 0.8, 0.1)
+    learned = np.random.default_rng(0).permutation(types[train]) if permuted else types[train]
+    share = planted[np.searchsorted(names, learned)]
+    fit = Ridge(1e-3).fit(embedded(saved, cells)[train], np.log(5 * share / (1 - share)))
+    decoder = {"decoders.atac.weight": fit.coef_, "decoders.atac.bias": fit.intercept_}
+    state = saved.state | {name: torch.from_numpy(np.float32(value)) for name, value in decoder.items()}
+    write_folder(tmp_path / "model", replace(saved, state=state).write)
+    out = tmp_path / "types.h5ad"
+    run(SCRIPT, data_path=alone["rna"], model_path=tmp_path / "model", out_path=out, format="types", device="cpu")
+    found = ad.read_h5ad(out)
+    assert list(found.obs_names) == list(names)
+    found_own = np.mean([found.X[i, planted[i] > 0.5].mean() for i in range(len(names))])
+    found_others = np.mean([found.X[i, planted[i] < 0.5].mean() for i in range(len(names))])
+    if permuted:
+        assert abs(found_own - found_others) < 0.1
+    else:
+        assert found_own > found_others + 0.2
 
 
 def test_a_preprocessed_file_and_a_cell_without_counts(alone, ready_file, runs, tmp_path):
