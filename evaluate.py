@@ -6,10 +6,11 @@
 A cell type model is scored on the labels of the test cells, beside the majority class, nearest neighbours and logistic
 regression (on all features, and on 50 principal components). Baselines are fitted on the same training cells and tuned
 on the same validation cells; the model's embedding is scored beside principal components. A model with a student is
-scored on translation: how well it predicts, from the measured modality, the one it has not seen, beside the mean,
-nearest neighbours and ridge regression. Writes evaluation_<split>.json, .csv and .png into --out_path. For cell types
-it also writes the confusion matrix, precision, recall and F1 of each type (per_type_<split>.csv), and each method's
-prediction for each cell (predicted_<split>.csv).
+scored on translation: how well it predicts, from the measured modality, the one it has not seen, beside the mean, the
+mean times the cell's depth (also per type, by the cells' labels, which the model does not see), nearest neighbours and
+ridge regression. Predicted peaks are also scored after calibration on validation cells. Writes
+evaluation_<split>.json, .csv and .png into --out_path. For cell types it also writes the confusion matrix, precision,
+recall and F1 of each type (per_type_<split>.csv), and each method's prediction for each cell (predicted_<split>.csv).
 """
 
 import math
@@ -21,8 +22,10 @@ from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
 from utils.train.config import InferConfig
 
-RANKED = ("accuracy", "macro_f1", "peak_auroc", "cell_auroc", "rna_mse")  # the best of each is printed
-ERRORS = ("rna_mse",)  # lower is better
+RANKED = (  # the best of each is printed
+    *("accuracy", "macro_f1", "peak_auroc", "peak_auroc_within_depth", "cell_auroc", "rna_mse", "pseudobulk_rmse"),
+)
+ERRORS = ("rna_mse", "pseudobulk_rmse")  # lower is better
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "peak_auroc", "cell_auroc", "peak_ap", "cell_ap", "rna_mse")
 
 
@@ -94,6 +97,8 @@ def write_results(table: dict, about: dict, out: Path) -> None:
     print(scores.map(_cell).to_string())
     for measure in [name for name in RANKED if name in scores]:
         best = scores[measure].astype(float)
+        if best.isna().all():  # too few cells to score it
+            continue
         winner = best.idxmin() if measure in ERRORS else best.idxmax()
         print(f"best {measure.replace('_', ' ')}: {winner}")
     if "embeddings" in table:

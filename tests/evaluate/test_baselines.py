@@ -3,13 +3,23 @@ import warnings
 import numpy as np
 import pytest
 from scipy import sparse
+from scipy.special import expit
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
 from models.scmomer import ATAC_JOINT_OPEN_WEIGHT
 from utils.errors import UserError
 from utils.evaluate import baselines
-from utils.evaluate.translation import product, pseudobulk_rmse, squared_error, unweighted_probability
+from utils.evaluate.metrics import feature_auroc
+from utils.evaluate.translation import (
+    PeakCalibration,
+    auroc_within_depth,
+    fit_peaks,
+    product,
+    pseudobulk_rmse,
+    squared_error,
+    unweighted_probability,
+)
 
 FITS = [baselines.logistic_regression, baselines.pca_logistic_regression]
 
@@ -112,6 +122,13 @@ def test_nearest_neighbours_are_tuned_on_validation_cells():
     assert k == 5 and len(few.predict(x_test)) == 600
 
 
+RIDGE_SETTINGS = {
+    f"{k} components, penalty {alpha:g}": (k, alpha)
+    for k in baselines.COMPONENTS_GRID
+    for alpha in baselines.ALPHA_GRID
+}
+
+
 def paired(n, seed):
     """RNA as above, and peaks of which every type opens its own."""
     rna, kind = cells(n, seed)
@@ -126,7 +143,7 @@ def test_translation_is_learned_and_tuned(fit):
     (x, y), (x_val, y_val), (x_test, y_test) = paired(500, 0), paired(200, 1), paired(300, 2)
     left, right, setting = fit(x, y, x_val, y_val, x_test)
     predicted = product(left, right)
-    assert setting in (*baselines.ALPHA_GRID, *baselines.NEIGHBOURS)
+    assert setting in (*RIDGE_SETTINGS, *baselines.NEIGHBOURS)
     assert predicted.shape == (300, 60)
     errors = {
         name: np.square(p - y_test.toarray()).mean() for name, p in (("ours", predicted), ("mean", y.toarray().mean(0)))
@@ -139,17 +156,78 @@ def test_translation_is_learned_and_tuned(fit):
 def test_translation_without_validation_cells(fit):
     (x, y), (x_test, _) = paired(60, 0), paired(10, 1)
     left, right, setting = fit(x, y, x[:0], y[:0], x_test)
-    assert product(left, right).shape == (10, 60) and setting in (100.0, 15)
+    assert product(left, right).shape == (10, 60) and setting in ("50 components, penalty 100", 15)
     with pytest.raises(UserError, match="fewer than two"):
         fit(x[:1], y[:1], x[:0], y[:0], x_test)
 
 
 def test_ridge_is_sklearns():
     (x, y), (x_test, _) = paired(300, 0), paired(50, 1)
-    left, right, alpha = baselines.ridge_translation(x, y, x, y, x_test)
+    left, right, setting = baselines.ridge_translation(x, y, x, y, x_test)
+    k, alpha = RIDGE_SETTINGS[setting]
     pca = PCA(50, svd_solver="arpack", random_state=0).fit(x)
-    theirs = Ridge(alpha).fit(pca.transform(x), y.toarray()).predict(pca.transform(x_test))
+    theirs = Ridge(alpha).fit(pca.transform(x)[:, :k], y.toarray()).predict(pca.transform(x_test)[:, :k])
     np.testing.assert_allclose(product(left, right), theirs, atol=1e-3)
+
+
+def test_ridge_is_tuned_by_the_ranking_of_validation_peaks():
+    (x, y), (x_val, y_val), (x_test, y_test) = paired(300, 0), paired(200, 1), paired(300, 2)
+    _, _, setting = baselines.ridge_translation(x, y, x_val, y_val, x_val, ranking=True)
+    found = {}
+    for choice, (k, alpha) in RIDGE_SETTINGS.items():
+        pca = PCA(50, svd_solver="arpack", random_state=0).fit(x)
+        fit = Ridge(alpha).fit(pca.transform(x)[:, :k], y.toarray())
+        found[choice] = np.nanmean(feature_auroc(y_val, fit.predict(pca.transform(x_val)[:, :k]), 10))
+    assert found[setting] == pytest.approx(max(found.values()), abs=1e-3)
+    permuted = y[np.random.default_rng(0).permutation(300)]
+    for truth, low, high in ((y, 0.65, 1), (permuted, 0.4, 0.6)):
+        left, right, _ = baselines.ridge_translation(x, truth, x_val, y_val, x_test, ranking=True)
+        assert low < np.nanmean(feature_auroc(y_test, product(left, right))) < high
+
+
+def by_depth(n, seed):
+    """Detected genes of cells, types, and peaks that are open more often in deeper cells; a type opens half of them."""
+    draw = np.random.default_rng(seed)
+    detected, types = draw.integers(100, 1000, n), draw.choice(["a", "b"], n).astype(object)
+    rate = np.tile(0.0004 * detected[:, None], (1, 40))
+    rate[:, :20] *= np.where(types == "a", 1.6, 0.4)[:, None]
+    return detected, types, sparse.csr_matrix(draw.random((n, 40)) < rate, dtype=np.float32)
+
+
+def test_depth_alone_ranks_cells():
+    (n, types, y), (n_test, types_test, y_test) = by_depth(600, 0), by_depth(400, 1)
+    score = lambda factors, truth=y_test: np.nanmean(feature_auroc(truth, product(*factors[:2])))
+    depth = baselines.depth_translation(n, y, n_test)
+    both = baselines.depth_translation(n, y, n_test, types, types_test)
+    assert 0.6 < score(depth) < score(both)
+    shuffled = y_test[np.random.default_rng(0).permutation(400)]
+    assert 0.47 < score(depth, shuffled) < 0.53 and 0.47 < score(both, shuffled) < 0.53
+    within = auroc_within_depth(*depth[:2], y_test, n_test)
+    assert 0.47 < within < score(depth) - 0.05  # cells of similar depth cannot be told apart by it
+    assert auroc_within_depth(*both[:2], y_test, n_test) > within + 0.05
+    np.testing.assert_allclose(product(*depth[:2]).mean(), y.mean(), rtol=0.1)
+    unknown = baselines.depth_translation(n, y, n_test, types, np.full(400, None, dtype=object))
+    np.testing.assert_allclose(product(*unknown[:2]), product(*depth[:2]), rtol=1e-5)
+
+
+def test_calibration_is_found_and_keeps_the_order_of_a_cells_peaks():
+    draw = np.random.default_rng(0)
+    left, right = draw.normal(size=(900, 3)), np.vstack([draw.normal(size=(2, 300)), np.full(300, 0.3)])
+    detected = draw.integers(100, 1000, 900)
+    planted = PeakCalibration(slope=0.7, offset=-3.5, depth=0.5)
+    chance = expit(product(*planted.factors(left, right, detected)))
+    truth = sparse.csr_matrix(draw.random(chance.shape) < chance, dtype=np.float32)
+    found = fit_peaks(left, right, detected, truth)
+    assert found.slope == pytest.approx(0.7, abs=0.03) and found.depth == pytest.approx(0.5, abs=0.05)
+    ours = expit(product(*found.factors(left, right, detected)))
+    assert ours.min() >= 0 and ours.max() <= 1
+    np.testing.assert_allclose(ours, chance, atol=0.02)
+    ranks = lambda values: np.argsort(values, axis=1)
+    assert (ranks(ours) == ranks(left @ right)).mean() > 0.99
+    plain = np.abs(unweighted_probability(left @ right).mean(0) - chance.mean(0)).mean()
+    assert np.abs(ours.mean(0) - chance.mean(0)).mean() < 0.1 * plain
+    assert fit_peaks(left[:5], right, detected[:5], truth[:5]) == PeakCalibration()
+    assert fit_peaks(-left, right, detected, truth) == PeakCalibration()  # a slope below zero would turn the order
 
 
 def test_pseudobulk_and_weighted_logits():

@@ -132,7 +132,7 @@ def test_baselines_learn_from_the_labels_that_the_model_learned_from(ready_file,
 def test_translation(ready_file, runs, missing, tmp_path):
     table = evaluated(ready_file, runs[f"student_{missing}"], tmp_path, "train")
     mean = {"atac": "mean accessibility", "rna": "mean expression"}[missing]
-    assert {"scmomer", mean, "nearest neighbours", "ridge on PCA"} < table.keys()
+    assert {"scmomer", mean, "mean × depth", "type mean × depth", "nearest neighbours", "ridge on PCA"} < table.keys()
     model, cells, rows, batch = minibatch(ready_file, runs[f"student_{missing}"], other(missing), "train")
     truth = cells.values[missing][rows].toarray()
     with torch.no_grad():
@@ -143,6 +143,9 @@ def test_translation(ready_file, runs, missing, tmp_path):
         constant = np.tile(train.mean(0), (len(rows), 1))
         assert table[mean]["cell_auroc"] == pytest.approx(np.nanmean(cell_auroc(truth, constant)), abs=1e-4)
         bulk = 1 / (1 + 5 * np.exp(-scores))
+        assert table["scmomer, calibrated"]["cell_auroc"] == pytest.approx(table["scmomer"]["cell_auroc"], abs=1e-4)
+        assert f"{table['scmomer']['n_peaks']} of {train.shape[1]} peaks" in table["rule"]
+        assert 0 < table["ridge on PCA"]["peak_auroc_within_depth"] < 1
     else:
         assert table["scmomer"]["rna_mse"] == pytest.approx(np.square(scores - truth).mean(), rel=1e-4)
         assert table[mean]["rna_mse"] == pytest.approx(np.square(train.mean(0) - truth).mean(), rel=1e-4)

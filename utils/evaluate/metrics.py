@@ -10,6 +10,8 @@ from utils.errors import UserError
 
 BLOCK_VALUES = 16_000_000
 """Dense scores are computed in blocks of at most this many values (64 MB in float32), however large the data."""
+MIN_OPEN = 10
+"""A peak is scored if it is open in at least this many of the scored cells, and closed in at least this many."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -335,7 +337,7 @@ def _blocks(scores: Scores, shape: tuple[int, int], by_peak: bool) -> Callable[[
 
 
 def translation_scores(
-    accessibility, scores: Scores, min_open: int = 10, cell_scores: Callable[[int, int], np.ndarray] | None = None
+    accessibility, scores: Scores, min_open: int = MIN_OPEN, cell_scores: Callable[[int, int], np.ndarray] | None = None
 ) -> dict[str, float]:
     """Score accessibility that was predicted from RNA.
 
