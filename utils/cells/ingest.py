@@ -21,7 +21,7 @@ from utils.files.source import Source
 from utils.progress import progress_bar
 
 LOW_COUNT_COVERAGE = 0.3
-"""If the genes asked for hold a smaller share of a file's counts than this, the user is warned that the model sees
+"""If the reference's genes hold a smaller share of a file's counts than this, the user is warned that the model sees
 little of each cell. A model of a panel of a few hundred genes may still work. Below --min_count_coverage (by default
 0.1) the run stops, because the genes are probably not those that these cells express."""
 
@@ -84,7 +84,7 @@ class Ingested:
         """Reasons to doubt the result, a line each."""
         if self.modality == "rna" and self.alignment.by_reference and self.count_coverage < LOW_COUNT_COVERAGE:
             return [
-                f"the genes asked for hold only {self.count_coverage:.1%} of the file's counts; the most expressed "
+                f"the reference's genes hold only {self.count_coverage:.1%} of the file's counts; the most expressed "
                 f"genes are not among them{listed(self.alignment.most_expressed_unused(self.column_sums), 3)}"
             ]
         return []
@@ -125,8 +125,8 @@ class Ingested:
         if alignment.by_reference:
             how = f" {alignment.how}" if alignment.how else ""
             lines.append(
-                f"  {alignment.n_found:,} of the {len(alignment.features):,} {features} asked for are in the file{how} "
-                f"({alignment.coverage:.1%}) and hold {self.count_coverage:.1%} of its counts; "
+                f"  {alignment.n_found:,} of the {len(alignment.features):,} {features} of the reference are in the "
+                f"file{how} ({alignment.coverage:.1%}) and hold {self.count_coverage:.1%} of its counts; "
                 f"{(~alignment.used).sum():,} of its {features} are dropped"
             )
         lines += [f"  warning: {warning}" for warning in self.warnings]
@@ -178,7 +178,7 @@ def ingest(
     ----------
     source : the modality in the file
     config : user overrides for what is otherwise inferred from the file
-    reference : [n_out] names of the genes or peaks asked for, or None for all the file's
+    reference : [n_out] names of the genes or peaks of a model or reference, or None for all the file's
     progress : show a progress bar
 
     Returns
@@ -188,7 +188,7 @@ def ingest(
     Raises
     ------
     UserError
-        If no matrix holds usable values, or too few of the features asked for are there.
+        If no matrix holds usable values, or too few of the reference's features are there.
     """
     place, values = source.choose(config.values)
     _, var = source.matrices[place]
@@ -203,7 +203,7 @@ def ingest(
     check_coverage(alignment, ingested.column_sums, config.min_gene_coverage, source.path)
     if ingested.warnings and ingested.count_coverage < config.min_count_coverage:
         raise UserError(
-            f"{source.path}: has {alignment.coverage:.1%} of the genes asked for, but they hold only "
+            f"{source.path}: has {alignment.coverage:.1%} of the reference's genes, but they hold only "
             f"{ingested.count_coverage:.1%} of its counts (--min_count_coverage is {config.min_count_coverage:g}); use "
             "a model that was trained on such cells, or lower --min_count_coverage; most expressed unmatched genes: "
             + ", ".join(alignment.most_expressed_unused(ingested.column_sums))

@@ -104,7 +104,7 @@ def examine(
     ----------
     inputs : values of the flags --data_path, --rna_path and --atac_path
     config : user overrides for what is otherwise inferred from the file
-    reference : modality → names of the genes or peaks asked for; empty for all the file's
+    reference : modality → names of the genes or peaks of the reference; empty for all the file's
     split : assigns cells to train, val or test, given their annotation; raises UserError if the flags do not fit it
     label_column, any_labels, target_sum, batch_column : the flags of preprocess.py
 
@@ -221,8 +221,9 @@ def _value_findings(ingested: Ingested) -> dict:
         "empty cells": int((~ingested.measured).sum()),
     }
     if alignment.by_reference:
-        findings["asked for"] = (
-            f"{alignment.n_found:,} of {len(alignment.features):,} {features} found {alignment.how} "
+        how = f" {alignment.how}" if alignment.how else ""
+        findings["in the reference"] = (
+            f"{alignment.n_found:,} of {len(alignment.features):,} {features} found{how} "
             f"({alignment.coverage:.1%}), with {ingested.count_coverage:.1%} of the counts"
         )
     return findings

@@ -237,7 +237,7 @@ def as_category(values: pd.Series, *sources: pd.Series) -> pd.Series:
 
 @dataclass
 class Cells:
-    """Model-ready cells; each is measured in all of the modalities that were asked for.
+    """Model-ready cells; each is measured in all of the modalities that the reader names.
 
     Attributes
     ----------
