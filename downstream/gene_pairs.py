@@ -60,7 +60,7 @@ def main() -> None:
     import pandas as pd
 
     from utils.as_json import to_json
-    from utils.cells.gene_counts import read_gene_counts
+    from utils.cells.gene_values import read_gene_values
     from utils.evaluate import gene_pairs as heads
     from utils.evaluate.gene_features import N_COMPONENTS, RANDOM, gene_baselines, random_vectors
     from utils.evaluate.plots import bars
@@ -76,8 +76,8 @@ def main() -> None:
             sources[f"{path}, static"] = GeneVectors(sources[path].genes, sources[path].static, sources[path].n_cells)
     ours = list(sources)
     if flags.cells_path:
-        counts, measured = read_gene_counts(flags.cells_path)
-        described = gene_baselines(counts, flags.seed)
+        expression, measured = read_gene_values(flags.cells_path)
+        described = gene_baselines(expression, flags.seed)
         sources |= {name: GeneVectors(measured, values) for name, values in described.items() if name != RANDOM}
     numbered, vectors, dropped = number_genes(files, sources, flags.ordered, say=print)
     vectors[RANDOM] = random_vectors(len(next(iter(vectors.values()))), N_COMPONENTS, flags.seed)

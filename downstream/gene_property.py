@@ -42,7 +42,7 @@ def main() -> None:
     import pandas as pd
 
     from utils.as_json import to_json
-    from utils.cells.gene_counts import read_gene_counts
+    from utils.cells.gene_values import read_gene_values
     from utils.cells.reference import read_gene_lists
     from utils.evaluate import gene_classes
     from utils.evaluate.gene_classes import CLASSIFIERS, MEASURES
@@ -59,8 +59,8 @@ def main() -> None:
     for path in flags.others.split(",") if flags.others else ():
         sources[path] = read_gene_vectors(path)
     if flags.data_path:
-        counts, measured = read_gene_counts(flags.data_path)
-        baselines = gene_baselines(counts, flags.seed)
+        expression, measured = read_gene_values(flags.data_path)
+        baselines = gene_baselines(expression, flags.seed)
         sources |= {name: GeneVectors(measured, values) for name, values in baselines.items() if name != RANDOM}
 
     looked_up = {name: source.of(genes) for name, source in sources.items()}

@@ -1,4 +1,4 @@
-"""Baselines for genes: the numbers they promise, from sparse counts."""
+"""Baselines for genes: the numbers they promise, from sparse values."""
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -14,11 +14,11 @@ def make_counts(n_cells: int = 80, n_genes: int = 30) -> np.ndarray:
     return rng.poisson(rate).astype(np.float32)
 
 
-def test_the_statistics_are_those_of_dense_log_normalised_values():
+def test_the_statistics_are_those_of_dense_values():
     counts = make_counts()
     counts[3] = 0  # a cell without counts
     values = np.log1p(counts / np.maximum(counts.sum(1, keepdims=True), 1) * 1e4)
-    found = gene_baselines(csr_matrix(counts), 0)["detection, mean, variance"]
+    found = gene_baselines(csr_matrix(values), 0)["detection, mean, variance"]
     expected = np.column_stack([(counts > 0).mean(0), values.mean(0), values.var(0)])
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
@@ -26,7 +26,7 @@ def test_the_statistics_are_those_of_dense_log_normalised_values():
 def test_the_svd_reproduces_the_inner_products_of_genes():
     counts = make_counts()
     values = np.log1p(counts / counts.sum(1, keepdims=True) * 1e4)
-    found = gene_baselines(csr_matrix(counts), 0)["co-expression SVD"]
+    found = gene_baselines(csr_matrix(values), 0)["co-expression SVD"]
     assert found.shape == (30, 29)
     product = values.T @ values
     assert np.abs(found @ found.T - product).max() < 0.02 * product.max()
@@ -36,8 +36,8 @@ def test_the_svd_reproduces_the_inner_products_of_genes():
 
 
 def test_baselines_follow_from_the_seed_and_fit_any_size():
-    counts = csr_matrix(make_counts(6, 4))
-    one, same, other = (gene_baselines(counts, seed) for seed in (0, 0, 1))
+    values = csr_matrix(make_counts(6, 4))
+    one, same, other = (gene_baselines(values, seed) for seed in (0, 0, 1))
     assert list(one) == ["random vectors", "detection, mean, variance", "co-expression SVD"]
     for name, features in one.items():
         assert features.dtype == np.float32 and len(features) == 4 and np.isfinite(features).all()

@@ -62,7 +62,7 @@ def two_files(path: Path, peaks: ad.AnnData) -> dict:
 CELLS = make_cells()
 BARCODE = CELLS.obs_names[3]
 COUNTS = "layers['counts']"
-"""Where the user is told to save the raw counts."""
+"""Where the message asks the user to save the raw counts."""
 
 
 def change_names(axis: str, names: Callable[[pd.Index], list]) -> Callable:

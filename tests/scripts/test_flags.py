@@ -167,7 +167,7 @@ def refused(capsys, script: str, *words: str) -> str:
 
 @pytest.mark.parametrize("script", FLAGS)
 def test_an_abbreviated_flag_is_refused(script, capsys):
-    """By every script, since argparse accepts abbreviations unless it is told otherwise."""
+    """By every script, since argparse accepts abbreviations by default."""
     assert "--data_pat" in refused(capsys, script, *command_line(required(script)), "--data_pat", "x")
 
 

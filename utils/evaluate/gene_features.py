@@ -6,8 +6,6 @@ from sklearn.utils.extmath import randomized_svd
 
 N_COMPONENTS = 50
 """Numbers per gene of the random vectors, and the most that the co-expression SVD keeps."""
-TARGET_SUM = 1e4
-"""Counts per cell after scaling."""
 RANDOM, SUMMARY, SVD = "random vectors", "detection, mean, variance", "co-expression SVD"
 """Names of the baselines, as tables show them."""
 
@@ -17,12 +15,12 @@ def random_vectors(n_genes: int, width: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n_genes, width), dtype=np.float32)
 
 
-def gene_baselines(counts: sparse.csr_matrix, seed: int) -> dict[str, np.ndarray]:
+def gene_baselines(values: sparse.csr_matrix, seed: int) -> dict[str, np.ndarray]:
     """Describe each gene by random numbers, by simple statistics, and by the cells that express it.
 
     Parameters
     ----------
-    counts : [cells, genes] counts, sparse; use only cells that training may see
+    values : [cells, genes] log-normalised values, sparse; use only cells that training may see
     seed : seed of the random vectors and of the SVD
 
     Returns
@@ -30,18 +28,12 @@ def gene_baselines(counts: sparse.csr_matrix, seed: int) -> dict[str, np.ndarray
     dict
         "random vectors" : [genes, 50]
         "detection, mean, variance" : [genes, 3] share of the cells that express the gene, and mean and variance of its
-        log-normalised values
-        "co-expression SVD" : [genes, k] coordinates of the genes in a truncated SVD of the log-normalised values, k is
+        values
+        "co-expression SVD" : [genes, k] coordinates of the genes in a truncated SVD of the values, k is
         50 or fewer
         All float32.
     """
-    # The wings below evaluate may not be imported here, so this repeats log-normalisation in two lines. Its base only
-    # scales all values.
-    counts = sparse.csr_matrix(counts, dtype=np.float64)
-    totals = np.asarray(counts.sum(1)).ravel()
-    values = sparse.diags(TARGET_SUM / np.maximum(totals, 1e-12)) @ counts
-    values = sparse.csr_matrix(values.log1p())
-
+    values = sparse.csr_matrix(values, dtype=np.float64)
     n_cells, n_genes = values.shape
     mean = np.asarray(values.mean(0)).ravel()
     variance = np.asarray(values.multiply(values).mean(0)).ravel() - mean**2

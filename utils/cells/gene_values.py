@@ -1,4 +1,4 @@
-"""The RNA counts of a whole file, for what describes genes by cells."""
+"""The expression of all genes of a file, for what describes genes by cells."""
 
 from pathlib import Path
 
@@ -9,10 +9,14 @@ from utils.cells.config import IngestConfig
 from utils.cells.ingest import ingest
 from utils.cells.preprocessed import read_raw
 from utils.errors import UserError
+from utils.features.normalise import log_normalise
+
+TARGET_SUM = 1e4
+"""Counts per cell after scaling."""
 
 
-def read_gene_counts(path: str | Path, config: IngestConfig | None = None) -> tuple[csr_matrix, np.ndarray]:
-    """Read the RNA counts of all cells of a file.
+def read_gene_values(path: str | Path, config: IngestConfig | None = None) -> tuple[csr_matrix, np.ndarray]:
+    """Read the log-normalised RNA of all cells of a file.
 
     Parameters
     ----------
@@ -21,7 +25,7 @@ def read_gene_counts(path: str | Path, config: IngestConfig | None = None) -> tu
 
     Returns
     -------
-    counts : [cells, genes] float32
+    values : [cells, genes] float32, log2(1 + counts per 10,000)
     genes : [genes] current symbols
 
     Raises
@@ -33,4 +37,5 @@ def read_gene_counts(path: str | Path, config: IngestConfig | None = None) -> tu
         if "rna" not in file.modalities:
             raise UserError(f"{path}: has no RNA; give a file of cells with RNA")
         ingested = ingest(file.modalities["rna"], config or IngestConfig(), None)
-        return vstack(list(ingested.blocks()), format="csr"), np.asarray(ingested.alignment.features, dtype=str)
+        values = [log_normalise(counts, TARGET_SUM) for counts in ingested.blocks()]
+        return vstack(values, format="csr"), np.asarray(ingested.alignment.features, dtype=str)
