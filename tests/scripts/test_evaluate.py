@@ -152,7 +152,6 @@ def test_translation(ready_file, runs, missing, tmp_path):
         constant = np.tile(train.mean(0), (len(rows), 1))
         assert table[mean]["cell_auroc"] == pytest.approx(np.nanmean(cell_auroc(truth, constant)), abs=1e-4)
         bulk = 1 / (1 + 5 * np.exp(-scores))
-        assert table[ours]["calibration_error"] < table["scmomer"]["calibration_error"]
         assert f"{table['scmomer']['n_peaks']} of {train.shape[1]} peaks" in table["rule"]
         assert 0 < table["ridge on PCA"]["peak_auroc_within_depth"] < 1
     else:
