@@ -60,8 +60,10 @@ class Comparison:
         if self.lower_is_better:
             low, high = -high, -low
         if level:
-            return "yes" if high >= 0 else "no"
-        return "yes" if low > 0 else "no" if high <= 0 else "unclear"
+            word = "yes" if high >= 0 else "no"
+        else:
+            word = "yes" if low > 0 else "no" if high <= 0 else "unclear"
+        return word if self.interval else f"{word}, without an interval"
 
 
 def comparisons(result: dict) -> list[Comparison]:
@@ -84,7 +86,8 @@ def comparisons(result: dict) -> list[Comparison]:
             )
             for row in found
         ]
-    return _from_embeddings(result.get("scores", {}))
+    scores = result.get("scores", {})
+    return _from_embeddings(scores) or _from_names(scores, result.get("embedding"))
 
 
 def _from_dict(score: str, row: dict, result: dict) -> Comparison:
@@ -114,6 +117,25 @@ def _from_embeddings(scores: dict) -> list[Comparison]:
     best = max(others, key=lambda name: others[name]["auroc"])
     difference = ours["difference"], _pair(ours["difference_95%"])
     return [Comparison("auroc", ours["auroc"], best, others[best]["auroc"], *difference)]
+
+
+def _from_names(scores: dict, embedding: str | None) -> list[Comparison]:
+    """Compare rows that are ours by their name, "ours…" or that of the embedding, with the best other; no intervals."""
+    starts = ("ours", Path(embedding).name + ",") if embedding else ("ours",)
+    ours = [name for name in scores if name.startswith(starts)]
+    others = [name for name in scores if name not in ours and "random vectors" not in name]
+    if not ours or not others:
+        return []
+    found = []
+    for score in scores[ours[-1]]:
+        values = {name: scores[name].get(score) for name in (*ours, *others)}
+        values = {name: value for name, value in values.items() if isinstance(value, float)}
+        rivals = [name for name in others if name in values]
+        if score.endswith("rmse") or not rivals or ours[-1] not in values:
+            continue
+        best, mine = max(rivals, key=values.get), values[ours[-1]]
+        found.append(Comparison(score, mine, best, values[best], mine - values[best], None))
+    return found
 
 
 def _pair(values) -> tuple[float, float] | None:
