@@ -59,10 +59,10 @@ class Comparison:
         low, high = self.interval or (self.difference, self.difference)
         if self.lower_is_better:
             low, high = -high, -low
-        if level:
-            word = "yes" if high >= 0 else "no"
+        if level and high >= 0:
+            word = "yes"
         else:
-            word = "yes" if low > 0 else "no" if high <= 0 else "unclear"
+            word = "yes" if low > 0 else "unclear" if high > 0 else "no"
         return word if self.interval else f"{word}, without an interval"
 
 

@@ -114,14 +114,13 @@ def test_every_command_has_flags_that_exist_and_a_place_in_the_table():
 
 
 def test_a_step_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
-    page, written = tmp_path / "tasks.md", json.dumps(json.dumps(TRANSLATED))
+    page, made = tmp_path / "tasks.md", tmp_path / "x.json"
     page.write_text(f"{START}\n{END}\n")
-    save = f"import pathlib; p = pathlib.Path('{{o}}/good'); p.mkdir(); (p / 'x.json').write_text({written})"
-    save = save.replace("{", "{{").replace("}", "}}").replace("{{o}}", "{o}").replace("{{{{", "{{")
-    good = Step = tasks.Step(
-        "good", "b", f"-c {shlex.quote(save)}", (), "x", "t", "s", "p.md", (Goal("peak_auroc", "a"),)
-    )
-    bad = type(Step)("bad", "a", "-c 'raise SystemExit(3)'", (), "x", "t", "s", "p.md", (Goal("peak_auroc", "a"),))
+    made.write_text(json.dumps(TRANSLATED))
+    save = "import os, shutil, sys; os.mkdir(sys.argv[1]); shutil.copy(sys.argv[2], sys.argv[1])"
+    shown = {"result": "x", "title": "t", "split": "s", "page": "p.md", "goals": (Goal("peak_auroc", "above"),)}
+    good = tasks.Step("good", "b", f"-c {shlex.quote(save)} {{o}}/good {made}", **shown)
+    bad = tasks.Step("bad", "a", "-c 'raise SystemExit(3)'", **shown)
     monkeypatch.setattr(tasks, "STEPS", (bad, good))
     monkeypatch.setattr(tasks, "TASKS", ("a", "b"))
     monkeypatch.setattr(tasks, "PAGE", page)
