@@ -59,10 +59,8 @@ class Comparison:
         low, high = self.interval or (self.difference, self.difference)
         if self.lower_is_better:
             low, high = -high, -low
-        if level and high >= 0:
-            word = "yes"
-        else:
-            word = "yes" if low > 0 else "unclear" if high > 0 else "no"
+        is_reached = high >= 0 if level else low > 0
+        word = "yes" if is_reached else "unclear" if high > 0 else "no"
         return word if self.interval else f"{word}, without an interval"
 
 
@@ -87,7 +85,7 @@ def comparisons(result: dict) -> list[Comparison]:
             for row in found
         ]
     scores = result.get("scores", {})
-    return _from_embeddings(scores) or _from_names(scores, result.get("embedding"))
+    return _from_embeddings(scores) or _from_names(scores)
 
 
 def _from_dict(score: str, row: dict, result: dict) -> Comparison:
@@ -119,10 +117,9 @@ def _from_embeddings(scores: dict) -> list[Comparison]:
     return [Comparison("auroc", ours["auroc"], best, others[best]["auroc"], *difference)]
 
 
-def _from_names(scores: dict, embedding: str | None) -> list[Comparison]:
-    """Compare rows that are ours by their name, "ours…" or that of the embedding, with the best other; no intervals."""
-    starts = ("ours", Path(embedding).name + ",") if embedding else ("ours",)
-    ours = [name for name in scores if name.startswith(starts)]
+def _from_names(scores: dict) -> list[Comparison]:
+    """Compare the last row whose name starts with "ours" with the best other row; there are no intervals."""
+    ours = [name for name in scores if name.startswith("ours")]
     others = [name for name in scores if name not in ours and "random vectors" not in name]
     if not ours or not others:
         return []
