@@ -133,15 +133,15 @@ STEPS = (
     translation(
         *("rna_to_atac", "RNA → ATAC, two unseen batches"),
         Goal("peak_auroc", "above ridge and type mean × depth"),
-        Goal("peak_auroc_within_depth", "beside it, for comparison", level=True),
+        Goal("peak_auroc_within_depth", ""),
         Goal("pseudobulk_rmse", "at most ridge's", level=True),
-        Goal("pseudobulk_correlation", "beside it, for comparison", level=True),
-        Goal("calibration_error", "beside it, for comparison", level=True),
+        Goal("pseudobulk_correlation", ""),
+        Goal("calibration_error", ""),
     ),
     translation(
         *("atac_to_rna", "ATAC → RNA, two unseen batches"),
-        Goal("rna_mse", "beside it, for comparison", level=True),
-        Goal("pseudobulk_rmse", "beside it, for comparison", level=True),
+        Goal("rna_mse", ""),
+        Goal("pseudobulk_rmse", ""),
     ),
     *(
         Step(
@@ -172,7 +172,7 @@ STEPS = (
         Goal("per_drug_pearson", "at least ridge and random forest on the same expression", level=True),
     ),
     drug("drugs", "unseen drugs", Goal("per_drug_pearson", "above the line's mean")),
-    drug("both", "both unseen", Goal("per_drug_pearson", "beside it, for comparison", level=True)),
+    drug("both", "both unseen", Goal("per_drug_pearson", "")),
     drug("pairs", "random pairs", Goal("pearson", "level with drug + line + rank-10 factors", level=True)),
     # Human cells of four studies in one vocabulary: embeddings of genes
     Step("human cells", "human", f"preprocess.py --data_path {HUMAN} --out_path {{o}}/human.h5ad --batch_column file"),
@@ -211,7 +211,7 @@ STEPS = (
     # Perturbed cells: the encoder is that of the human cells, none of which is a perturbed one
     perturbation("singles", "unseen singles", Goal("pearson", "above the training mean")),
     perturbation("doubles", "unseen doubles", Goal("pearson", "level with the sum of the singles", level=True)),
-    perturbation("lines", "another cell line", Goal("pearson", "beside it, for comparison", level=True)),
+    perturbation("lines", "another cell line", Goal("pearson", "")),
 )
 TASKS = tuple(dict.fromkeys(step.group for step in STEPS if step.result))
 

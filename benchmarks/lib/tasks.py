@@ -24,7 +24,7 @@ class Goal:
     Attributes
     ----------
     score : name of the score in the task's JSON
-    words : the target, as the table shows it
+    words : the target, as the table shows it; empty if the score is only shown
     level : whether it is enough not to lose; otherwise the model must win
     against : the baseline to beat; None for the best one of the task
     """
@@ -202,7 +202,7 @@ def rows_of(task: str, split: str, page: str, goals: tuple[Goal, ...], result: d
         if chosen:
             values = asdict(chosen[0])
             low, high = values.pop("interval") or (None, None)
-            row |= values | {"low": low, "high": high, "reached": chosen[0].reached(goal.level)}
+            row |= values | {"low": low, "high": high, "reached": chosen[0].reached(goal.level) if goal.words else ""}
         else:
             row |= {"reached": "not measured"}
         rows.append(row | {"seconds": result.get("run", {}).get("seconds")})
