@@ -8,10 +8,15 @@ Input: a file from preprocess.py. Output: the model folder <ckpt_dir>/<model_nam
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from models.shapes import RNAEncoderConfig
 from utils.cli import flag, parse_flags, run_script
+from utils.errors import UserError
 from utils.train.config import TrainConfig
+
+MAX_CELLS = 20_000
+"""Co-expression is computed on at most this many training cells."""
 
 
 @dataclass
@@ -20,18 +25,29 @@ class Flags:
     ckpt_dir: str = flag("folder for model folders")
     model_name: str = flag("name of the model folder to write", aliases=("--model",))
     mask_ratio: float = flag("share of a cell's expressed genes to predict", 0.15)
+    gene_embedding: Literal["learned", "coexpression"] = flag(
+        "learned: random at first, then trained; coexpression: the genes' co-expression in the training cells (an SVD, "
+        "each gene scaled to the same length), kept frozen",
+        "learned",
+    )
     gene_embedding_path: str | None = flag("file of gene vectors, word2vec text (gene2vec) or .h5ad, kept frozen", None)
 
 
 def main() -> None:
     flags, config, shape = parse_flags(__doc__, Flags, TrainConfig, RNAEncoderConfig, stage="pretrain_rna")
+    if flags.gene_embedding_path and flags.gene_embedding != "learned":
+        raise UserError(
+            f"--gene_embedding {flags.gene_embedding} and --gene_embedding_path are two embeddings; give one"
+        )
 
     # Slow to import: --help and mistaken flags do not wait for them.
+    import numpy as np
     import torch
 
     from models.objectives import MaskedRNA
     from models.rna_encoder import RNAEncoder
     from utils.cells.minibatches import train_and_val
+    from utils.evaluate.gene_features import coexpression_embedding
     from utils.features.gene_vectors import read_gene_embedding
     from utils.train.stage import training_stage
 
@@ -40,13 +56,18 @@ def main() -> None:
         train, val = train_and_val(cells, config.seed)
 
         genes = cells.features["rna"]
+        vectors = None
         if flags.gene_embedding_path:
             vectors, found = read_gene_embedding(flags.gene_embedding_path, genes, shape.dim)
             stage.runtime.say(f"gene embedding: {found.sum():,} of {len(genes):,} genes found, the others are zero")
+        elif flags.gene_embedding == "coexpression":
+            rows = np.random.default_rng(config.seed).permutation(cells.rows("train"))[:MAX_CELLS]
+            vectors = coexpression_embedding(cells.values["rna"][np.sort(rows)], shape.dim, config.seed)
+        if vectors is not None:
             shape = replace(shape, freeze_gene_embedding=True)
         torch.manual_seed(config.seed)
         encoder = RNAEncoder(shape, len(genes))
-        if flags.gene_embedding_path:
+        if vectors is not None:
             encoder.gene_embedding.weight.data.copy_(torch.from_numpy(vectors))
 
         objective = MaskedRNA(encoder, config.seed, flags.mask_ratio)

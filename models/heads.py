@@ -47,8 +47,17 @@ class Head(nn.Module, ABC):
         self.mean.copy_(embeddings.mean(0))
         self.deviation.copy_(embeddings.std(0, correction=0).clamp(min=LEAST_DEVIATION))
 
-    def forward(self, embedding: Tensor, key: Tensor | None = None) -> Tensor:
-        """Outputs [B, n_outputs] of embeddings [B, latent_dim]; `key` [B] seeds each cell's dropout in training."""
+    def forward(
+        self, embedding: Tensor, key: Tensor | None = None, condition: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Outputs [B, n_outputs] of embeddings [B, latent_dim].
+
+        Parameters
+        ----------
+        embedding : [B, latent_dim]
+        key : [B] int64, seeds each cell's dropout in training
+        condition : name → [B, …], as in `Minibatch.condition`; a head that depends on it overrides this method
+        """
         x = (embedding - self.mean) / self.deviation
         for layer in self.layers:
             x = layer(x, key) if isinstance(layer, KeyedDropout) else layer(x)

@@ -63,7 +63,7 @@ class Ragged:
 
 @dataclass
 class Minibatch:
-    """B cells. Modalities, target, true_pair and latent are present only when the stage needs them.
+    """B cells. Only row, key, weight and step_cells are always present; the stage decides about the rest.
 
     Attributes
     ----------
@@ -72,9 +72,10 @@ class Minibatch:
     weight : [B] float32, 1 for a cell, 0 for a repeat that fills up a step or a minibatch
     step_cells : number of cells in the whole optimiser step, over micro-batches and processes
     rna, atac : the measured values
+    condition : name → [B, …], what a head is given besides the cell, such as the drug it meets
     target : name → [B, …], what a head learns to predict
     true_pair : [B] bool, false where `atac` was taken from another cell
-    latent : modality → [B, latent_dim] float32, the teacher's latents
+    latent : modality → [B, latent_dim] float32, the teacher's latents; "cell" → embeddings that were computed before
     """
 
     row: Tensor
@@ -83,6 +84,7 @@ class Minibatch:
     step_cells: int
     rna: Ragged | None = None
     atac: Ragged | None = None
+    condition: dict[str, Tensor] | None = None
     target: dict[str, Tensor] | None = None
     true_pair: Tensor | None = None
     latent: dict[str, Tensor] | None = None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.atac_encoder import ATACEncoder, PatchHead
+from models.heads import Head
 from models.masking import drop_features, mask_genes, mask_patches
 from models.minibatch import Minibatch, Ragged
 from models.rna_encoder import MASK_TOKEN, N_TOKENS, RNAEncoder
@@ -353,4 +354,22 @@ class FineTuning(Objective):
         embedding, outputs = self.model(self.leave_out(batch, self.feature_dropout))
         self.embedding = embedding.detach()
         loss, metrics = self.model.head.loss(outputs.float(), batch.target)
+        return loss, {name: weighted(values, batch.weight) for name, values in metrics.items()}
+
+
+class OnEmbeddings(Objective):
+    """The loss of a head on cell embeddings that were computed before: the model that made them does not change.
+
+    Parameters
+    ----------
+    head : reads `latent["cell"]` [B, latent_dim] of a minibatch, and its condition
+    """
+
+    def __init__(self, head: Head):
+        super().__init__()
+        self.head, self.loss_name = head, head.loss_name
+
+    def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
+        outputs = self.head(batch.latent["cell"], batch.key, batch.condition)
+        loss, metrics = self.head.loss(outputs.float(), batch.target)
         return loss, {name: weighted(values, batch.weight) for name, values in metrics.items()}

@@ -88,4 +88,4 @@ class ScMomer(nn.Module):
     def forward(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
         """Cell embeddings [B, latent_dim] and the head's outputs [B, n_outputs]."""
         embedding = self.embed(batch)
-        return embedding, self.head(embedding, batch.key)
+        return embedding, self.head(embedding, batch.key, batch.condition)

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from utils.evaluate.gene_features import gene_baselines
+from utils.evaluate.gene_features import RANDOM, SUMMARY, SVD, UNIT_SVD, coexpression_embedding, gene_baselines
 
 
 def make_counts(n_cells: int = 80, n_genes: int = 30) -> np.ndarray:
@@ -38,9 +38,21 @@ def test_the_svd_reproduces_the_inner_products_of_genes():
 def test_baselines_follow_from_the_seed_and_fit_any_size():
     values = csr_matrix(make_counts(6, 4))
     one, same, other = (gene_baselines(values, seed) for seed in (0, 0, 1))
-    assert list(one) == ["random vectors", "detection, mean, variance", "co-expression SVD"]
+    assert list(one) == [RANDOM, SUMMARY, SVD, UNIT_SVD]
     for name, features in one.items():
         assert features.dtype == np.float32 and len(features) == 4 and np.isfinite(features).all()
         np.testing.assert_array_equal(features, same[name])
     assert not np.array_equal(one["random vectors"], other["random vectors"])
     assert np.isfinite(gene_baselines(csr_matrix((5, 4)), 0)["co-expression SVD"]).all()
+
+
+def test_the_embedding_has_the_width_asked_for_and_vectors_of_one_length():
+    counts = make_counts()
+    counts[:, 5] = 0  # a gene that no cell expresses
+    found = coexpression_embedding(csr_matrix(counts), 40, seed=0)
+    assert found.shape == (30, 40) and found.dtype == np.float32
+    length = np.linalg.norm(found, axis=1)
+    assert length[5] == 0
+    np.testing.assert_allclose(np.delete(length, 5), np.sqrt(40), rtol=1e-5)
+    alike = found @ found.T / 40
+    assert alike[:5, :5].mean() > alike[:5, -10:].mean() + 0.05

@@ -13,6 +13,7 @@ from tests.helpers import CPU, RNA, error_of, lacks, run
 from tests.predict.test_infer import make_model
 from utils.cells.minibatches import CellDataset, ragged
 from utils.cells.preprocessed import read_cells
+from utils.evaluate.gene_features import coexpression_embedding
 from utils.features.gene_vectors import read_gene_vectors
 from utils.predict.gene_embeddings import gene_embeddings
 from utils.train.config import InferConfig
@@ -89,6 +90,20 @@ def test_gene_embeddings_of_raw_cells_by_any_stage_go_into_pretraining(runs, raw
     )
     weight = load_model(tmp_path / "second", "rna").build().encoder.gene_embedding.weight
     np.testing.assert_array_equal(weight.detach().numpy(), found.vectors)
+
+
+def test_pretraining_may_embed_genes_by_their_coexpression_in_training_cells(ready_file, tmp_path, capsys):
+    settings = {"data_path": ready_file, "ckpt_dir": tmp_path, "gene_embedding": "coexpression", **RNA, "epochs": 1}
+    run("pretrain_rna", model_name="rna", **settings)
+    saved, cells = load_model(tmp_path / "rna", "rna"), read_cells(ready_file, ("rna",))
+    assert saved.config["rna"].freeze_gene_embedding
+    weight = saved.build().encoder.gene_embedding.weight.detach().numpy()
+    train = cells.values["rna"][np.sort(cells.rows("train"))]
+    np.testing.assert_allclose(weight, coexpression_embedding(train, 16, 0), atol=1e-3)
+    everything = coexpression_embedding(cells.values["rna"], 16, 0)
+    assert np.abs(weight - everything).max() > 0.1  # validation cells are not among them
+    refused = error_of(capsys, "pretrain_rna", model_name="two", **settings, gene_embedding_path="genes.txt")
+    assert "--gene_embedding_path" in refused
 
 
 @pytest.mark.parametrize("name", ["rna", "atac", "multimodal", "student_atac", "student_rna", "celltype_atac"])

@@ -27,7 +27,7 @@ from utils.train.config import TrainConfig
 from utils.train.fine_tune import parts_for_head, with_head
 from utils.train.model_folder import load_model
 from utils.train.stage import training_stage
-from utils.train.tasks import TASKS, Task, check_positive, register
+from utils.train.tasks import TASKS, TRAINED, Task, check_positive, register
 
 # The head: from embeddings to outputs, loss and predictions -----------------------------------------------------------
 
@@ -137,7 +137,7 @@ def train_number(flags: Flags, config: TrainConfig) -> None:
 def task():
     """Known only while this module's tests run."""
     yield register(Number())
-    del TASKS["number"]
+    del TASKS["number"], TRAINED["number"]
 
 
 @pytest.fixture(scope="module")

@@ -143,13 +143,15 @@ class CellDataset:
 
     Parameters
     ----------
-    values : modality → [cells, features] of the same cells, in memory or on disk
+    values : modality → [cells, features] of the same cells, in memory or on disk; empty if `latents` has all that the
+        model reads
     barcodes : [cells]
     seed : seed of the cells' keys
     targets : name → [cells, …], what a head learns to predict, or None
-    latents : modality → [cells, latent_dim], the teacher's latents, or None
+    latents : modality → [cells, latent_dim], the teacher's latents, or "cell" → embeddings, or None
     pairs : draws another cell's ATAC for about half of the cells; None gives each cell its own
     resample : True gives a cell a new key in every epoch; False keeps one key, for validation
+    conditions : name → [cells, …], what a head is given besides the cell, or None
     """
 
     def __init__(
@@ -161,8 +163,9 @@ class CellDataset:
         latents: dict[str, np.ndarray] | None = None,
         pairs: FalsePairs | None = None,
         resample: bool = True,
+        conditions: dict[str, np.ndarray] | None = None,
     ):
-        self.values, self.targets, self.latents = values, targets, latents
+        self.values, self.targets, self.latents, self.conditions = values, targets, latents, conditions
         self.seed, self.pairs, self.resample = seed, pairs, resample
         self.barcodes = np.asarray(barcodes, dtype=object)
         self.barcode_hash = torch.from_numpy(pd.util.hash_array(self.barcodes).view(np.int64))
@@ -172,18 +175,23 @@ class CellDataset:
 
     @property
     def lengths(self) -> np.ndarray:
-        """[cells] number of expressed genes (or of open peaks, where there is no RNA)."""
+        """[cells] number of expressed genes (or of open peaks, where there is no RNA); 1 where nothing is measured."""
+        if not self.values:
+            return np.ones(len(self), dtype=np.int64)
         return row_lengths(self.values.get("rna", next(iter(self.values.values()))))
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of barcodes and measured values, which identifies these cells."""
+        """SHA-256 of barcodes, conditions and measured values (or of what stands for these), which identifies cells."""
         digest = hashlib.sha256(self.barcode_hash.numpy().tobytes())
         for name in sorted(self.values):
             for start in range(0, len(self), 2**12):
                 block = self.values[name][start : start + 2**12]
                 for part in (np.diff(block.indptr).astype(np.int64), block.indices.astype(np.int64), block.data):
                     digest.update(np.ascontiguousarray(part).view(np.uint8))
+        for arrays in (self.conditions, None if self.values else self.latents):
+            for name in sorted(arrays or ()):
+                digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8))
         return digest.hexdigest()
 
     def keys(self, rows: np.ndarray, epoch: int) -> torch.Tensor:
@@ -205,6 +213,8 @@ class CellDataset:
             batch.rna = replace(ragged(self.values["rna"], rows), padded_length=cells.padded_length)
         if self.targets is not None:
             batch.target = {name: torch.from_numpy(target[rows]) for name, target in self.targets.items()}
+        if self.conditions is not None:
+            batch.condition = {name: torch.from_numpy(given[rows]) for name, given in self.conditions.items()}
         if self.latents is not None:
             batch.latent = {name: torch.from_numpy(latent[rows]) for name, latent in self.latents.items()}
         atac_rows = rows

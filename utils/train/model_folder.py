@@ -29,7 +29,7 @@ from models.shapes import (
 from utils import __version__
 from utils.errors import UserError, reading
 from utils.train.folders import read_folder
-from utils.train.tasks import TASKS, Task, check_positive
+from utils.train.tasks import TRAINED, Trained, check_positive
 from utils.train.weights import check_declared, check_finite, check_shapes, load_strictly, shapes_of, stored_shapes
 
 PRETRAINED = {
@@ -50,7 +50,7 @@ CONFIGS = {
 
 def in_words(kind: str) -> str:
     """A kind of model folder, with the script that makes it."""
-    return TASKS[kind].title if kind in TASKS else PRETRAINED.get(kind, kind)
+    return TRAINED[kind].title if kind in TRAINED else PRETRAINED.get(kind, kind)
 
 
 @dataclass
@@ -66,7 +66,7 @@ class SavedModel:
     stamp : constants of the preprocessing
     outputs : names of the head's outputs, in their order (for cell types, the types)
     fitted : what the task fitted on validation cells after training (for cell types, the temperature)
-    options : settings of the composed model (missing, other_modality)
+    options : settings of the composed model (missing, other_modality); latent_dim where the folder holds a head alone
     training : the settings of the command line
     parents : role → hash of a model folder that training started from
     path, hash : the folder it was loaded from, and the SHA-256 of its manifest
@@ -144,9 +144,9 @@ class SavedModel:
         return bool(self.stamp.get("simulated"))
 
     @property
-    def task(self) -> Task | None:
+    def task(self) -> Trained | None:
         """What the model predicts; None without a head."""
-        return TASKS.get(self.kind)
+        return TRAINED.get(self.kind)
 
     @property
     def model_config(self) -> ScMomerConfig:
@@ -155,8 +155,8 @@ class SavedModel:
             parts = {name: shape for name, shape in self.config.items() if name != "head"}
             return ScMomerConfig(**parts, **self.options)
 
-    def build(self) -> ScMomer:
-        """The composed model (stage II and later) with its weights."""
+    def build(self) -> nn.Module:
+        """The module with its weights: of stage I its objective, a head that stands alone, or the composed model."""
         with reading(self.path, *NO_MODEL):
             model = self._fresh({name: len(features) for name, features in self.features.items()})
         older = {name: x for name, x in model.state_dict().items() if name in NEUTRAL and name not in self.state}
@@ -170,6 +170,8 @@ class SavedModel:
         if self.kind == "atac":
             return MaskedATAC(ATACEncoder(self.config["atac"], n_features["atac"]))
         make_head = self.task and self.task.make_head(self.config["head"], self.outputs)
+        if "latent_dim" in self.options:
+            return make_head(self.options["latent_dim"])
         return ScMomer(self.model_config, n_features.get("rna", 0), n_features.get("atac", 0), make_head)
 
     def check(self, n_features: dict[str, int], stored: dict[str, tuple[int, ...]]) -> None:
@@ -231,7 +233,7 @@ def _load(place: Path, folder: Path, digest: str, kinds: tuple[str, ...]) -> Sav
         saved, current_name = _from_version_0_2(saved), lambda name: re.sub("^classifier[.]", "head.", name)
     stored = {current_name(name): shape for name, shape in stored_shapes(place / WEIGHTS).items()}
     check_declared(saved["model"], saved["kind"], stored, folder / "config.json")
-    shapes = CONFIGS | ({"head": TASKS[saved["kind"]].shape} if saved["kind"] in TASKS else {})
+    shapes = CONFIGS | ({"head": TRAINED[saved["kind"]].shape} if saved["kind"] in TRAINED else {})
     model = SavedModel(
         kind=saved["kind"],
         config={name: shapes[name](**shape) for name, shape in saved["model"].items()},

@@ -23,9 +23,10 @@ class Stage:
     Attributes
     ----------
     kind : kind of the model folder to write
-    flags : the script's own flags, with data_path, ckpt_dir and model_name (or model)
+    flags : the script's own flags
     config : how to train
     runtime : this process
+    folder : the model folder to write
     parents : role → hash of a model folder that the run starts from
     """
 
@@ -33,12 +34,8 @@ class Stage:
     flags: object
     config: TrainConfig
     runtime: Runtime
+    folder: Path
     parents: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def folder(self) -> Path:
-        """The model folder to write."""
-        return Path(self.flags.ckpt_dir) / getattr(self.flags, "model_name", getattr(self.flags, "model", None))
 
     @property
     def starts_anew(self) -> bool:
@@ -84,7 +81,8 @@ class Stage:
         parts : part of the model → dataclass with its shape
         like : cells or model whose features and preprocessing constants the folder records
         saves : the module whose weights are saved; the objective by default
-        options : settings of the composed model (missing, other_modality)
+        options : settings of the composed model (missing, other_modality), or the width of the embeddings that a head
+            alone reads (latent_dim)
         outputs : names of the head's outputs
 
         Returns
@@ -106,7 +104,15 @@ class Stage:
 
 
 @contextmanager
-def training_stage(kind: str, flags: object, config: TrainConfig) -> Iterator[Stage]:
-    """Within the block, this process takes part in the training of a model of this kind."""
+def training_stage(kind: str, flags: object, config: TrainConfig, folder: Path | None = None) -> Iterator[Stage]:
+    """Within the block, this process takes part in the training of a model of this kind.
+
+    Parameters
+    ----------
+    kind, flags, config : see `Stage`
+    folder : the model folder to write; by default the one that the flags ckpt_dir and model_name (or model) name
+    """
+    if folder is None:
+        folder = Path(flags.ckpt_dir) / getattr(flags, "model_name", getattr(flags, "model", None))
     with distributed_run(config.device) as runtime:
-        yield Stage(kind, flags, config, runtime)
+        yield Stage(kind, flags, config, runtime, folder)

@@ -21,27 +21,44 @@ from utils.evaluate.calibration import Calibration, fit_temperature
 from utils.evaluate.metrics import classification_scores
 
 
-class Task(ABC):
-    """Base of all tasks.
+class Trained:
+    """What the loading of a model folder must know about its head.
 
     Attributes
     ----------
-    name : kind of the task's model folders
+    name : kind of the model folders
     title : the kind in words, with the script that makes such folders
-    shape : dataclass with the head's shape, whose fields are flags
+    shape : dataclass with the head's shape
     head : class of the head, called with (shape, latent_dim, number of outputs)
-    columns : column of obs → its value for cells without a count in the model's features
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     shape: ClassVar[type]
     head: ClassVar[type[Head]]
-    columns: ClassVar[dict[str, object]]
 
     def make_head(self, shape, outputs: list[str]) -> Callable[[int], Head]:
         """A function latent_dim → head with one output per name, as `ScMomer` takes it."""
         return lambda latent_dim: self.head(shape, latent_dim, len(outputs))
+
+    def check(self, fitted: dict) -> None:
+        """Raise ValueError, naming the value, if the fitted values of a folder are impossible."""
+
+    def describe(self, fitted: dict) -> str:
+        """A line of text about what was fitted; empty if nothing was."""
+        return ""
+
+
+class Task(Trained, ABC):
+    """Base of all tasks that predict something for each cell of a file.
+
+    Attributes
+    ----------
+    name, title, shape, head : as in `Trained`; the fields of `shape` are flags
+    columns : column of obs → its value for cells without a count in the model's features
+    """
+
+    columns: ClassVar[dict[str, object]]
 
     @abstractmethod
     def targets(self, cells, column: str) -> tuple[dict[str, np.ndarray], np.ndarray, list[str]]:
@@ -75,13 +92,6 @@ class Task(ABC):
         """
         return {}
 
-    def check(self, fitted: dict) -> None:  # noqa: B027 (most tasks fit nothing)
-        """Raise ValueError, naming the value, if the fitted values of a folder are impossible."""
-
-    def describe(self, fitted: dict) -> str:
-        """A line of text about what was fitted; empty if nothing was."""
-        return ""
-
     def doubts(self, fitted: dict) -> list[str]:
         """Reasons to doubt the predictions, one line each."""
         return []
@@ -99,14 +109,18 @@ class Task(ABC):
         """Scores of predictions in the first of `columns`, name → value."""
 
 
+TRAINED: dict[str, Trained] = {}
+"""All kinds of folders with a head, by name. Loading a model folder looks up its kind here."""
 TASKS: dict[str, Task] = {}
-"""All tasks by name. Loading a model folder looks up its kind here."""
+"""Those that predict something for each cell of a file."""
 
 
-def register(task: Task) -> Task:
-    """Add a task to `TASKS`."""
-    TASKS[task.name] = task
-    return task
+def register(trained: Trained) -> Trained:
+    """Add a kind of folder to `TRAINED`, and to `TASKS` if it predicts for each cell."""
+    TRAINED[trained.name] = trained
+    if isinstance(trained, Task):
+        TASKS[trained.name] = trained
+    return trained
 
 
 def check_positive(name: str, value: object) -> None:
