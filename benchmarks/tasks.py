@@ -177,7 +177,10 @@ STEPS = (
     # Human cells of four studies in one vocabulary: embeddings of genes
     Step("human cells", "human", f"preprocess.py --data_path {HUMAN} --out_path {{o}}/human.h5ad --batch_column file"),
     Step(
-        "human RNA", "human", f"pretrain_rna.py --data_path {{o}}/human.h5ad --ckpt_dir {{o}} --model_name rna {SMALL}"
+        "human RNA",
+        "human",
+        f"pretrain_rna.py --data_path {{o}}/human.h5ad --ckpt_dir {{o}} --model_name rna {SMALL} --gene_embedding "
+        "coexpression --batch_size 8 --epochs 6 --cycle_epochs 5",
     ),
     Step(
         "gene embeddings",
