@@ -201,7 +201,7 @@ def fit_factors(train: Responses, val: Responses, test: Responses, means: Means,
 
     Returns
     -------
-    predicted : [test rows]; where the line or the drug is unseen, the main effects
+    predicted : val and test → [rows]; where the line or the drug is unseen, the main effects
     chosen : rank and penalty, by the squared error of the validation rows
     """
     counts = train.table()
@@ -213,7 +213,7 @@ def fit_factors(train: Responses, val: Responses, test: Responses, means: Means,
             add = lambda rows, a=of_line, b=of_drug: means.additive(rows) + (a[rows.line] * b[rows.drug]).sum(1)
             error = float(np.square(add(val) - val.y).mean())
             if error < best[0]:
-                best = error, add(test), f"rank {rank}, penalty {penalty:g}"
+                best = error, {"val": add(val), "test": add(test)}, f"rank {rank}, penalty {penalty:g}"
     return best[1], best[2]
 
 
@@ -248,7 +248,7 @@ def ridge_per_drug(features: np.ndarray, train: Responses, val: Responses, test:
 
     Returns
     -------
-    predicted : [test rows]
+    predicted : val and test → [rows]
     chosen : components and penalty
     """
     lines = np.unique(train.line)
@@ -274,7 +274,7 @@ def ridge_per_drug(features: np.ndarray, train: Responses, val: Responses, test:
             of = lambda rows, t=table: means.drug_mean(rows) + means.spread[rows.drug] * t[rows.line, rows.drug]
             score = per_drug_pearson(val, of(val))
             if score > best[0]:
-                best = score, of(test), f"{x.shape[1]} components, penalty {penalty:g}"
+                best = score, {"val": of(val), "test": of(test)}, f"{x.shape[1]} components, penalty {penalty:g}"
     return best[1], best[2]
 
 
@@ -301,7 +301,7 @@ def forest(
 
     Returns
     -------
-    predicted : [test rows]
+    predicted : val and test → [rows]
     chosen : size of the leaves, by the per-drug correlation on validation rows
     """
     from sklearn.ensemble import RandomForestRegressor
@@ -318,5 +318,18 @@ def forest(
         of = lambda rows, t=trees: means.drug_mean(rows) + means.spread[rows.drug] * t.predict(describe(rows))
         score = per_drug_pearson(val, of(val))
         if score > best[0]:
-            best = score, of(test), f"leaves of at least {leaf}"
+            best = score, {"val": of(val), "test": of(test)}, f"leaves of at least {leaf}"
     return best[1], best[2]
+
+
+def blend(one: dict[str, np.ndarray], other: dict[str, np.ndarray], val: Responses) -> tuple[np.ndarray, float]:
+    """Mix two predictions, val and test → [rows], by the weight of the first that is best on the validation rows.
+
+    Returns
+    -------
+    predicted : [test rows]
+    weight : from 0 to 1
+    """
+    mix = lambda weight, side: weight * one[side] + (1 - weight) * other[side]
+    weight = max(np.linspace(0, 1, 11), key=lambda weight: per_drug_pearson(val, mix(weight, "val")))
+    return mix(weight, "test"), float(weight)
