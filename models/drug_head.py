@@ -33,8 +33,12 @@ class DrugHeadConfig:
     members: int = field(default=8, metadata={"help": "networks in the head scmomer, whose mean is the prediction"})
     rank: int = field(default=32, metadata={"help": "products of line and drug codes in each of them"})
     head_dropout: float = field(default=0.3, metadata={"help": "dropout of line codes and drug codes"})
-    n_lines: int = field(default=0, metadata={"help": "number of lines that have a code of their own; set by the split"})
-    n_known: int = field(default=0, metadata={"help": "number of drugs that have a code of their own; set by the split"})
+    n_lines: int = field(
+        default=0, metadata={"help": "number of lines that have a code of their own; set by the split"}
+    )
+    n_known: int = field(
+        default=0, metadata={"help": "number of drugs that have a code of their own; set by the split"}
+    )
     n_atoms: int = field(default=0, metadata={"help": "atoms of the largest drug; set from the drugs"})
     n_features: int = field(default=0, metadata={"help": "bits of a fingerprint, or features of an atom; set likewise"})
 

@@ -19,6 +19,21 @@ SHRINKAGE = 3.0
 """A mean over few responses is drawn towards 0 as if so many more had been 0."""
 
 
+DRUG_MEAN, LINE_MEAN, ADDITIVE, FACTORS = "drug mean", "line mean", "drug + line means", "drug + line + factors"
+RIDGE_EMBEDDING = "ridge on the embedding, per drug"
+RIDGE, FOREST = "ridge on expression, per drug", "random forest on expression and fingerprint"
+UNDEFINED = {
+    "lines": "unseen lines have no mean and no factors: line mean is the overall mean, and the rows with means and "
+    "factors are the drug mean",
+    "drugs": "unseen drugs have no mean and no factors: drug mean is the overall mean, the rows with means and factors "
+    "are the line mean, and ridge predicts the mean over drugs",
+    "both": "neither lines nor drugs were seen: means and factors are the overall mean, and ridge predicts the mean over "
+    "drugs",
+    "pairs": "all lines and drugs are in the training rows as well: this split is for comparison with others",
+}
+"""Rows that a split leaves without a value of their own."""
+
+
 @dataclass
 class Responses:
     """Rows of ln IC50; a line and a drug may meet in several rows.
@@ -41,6 +56,11 @@ class Responses:
 
     def __getitem__(self, rows: np.ndarray) -> "Responses":
         return Responses(self.line[rows], self.drug[rows], self.y[rows], self.n_lines, self.n_drugs)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of responses, lines and drugs."""
+        return {"responses": len(self), "lines": len(np.unique(self.line)), "drugs": len(np.unique(self.drug))}
 
     def table(self, values: np.ndarray | None = None) -> np.ndarray:
         """[n_lines, n_drugs] sum over rows of `values`, or how many rows there are."""
@@ -138,6 +158,35 @@ def _pearson(sums: list[np.ndarray]) -> np.ndarray:
     return np.where(varies, (yp / n - y * p / n**2) / np.sqrt(np.where(varies, y_var * p_var, 1.0)), 0.0)
 
 
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95% percentile interval of bootstrap values; NaN if none could be computed."""
+    if np.isnan(values).all():
+        return np.nan, np.nan
+    return tuple(map(float, np.nanpercentile(values, [2.5, 97.5])))
+
+
+def with_intervals(scores: dict[str, dict[str, float]], drawn: dict[str, np.ndarray]) -> dict[str, dict]:
+    """Return the scores of each method, each with its interval as `<score>_95%`."""
+    return {
+        name: row | {f"{score}_95%": interval(drawn[name][:, i]) for i, score in enumerate(SCORES)}
+        for name, row in scores.items()
+    }
+
+
+def verdict(ours: str, others: list[str], scores: dict, drawn: dict[str, np.ndarray], score: str) -> str:
+    """Return a sentence that compares a method with the best of others, with the interval of the difference."""
+    if np.isnan(scores[ours][score]):
+        return f"no drug has {MIN_LINES} test lines, so {score} is undefined"
+    best, i = max(others, key=lambda name: scores[name][score]), SCORES.index(score)
+    low, high = interval(drawn[ours][:, i] - drawn[best][:, i])
+    how = "wins against" if low > 0 else "loses against" if high < 0 else "cannot be told apart from"
+    one, other = scores[ours][score], scores[best][score]
+    return (
+        f"{ours} {how} the best baseline, {best}: {score} {one:.3f} against {other:.3f}, difference {one - other:+.3f} "
+        f"(95% from {low:+.3f} to {high:+.3f})"
+    )
+
+
 def per_drug_pearson(test: Responses, predicted: np.ndarray) -> float:
     """Return the mean over drugs of the correlation across lines; the correlation of all rows if no drug has enough."""
     scores = response_scores(test, {"": predicted}, n=0)[0][""]
@@ -221,10 +270,13 @@ def _alternate(counts, sums, rank: int, penalty: float, rng, n_rounds: int = 12)
     """Factors [n_lines, rank] and [n_drugs, rank] of the means of a table; zeros for empty rows and columns."""
     of_drug, identity = rng.normal(scale=0.3, size=(counts.shape[1], rank)), penalty * np.eye(rank)
     for _ in range(n_rounds):
-        of_line = np.linalg.solve(np.einsum("ld,dr,ds->lrs", counts, of_drug, of_drug, optimize=True) + identity,
-                                  (sums @ of_drug)[..., None])[..., 0]
-        of_drug = np.linalg.solve(np.einsum("ld,lr,ls->drs", counts, of_line, of_line, optimize=True) + identity,
-                                  (sums.T @ of_line)[..., None])[..., 0]
+        of_line = np.linalg.solve(
+            np.einsum("ld,dr,ds->lrs", counts, of_drug, of_drug, optimize=True) + identity, (sums @ of_drug)[..., None]
+        )[..., 0]
+        of_drug = np.linalg.solve(
+            np.einsum("ld,lr,ls->drs", counts, of_line, of_line, optimize=True) + identity,
+            (sums.T @ of_line)[..., None],
+        )[..., 0]
     return of_line, of_drug
 
 
@@ -333,3 +385,37 @@ def blend(one: dict[str, np.ndarray], other: dict[str, np.ndarray], val: Respons
     mix = lambda weight, side: weight * one[side] + (1 - weight) * other[side]
     weight = max(np.linspace(0, 1, 11), key=lambda weight: per_drug_pearson(val, mix(weight, "val")))
     return mix(weight, "test"), float(weight)
+
+
+def baselines(
+    expression: np.ndarray | None, embedding: np.ndarray, drugs: np.ndarray, sides: dict[str, Responses], seed: int
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, str]]:
+    """Predict the validation and test rows by means, factors, ridge regressions and a random forest.
+
+    Parameters
+    ----------
+    expression : [n_lines, genes], or None
+    embedding : [n_lines, width]
+    drugs : [n_drugs, bits] fingerprints
+    sides : train, val and test → rows
+    seed : seed of factors and forest
+
+    Returns
+    -------
+    predicted : method → val and test → [rows] ln IC50
+    chosen : method → settings chosen on the validation rows
+    """
+    rows = sides["train"], sides["val"], sides["test"]
+    means, both = Means.of(rows[0]), ("val", "test")
+    predicted = {
+        DRUG_MEAN: {side: means.drug_mean(sides[side]) for side in both},
+        LINE_MEAN: {side: means.line_mean(sides[side]) for side in both},
+        ADDITIVE: {side: means.additive(sides[side]) for side in both},
+    }
+    chosen = {}
+    predicted[FACTORS], chosen[FACTORS] = fit_factors(*rows, means, seed)
+    if expression is not None:
+        predicted[RIDGE], chosen[RIDGE] = ridge_per_drug(expression, *rows, means)
+        predicted[FOREST], chosen[FOREST] = forest(expression, drugs, *rows, means, seed)
+    predicted[RIDGE_EMBEDDING], chosen[RIDGE_EMBEDDING] = ridge_per_drug(embedding, *rows, means)
+    return predicted, chosen

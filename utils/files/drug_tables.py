@@ -108,7 +108,9 @@ def read_responses(
     values = matrix.to_numpy(dtype=np.float64).T  # [lines, rows of drugs]
     line, row = np.nonzero(np.isfinite(values))
     if not len(line):
-        raise UserError(f"{path}: has no value for these lines and drugs; give ln IC50, empty where it was not measured")
+        raise UserError(
+            f"{path}: has no value for these lines and drugs; give ln IC50, empty where it was not measured"
+        )
     line_names, line_number = np.unique(matrix.columns.to_numpy(dtype=str)[line], return_inverse=True)
     ids = np.array([structure[_plain(name)] for name in matrix.index])
     drug_names, drug_number = np.unique(ids[row], return_inverse=True)
