@@ -1,6 +1,6 @@
 """Cells that were perturbed: what was done to each, their expression, and the control cells beside them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ class Perturbed:
     ----------
     values : [cells, genes] float32, log2(1 + counts per 10,000)
     genes : [genes] current symbols
-    rows : [cells] their rows in the file
+    barcodes : [cells]
     line : [cells] cell line
     conditions : (line, perturbed genes) of each condition, in order
     code : [cells] number of the cell's condition, -1 for a control cell
@@ -57,7 +57,7 @@ class Perturbed:
 
     values: csr_matrix
     genes: np.ndarray
-    rows: np.ndarray
+    barcodes: pd.Index
     line: np.ndarray
     conditions: list[tuple[str, tuple[str, ...]]]
     code: np.ndarray
@@ -95,8 +95,10 @@ class Perturbed:
             half[cells[: len(cells) // 2]] = True
         parts = []
         for kept in (half, ~half):
-            some = Perturbed(self.values, self.genes, self.rows, self.line, self.conditions, self.code.copy())
-            some.code[(some.code >= 0) & ~kept] = len(self.conditions)  # neither control nor a condition
+            code = np.where(
+                (self.code >= 0) & ~kept, len(self.conditions), self.code
+            )  # neither control nor a condition
+            some = replace(self, code=code)
             parts.append(some.changes())
         return parts[0], parts[1]
 
@@ -112,6 +114,25 @@ class Perturbed:
             cells = np.flatnonzero(self.line == line)
             partner[cells] = rng.choice(self.control(line), len(cells))
         return partner
+
+
+class Changes:
+    """Changes of single cells, made when they are read: `changes[rows]` is [len(rows), genes] float32.
+
+    Parameters
+    ----------
+    cells : the perturbed cells; the change of one is its values minus the mean of its line's control cells
+    rows : [n] numbers of the cells
+    """
+
+    def __init__(self, cells: Perturbed, rows: np.ndarray):
+        lines = sorted(cells.lines)
+        self.values = cells.values[rows]
+        self.line = np.searchsorted(lines, cells.line[rows])
+        self.base = np.stack([cells.mean(cells.control(line)) for line in lines]).astype(np.float32)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self.values[rows].toarray() - self.base[self.line[rows]]
 
 
 def read_perturbed(
@@ -177,7 +198,7 @@ def read_perturbed(
     code[is_control] = -1
     values = _log_values(ingested, obs, notes)[keep]
     symbols = np.asarray(ingested.alignment.features, dtype=str)
-    return Perturbed(values, symbols, keep, line[keep], conditions, code[keep], notes)
+    return Perturbed(values, symbols, ingested.barcodes[keep], line[keep], conditions, code[keep], notes)
 
 
 def _column(path: Path, obs: pd.DataFrame, given: str | None, tried: tuple[str, ...], flag: str, needed: bool = True):
