@@ -9,6 +9,8 @@ from models.heads import Head
 
 NO_GENE = -1
 """Pads the perturbed genes of a cell to the largest number in the file."""
+COMMON_PENALTY = 1e-3
+"""Penalty on the common effect at the start: hardly any."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class PerturbationHead(Head):
 
     @torch.no_grad()
     def start(
-        self, genes: Tensor, change: Tensor, own_penalty: float, map_penalty: float, together: float = 0.0
+        self, genes: Tensor, change: Tensor, own_penalty: float, map_penalty: float, evenness: float = 0.0
     ) -> "PerturbationHead":
         """Take the effects from the mean changes of training conditions, by ridge regression of reduced rank.
 
@@ -83,27 +85,27 @@ class PerturbationHead(Head):
         genes : [conditions, K] int64, padded
         change : [conditions, n_genes] mean change
         own_penalty, map_penalty : penalties on a gene's own effect and on the map of vectors
-        together : factor on the effects of conditions of several genes, less 1
+        evenness : 0 weighs squared errors alike, so that conditions with large changes decide; 1 divides them by the
+            size of the condition's change, 2 by its square
         """
         n, width = len(self.own), self.vectors.shape[1]
-        there = (genes != NO_GENE)[..., None].double()
         counts = torch.zeros(len(genes), n + 1, dtype=torch.float64)
-        counts.scatter_add_(1, torch.where(genes == NO_GENE, n, genes), there[..., 0])
-        counts = counts[:, :n]  # [conditions, perturbed genes]
-        factor = torch.where(there.sum(1) > 1, 1 + together, 1.0)  # [conditions, 1]
-        x = torch.cat([counts.sum(1, keepdim=True), counts @ self.vectors.double(), counts], 1) * factor
-        size = [1e-3] + [map_penalty] * width + [own_penalty] * n
-        scaled = x / torch.tensor(size, dtype=torch.float64)
-        # The dual form: as many equations as there are conditions.
-        dual = torch.linalg.solve(scaled @ x.T + torch.eye(len(x), dtype=torch.float64), change.double())
-        fitted = x @ (scaled.T @ dual)
-        rank = self.profiles.shape[0]
-        directions = torch.linalg.svd(fitted, full_matrices=False)[2][:rank]
+        counts.scatter_add_(1, torch.where(genes == NO_GENE, n, genes), torch.ones(genes.shape, dtype=torch.float64))
+        counts = counts[:, :n]  # [conditions, perturbed genes], without the padding
+        x = torch.cat([counts.sum(1, keepdim=True), counts @ self.vectors.double(), counts], 1)
+        change = change.double()
+        size = change.norm(dim=1, keepdim=True).clamp(min=1e-6)
+        weight = (size.mean() / size) ** (evenness / 2)
+        x, change = x * weight, change * weight
+        penalty = [COMMON_PENALTY] + [map_penalty] * width + [own_penalty] * n
+        scaled = x / torch.tensor(penalty, dtype=torch.float64)
+        # The dual form has as many equations as there are conditions.
+        dual = torch.linalg.solve(scaled @ x.T + torch.eye(len(x), dtype=torch.float64), change)
+        directions = torch.linalg.svd(x @ (scaled.T @ dual), full_matrices=False)[2][: len(self.profiles)]
         weights = (scaled.T @ dual) @ directions.T  # [1 + width + n, at most rank]
         found = len(directions)
         self.profiles[:found].copy_(directions)
         self.common[:found].copy_(weights[0])
         self.map[:, :found].copy_(weights[1 : 1 + width])
         self.own[:, :found].copy_(weights[1 + width :])
-        self.together.fill_(together)
         return self

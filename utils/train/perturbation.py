@@ -18,7 +18,7 @@ from utils.train.model_folder import SavedModel
 from utils.train.stage import Stage
 from utils.train.tasks import Trained, register
 
-OWN_PENALTIES, MAP_PENALTIES, RANKS, TOGETHER = (0.01, 0.1, 0.5, 2.0), (0.3, 3.0, 30.0), (4, 12, 40), (0.0, -0.2)
+OWN_PENALTIES, MAP_PENALTIES, RANKS, EVENNESS = (0.01, 0.1, 0.5, 2.0), (0.3, 3.0, 30.0), (4, 12, 40), (0.0, 1.0, 2.0)
 """Settings of the head's start that are tried on validation conditions; without vectors, one penalty of the map."""
 
 
@@ -48,7 +48,7 @@ class Start:
     own_penalty: float
     map_penalty: float
     rank: int
-    together: float
+    evenness: float
 
 
 @dataclass
@@ -104,7 +104,7 @@ class Study:
         head.standardise(torch.from_numpy(self.embedding))
         genes = torch.from_numpy(self.numbers([self.conditions[i][1] for i in train]))
         change = torch.from_numpy(self.change[train])
-        return head.start(genes, change, start.own_penalty, start.map_penalty, start.together)
+        return head.start(genes, change, start.own_penalty, start.map_penalty, start.evenness)
 
     def dataset(self, conditions: np.ndarray, seed: int) -> CellDataset:
         """The cells of some conditions, each paired with a control cell of its line."""
@@ -134,7 +134,7 @@ class Study:
     def choose_start(self, inner: list[tuple[np.ndarray, np.ndarray]]) -> Start:
         """The start with the best mean Pearson correlation on validation conditions."""
         maps = MAP_PENALTIES if self.vectors.shape[1] else (1.0,)
-        tried = [Start(*settings) for settings in product(OWN_PENALTIES, maps, RANKS, TOGETHER)]
+        tried = [Start(*settings) for settings in product(OWN_PENALTIES, maps, RANKS, EVENNESS)]
         means = []
         for start in tried:
             parts = []
