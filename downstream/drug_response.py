@@ -79,6 +79,7 @@ def main() -> None:
     import pandas as pd
 
     from utils.as_json import to_json
+    from utils.evaluate import drug_baselines as simple_rows
     from utils.evaluate import drug_response as scoring
     from utils.evaluate.plots import bars
     from utils.features.drugs import read_drugs
@@ -100,10 +101,11 @@ def main() -> None:
     sizes = {side: rows.sizes for side, rows in sides.items()}
     if short := [side for side, rows in sides.items() if len(rows) < scoring.MIN_LINES]:
         raise UserError(f"{flags.ic50_path}: too few responses for {' and '.join(short)}; give more lines and drugs")
-    print("\n".join(f"{side}: {size}" for side, size in sizes.items()))
+    for side, size in sizes.items():
+        print(f"{side}: " + ", ".join(f"{n:,} {what}" for what, n in size.items()))
 
-    predicted, chosen = scoring.baselines(lines.expression, lines.embedding, drugs.fingerprints, sides, config.seed)
-    simple, inputs = [name for name in predicted if name != scoring.RIDGE_EMBEDDING], {OURS: lines.embedding}
+    predicted, chosen = simple_rows.baselines(lines.expression, lines.embedding, drugs.fingerprints, sides, config.seed)
+    simple, inputs = [name for name in predicted if name != simple_rows.RIDGE_EMBEDDING], {OURS: lines.embedding}
     if lines.expression is not None and flags.with_expression != "no":
         inputs[WITH_EXPRESSION] = np.hstack([lines.embedding, lines.expression])
     on_val = lambda name: scoring.per_drug_pearson(sides["val"], predicted[name]["val"])
@@ -113,20 +115,23 @@ def main() -> None:
     best = WITH_EXPRESSION if flags.with_expression == "yes" else max(inputs, key=on_val)
     # What is best without a network is added to it, as far as this helps on the validation rows.
     partner = max((name for name in predicted if name not in inputs), key=on_val)
-    predicted[BLEND], weight = scoring.blend(predicted[best], predicted[partner], sides["val"])
+    predicted[BLEND], weight = simple_rows.blend(predicted[best], predicted[partner], sides["val"])
     chosen[BLEND] = f"{weight:.1f} × {best}, {1 - weight:.1f} × {partner}"
 
     over = {"drugs": "drugs", "both": "both"}.get(flags.split, "lines")
     of_test = {name: sides_of["test"] for name, sides_of in predicted.items()}
     scores, drawn = scoring.response_scores(sides["test"], of_test, over, seed=config.seed)
     scores = scoring.with_intervals(scores, drawn)
-    ours = [*inputs, BLEND]
-    verdict = [scoring.verdict(name, simple, scores, drawn, basis) for basis in BASIS for name in ours]
-    verdict.append(f"note: {scoring.UNDEFINED[flags.split]}")
+    # The network that is best on the validation rows comes first: it is the one that speaks for us.
+    ours = [best, *(name for name in inputs if name != best), BLEND]
+    differences = scoring.differences(ours, simple, scores, drawn, BASIS)
+    verdict = [scoring.in_words(row) for row in differences]
+    verdict.append(f"note: {simple_rows.UNDEFINED[flags.split]}")
 
     settings = vars(flags) | {"values": ingest.values} | vars(config)
     about = {"flags": settings, "seed": config.seed, "seconds": time.time() - start, "sides": sizes, "intervals": over}
     about |= {"unreadable": drugs.unreadable, "chosen": chosen, "verdict": verdict, "scores": scores}
+    about["differences"] = differences
     out.mkdir(parents=True, exist_ok=True)
     (out / "drug_response.json").write_text(to_json(about))
     rows = pd.DataFrame(scores).T

@@ -1,6 +1,7 @@
 """Heads that predict a drug's ln IC50 in a cell line from the line's embedding and the drug's chemistry."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -55,7 +56,7 @@ class GraphEncoder(nn.Module):
     def __init__(self, n_features: int, width: int):
         super().__init__()
         sizes = (n_features, *GRAPH_WIDTHS)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.out = nn.Linear(2 * sizes[-1], width)
 
     def forward(self, atoms: Tensor, bonds: Tensor) -> Tensor:

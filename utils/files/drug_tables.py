@@ -11,10 +11,10 @@ from utils.evaluate.drug_response import Responses
 
 PREFIX = "GDSC:"
 """Stands before a drug's number in the rows of DeepCDR's table."""
-TYPES = frozenset(
-    "ALL BLCA BRCA CESC COAD/READ DLBC ESCA GBM HNSC KIRC LAML LCML LGG LIHC LUAD LUSC MESO MM NB OV PAAD SCLC SKCM "
-    "STAD THCA".split()
-)
+_TYPES = """
+ALL BLCA BRCA CESC COAD/READ DLBC ESCA GBM HNSC KIRC LAML LCML LGG LIHC LUAD LUSC MESO MM NB OV PAAD SCLC SKCM STAD THCA
+"""
+TYPES = frozenset(_TYPES.split())
 """Cancer types (TCGA codes) of DeepCDR's published split."""
 
 
@@ -86,8 +86,9 @@ def read_responses(
         report.append("ln IC50: lines are the rows of the file; it was transposed")
     if not max(in_rows, in_columns):
         raise UserError(
-            f"{path}: none of its rows ({', '.join(matrix.index[:2])}, …) and columns ({', '.join(matrix.columns[:2])}, "
-            f"…) is one of the {len(lines):,} lines with an embedding ({', '.join(lines[:2])}, …); give drugs × lines "
+            f"{path}: none of its rows ({', '.join(matrix.index[:2])}, …) and columns "
+            f"({', '.join(matrix.columns[:2])}, …) is one of the {len(lines):,} lines with an embedding "
+            f"({', '.join(lines[:2])}, …); give drugs × lines "
             "with the same names"
         )
     has_structure, has_line = known_drug(matrix.index), matrix.columns.isin(known_line)
@@ -117,8 +118,8 @@ def read_responses(
     rows = Responses(line_number, drug_number, values[line, row], len(line_names), len(drug_names))
     repeated = len(rows) - int((rows.table() > 0).sum())
     report.append(
-        f"{len(rows):,} responses of {len(line_names):,} lines to {len(drug_names):,} drugs; {repeated:,} repeat a line "
-        "and a drug, and stay on the side of the first"
+        f"{len(rows):,} responses of {len(line_names):,} lines to {len(drug_names):,} drugs; {repeated:,} repeat a "
+        "line and a drug, and stay on the side of the first"
     )
     return DrugTable(line_names.tolist(), drug_names.tolist(), rows, report)
 

@@ -15,7 +15,8 @@ from utils.cells.gene_values import read_gene_values
 from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import read_raw
 from utils.errors import UserError, reading
-from utils.evaluate.drug_response import Means, Responses
+from utils.evaluate.drug_baselines import Means
+from utils.evaluate.drug_response import Responses
 from utils.features.drugs import Drugs
 from utils.predict.annotate import read_query
 from utils.predict.cell_embeddings import cell_embeddings, inputs_of
