@@ -179,7 +179,8 @@ def forest(
 ):
     """Random forest on the lines' principal components and those of the drugs' fingerprints.
 
-    It learns what the drug's mean, and where they are known the lines' effects, leave over, as ours does, from at most `MAX_FOREST_ROWS` rows.
+    It learns what is left over beside the drug's mean and, where the test lines are known, the line's effect, as ours
+    does, from at most `MAX_FOREST_ROWS` rows.
 
     Parameters
     ----------
