@@ -212,3 +212,23 @@ def test_peaks_above_zero_are_open():
     values = detect_values(csr_matrix(np.array([[0.3, 0.0], [0.0, 2.7]])), is_open=True)
     assert values.usable
     assert to_counts(csr_matrix(np.array([[0.3, 0.0], [0.0, 2.7]])), values)[0].toarray().tolist() == [[1, 0], [0, 1]]
+
+
+def test_log2_is_read_to_base_2():
+    """Bulk log2(TPM + 1): no counts can be recovered, and by default the base would be assumed to be e."""
+    tpm = np.random.default_rng(0).lognormal(2, 1.5, (50, 80))
+    matrix = csr_matrix(np.log2(1 + tpm))
+    assert detect_values(matrix) == Values("log1p", "e", exact=False, guessed=True)
+    values = detect_values(matrix, "log2")
+    assert values == Values("log1p", "2", exact=False)
+    np.testing.assert_allclose(to_counts(matrix, values)[0].toarray(), tpm, rtol=1e-5)
+
+
+def test_counts_are_recovered_from_log2():
+    counts = wide()
+    matrix = csr_matrix(np.log2(1 + 1e4 * counts / counts.sum(1, keepdims=True)))
+    values = detect_values(matrix, "log2")
+    assert values == Values("log1p", "2")
+    found = to_counts(matrix, values)[0].toarray()
+    np.testing.assert_allclose(found / found.sum(1, keepdims=True), counts / counts.sum(1, keepdims=True), rtol=1e-5)
+    assert detect_values(csr_matrix(60.0 + counts), "log2").kind == "fractional"  # no logarithm is this large
