@@ -64,7 +64,6 @@ class Flags:
 PACE = {"epochs": 12, "batch_size": 1024, "learning_rate": 3e-3, "weight_decay": 0.3, "warmup_epochs": 1}
 """Defaults for about 100,000 responses. A handful of settings was tried; each try also showed the test scores."""
 
-
 OURS, WITH_EXPRESSION, BLEND = (
     "ours: embedding alone",
     "ours: embedding + expression",

@@ -144,7 +144,7 @@ def test_the_signal_is_found_in_other_splits(tmp_path, made, split, over):
     assert "note:" in found["verdict"][-1]
 
 
-@pytest.mark.parametrize("how", [{"drug": "graph"}, {"head": "published"}, {"drug": "graph", "head": "published"}])
+@pytest.mark.parametrize("how", [{"drug": "graph"}, {"head": "published"}])
 def test_each_way_to_read_drugs_runs(tmp_path, made, how):
     run(SCRIPT, **files(made), out_path=tmp_path, **how, **TRAINING | {"epochs": 1})
     found = results(tmp_path)
@@ -215,6 +215,14 @@ def test_wrong_tables_and_embeddings(tmp_path, made, capsys):
     embedded.write_h5ad(tmp_path / "nan.h5ad")
     assert not lacks(error(embedding_path=tmp_path / "nan.h5ad"), "nan.h5ad", "NaN", LINES[4])
     assert "ic50.csv" in error(embedding_path=made / "ic50.csv")
+    ad.AnnData(np.zeros((2, 0), np.float32), obs=pd.DataFrame(index=LINES[:2])).write_h5ad(tmp_path / "none.h5ad")
+    assert "none.h5ad" in error(embedding_path=tmp_path / "none.h5ad")
+    ad.AnnData(np.eye(3, dtype=np.float32), obs=pd.DataFrame(index=[*LINES[:2], LINES[1]])).write_h5ad(
+        tmp_path / "d.h5ad"
+    )
+    assert not lacks(error(embedding_path=tmp_path / "d.h5ad"), "d.h5ad", LINES[1])
+    (tmp_path / "types.tsv").write_text(f"depMapID\ttcga_code\n{LINES[0]}\tUNKNOWN\n")
+    assert not lacks(error(annotation_path=tmp_path / "types.tsv"), "types.tsv", "--annotation_path")
     assert not (tmp_path / "out").exists()
 
 

@@ -69,8 +69,27 @@ def test_graphs_of_a_file(tmp_path):
     drugs = read_drugs(path, graphs_path=tmp_path / "graphs.npz")
     assert np.array_equal(drugs.atoms[0], np.eye(3))
     assert np.array_equal(drugs.bonds, read_drugs(path, graphs=True).bonds)
-    with pytest.raises(UserError, match="graphs.npz.*water"):
+    with pytest.raises(UserError, match=r"graphs\.npz.*water"):
         read_drugs(write(tmp_path / "t.txt", {"water": "O"}), graphs_path=tmp_path / "graphs.npz")
+
+
+WRONG_GRAPHS = {
+    "fractions": (np.eye(3) / 2, [[0, 1], [1, 2]]),
+    "missing values": (np.full((3, 3), np.nan), [[0, 1], [1, 2]]),
+    "a bond to no atom": (np.eye(3), [[0, 1], [1, 3]]),
+    "three ends": (np.eye(3), [[0, 1], [1, 2], [0, 2]]),
+    "one row": (np.ones(3), [[0, 1], [1, 2]]),
+    "fewer features": (np.ones((3, 2)), [[0, 1], [1, 2]]),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_GRAPHS)
+def test_wrong_graphs_of_a_file(tmp_path, what):
+    atoms, bonds = WRONG_GRAPHS[what]
+    kept = {"water_x": np.ones((1, 3)), "water_e": np.zeros((2, 0)), "ethanol_x": atoms, "ethanol_e": np.array(bonds)}
+    np.savez(tmp_path / "graphs.npz", **kept)
+    with pytest.raises(UserError, match=r"graphs\.npz"):
+        read_drugs(write(tmp_path / "s.txt", {"water": "O", "ethanol": "CCO"}), graphs_path=tmp_path / "graphs.npz")
 
 
 @pytest.mark.parametrize("separator", ["\t", ",", ", ", " "])

@@ -79,7 +79,7 @@ def read_drugs(path: str | Path, graphs: bool = False, graphs_path: str | Path |
     Raises
     ------
     UserError
-        If no SMILES can be read, or a drug has no graph in the file.
+        If no SMILES can be read, or a drug has no graph in the file, or one that is none.
     """
     from rdkit import Chem, RDLogger
     from rdkit.Chem import rdFingerprintGenerator
@@ -134,7 +134,17 @@ def _graphs_of_file(path: str | Path, names: list[str]) -> list[tuple[np.ndarray
                 f"{path}: has no graph of {len(absent):,} drugs ({', '.join(absent[:3])}); leave out "
                 "--drug_graphs_path, so that RDKit makes the graphs"
             )
-        return [(kept[f"{name}_x"], kept[f"{name}_e"].astype(int)) for name in names]
+        graphs = {name: (kept[f"{name}_x"], kept[f"{name}_e"].astype(int)) for name in names}
+    widths = {atoms.shape[1:] for atoms, _ in graphs.values()}
+    for name, (atoms, bonds) in graphs.items():
+        shaped = len(widths) == 1 and atoms.ndim == bonds.ndim == 2 and len(bonds) == 2
+        # Atoms are kept as int8, which would cut off fractions.
+        if not shaped or not np.isin(bonds, np.arange(len(atoms))).all() or not np.isin(atoms, np.arange(128)).all():
+            raise UserError(
+                f"{path}: {name} needs atoms [atoms, features] in small whole numbers, as many features as others, and "
+                "bonds [2, bonds] between its atoms; leave out --drug_graphs_path, so that RDKit makes the graphs"
+            )
+    return list(graphs.values())
 
 
 def _padded(graphs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -105,6 +105,11 @@ def read_responses(
     if annotation_path:
         of_type = matrix.columns.isin(_typed_lines(annotation_path))
         report.append(f"{(~of_type).sum():,} lines of other cancer types than DeepCDR's are left out")
+        if not of_type.any():
+            raise UserError(
+                f"{annotation_path}: gives none of the {matrix.shape[1]:,} lines a cancer type of DeepCDR's; leave out "
+                "--annotation_path to keep all lines"
+            )
         matrix = matrix.loc[:, of_type]
     values = matrix.to_numpy(dtype=np.float64).T  # [lines, rows of drugs]
     line, row = np.nonzero(np.isfinite(values))

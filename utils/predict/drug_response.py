@@ -121,6 +121,13 @@ def _read_embeddings(path: str) -> Lines:
     with reading(path, "is not a readable .h5ad file", "write it with get_latent_emb.py --what cells"):
         embedded = ad.read_h5ad(path)
         values = np.asarray(embedded.X.todense() if hasattr(embedded.X, "todense") else embedded.X, dtype=np.float32)
+    if not values.size:
+        raise UserError(f"{path}: has no embeddings; write it with get_latent_emb.py --what cells")
+    if not embedded.obs_names.is_unique:
+        repeated = embedded.obs_names[embedded.obs_names.duplicated()].unique()
+        raise UserError(
+            f"{path}: {len(repeated):,} lines have several embeddings ({', '.join(repeated[:3])}); keep one of each"
+        )
     bad = ~np.isfinite(values).all(1)
     if bad.any():
         named = ", ".join(embedded.obs_names[bad][:3])
