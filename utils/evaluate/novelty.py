@@ -101,8 +101,8 @@ def fit_novelty(train: np.ndarray, val: np.ndarray) -> dict | None:
 
     Returns
     -------
-    Plain numbers and text for :func:`novelty_p_values`: method, n_cells, reference (bytes in base64), shape, held_out (sorted
-    distances). None with fewer than `MIN_CELLS` held-out cells or without training cells.
+    Plain numbers and text for :func:`novelty_p_values`: method, n_cells, reference (bytes in base64), scale, shape,
+    held_out (sorted distances). None with fewer than `MIN_CELLS` held-out cells or without training cells.
     """
     if len(val) < MIN_CELLS or not len(train):
         return None
