@@ -15,7 +15,7 @@ BENCHMARKS := rna_encoder atac_encoder loading throughput busy_neighbour scaling
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint docs bench study soak clean
+.PHONY: help demo test test-all lint docs bench study tasks soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 17
@@ -71,6 +71,10 @@ study: $(STUDY_STAMP) ## make the runs that benchmarks/results lacks (DATA=…, 
 		done; done; \
 	done
 	$(BIN)/python -m benchmarks.study
+
+tasks: DATA = ../shared/data
+tasks: $(STAMP) ## run the other tasks of the paper and write docs/tasks.md (DATA=folder; 40 minutes on two cores)
+	$(BIN)/python -m benchmarks.tasks --data_path "$(DATA)"
 
 $(STUDY_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet -c requirements.txt scvi-tools==1.4.2

@@ -9,7 +9,8 @@ on the same validation cells; the model's embedding is scored beside principal c
 beside those of logistic regression, at the same --coverage. A model with a student is
 scored on translation: how well it predicts, from the measured modality, the one it has not seen, beside the mean, the
 mean times the cell's depth (also per type, by the cells' labels, which the model does not see), nearest neighbours and
-ridge regression. Predicted peaks are also scored after calibration on validation cells. Writes
+ridge regression. Predicted peaks are also scored after calibration on validation cells. Each score has its 95%
+interval, and a sentence says whether the model or the best of the others wins. Writes
 evaluation_<split>.json, .csv and .png into --out_path. For cell types it also writes the confusion matrix, precision,
 recall and F1 of each type (per_type_<split>.csv), and each method's prediction for each cell (predicted_<split>.csv).
 """
@@ -23,10 +24,7 @@ from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
 from utils.train.config import InferConfig, LabelConfig
 
-RANKED = (  # the best of each is printed
-    *("accuracy", "macro_f1", "peak_auroc", "peak_auroc_within_depth", "cell_auroc", "rna_mse", "pseudobulk_rmse"),
-)
-ERRORS = ("rna_mse", "pseudobulk_rmse")  # lower is better
+RANKED = ("accuracy", "macro_f1")  # the best of each is printed
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "peak_auroc", "cell_auroc", "peak_ap", "cell_ap", "rna_mse")
 
 
@@ -102,8 +100,9 @@ def write_results(table: dict, about: dict, out: Path) -> None:
         best = scores[measure].astype(float)
         if best.isna().all():  # too few cells to score it
             continue
-        winner = best.idxmin() if measure in ERRORS else best.idxmax()
-        print(f"best {measure.replace('_', ' ')}: {winner}")
+        print(f"best {measure.replace('_', ' ')}: {best.idxmax()}")
+    if "verdict" in table:
+        print("\n".join([*table["verdict"], f"intervals: {table['intervals']}"]))
     if "embeddings" in table:
         print(pd.DataFrame(table["embeddings"]).T.dropna(axis=1, how="all").map(_cell).to_string())
         print(table["calibration"])
@@ -117,9 +116,9 @@ def write_results(table: dict, about: dict, out: Path) -> None:
 def _cell(value) -> str:
     """A score with its interval, for the printed table."""
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(f"{v:.3f}" for v in value) + "]"
+        return "[" + ", ".join(map(_cell, value)) + "]"
     if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.3f}"
+        return "" if math.isnan(value) else f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.4f}"
     return str(value)
 
 

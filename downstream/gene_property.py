@@ -85,9 +85,11 @@ def main() -> None:
     table = {f"{name}, {classifier}": gene_classes.summary(values) for (name, classifier), values in scores.items()}
     chance = gene_classes.random_interval(y, embedding.width, flags.folds, flags.seed)
     sentences = [f"random vectors reach an AUROC from {chance[0]:.3f} to {chance[1]:.3f} (95%)"]
+    differences = []
     for classifier in CLASSIFIERS:
         aurocs = {name: scores[name, classifier]["auroc"] for name in features if name != f"{ours}, static"}
-        sentences.append(f"{classifier}: {gene_classes.compare(ours, aurocs, chance[1])}")
+        differences.append({"score": f"auroc, {classifier}"} | gene_classes.difference(ours, aurocs))
+        sentences.append(f"{classifier}: {gene_classes.compare(ours, differences[-1], chance[1])}")
     if chance[1] > gene_classes.WIDE:
         few = f"{len(genes):,} genes are too few for a test"
         sentences.append(f"warning: {few}; an AUROC below {chance[1]:.3f} may be chance")
@@ -97,7 +99,13 @@ def main() -> None:
     rows = pd.DataFrame(table).T
     rows.to_csv(out / "gene_property.csv", index_label="method")
     about = {"lists": flags.lists, "embedding": flags.embedding_path, "classes": sizes, "seed": flags.seed}
-    about |= {"folds": flags.folds, "repeats": flags.repeats, "random_auroc_95%": chance, "verdict": sentences}
+    about |= {
+        "folds": flags.folds,
+        "repeats": flags.repeats,
+        "random_auroc_95%": chance,
+        "verdict": sentences,
+        "differences": differences,
+    }
     (out / "gene_property.json").write_text(to_json(about | {"scores": table}))
     shown = {name: {text: row[measure] for measure, text in MEASURES.items()} for name, row in table.items()}
     intervals = {name: {text: row[f"{m}_95%"] for m, text in MEASURES.items()} for name, row in table.items()}

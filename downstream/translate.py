@@ -10,10 +10,11 @@ genes whose X holds the probability that a peak is open, or the expected log-nor
 X holds the mean over the cells of each type. A file of cells is written one block at a time and as a sparse matrix: a
 large one becomes smaller with --min_value. Cells without any count in the model's features get no values.
 
-Probabilities are calibrated on the validation cells of --ready_path, the file that the model was trained on: three
-numbers for all peaks (a slope, an offset, and the weight of the cell's depth) make the predicted share of open peaks
-the observed one. They keep the order of a cell's peaks. Without --ready_path only the weight that training gave to open
-peaks is undone. The calibration holds for cells whose depth is like that of these validation cells.
+Probabilities are calibrated on --ready_path, the file that the model was trained on: three numbers for all peaks (a
+slope, an offset, and the weight of the cell's depth), fitted on its validation cells, make the predicted share of open
+peaks the observed one. Each peak may get a small offset of its own, fitted on training cells, if that improves the log
+loss of validation cells; it keeps the order of the cells of a peak. Without --ready_path only the weight that training
+gave to open peaks is undone. The calibration holds for cells whose depth and batches are like those of that file.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from utils.train.config import InferConfig
 class Flags:
     model_path: str = flag("model folder of pretrain_missing_mod.py")
     data_path: str = flag("cells to translate: .h5ad, .h5mu, 10x .h5 or folder, .loom, .csv or .tsv")
-    ready_path: str | None = flag("paired, preprocessed cells whose validation cells calibrate the peaks", None)
+    ready_path: str | None = flag("paired, preprocessed cells of the training, which calibrate the peaks", None)
     to: Literal["auto", "atac", "rna"] = flag("modality to predict; auto is the one that the model predicts", "auto")
     out_path: str | None = flag("file to write; by default <data>.<modality>.h5ad beside the input", None)
     format: Literal["layer", "types"] = flag("layer writes every cell, types the mean of each type", "layer")
@@ -84,7 +85,7 @@ def main() -> None:
         about = {
             "model": Path(saved.path).resolve().name,
             "model_hash": saved.hash,
-            "calibration": vars(calibration) if missing == "atac" else {},
+            "calibration": calibration.fitted if missing == "atac" else {},
             "trained_on_simulated_cells": saved.is_simulated,
         }
         names = saved.features[missing]

@@ -60,6 +60,11 @@ def test_a_planted_signal_is_found_and_ranks_the_other_genes(made, tmp_path, cap
         for row in ROWS[1:]:
             assert table.loc[f"{row}, {classifier}", "auroc"] < 0.75
         assert f"{classifier}: genes.h5ad wins" in shown
+        (kept,) = [row for row in found["differences"] if row["score"] == f"auroc, {classifier}"]
+        assert kept["difference"] == pytest.approx(
+            best["auroc"] - table.loc[f"{kept['baseline']}, {classifier}", "auroc"]
+        )
+        assert 0 < kept["difference_95%"][0] <= kept["difference"] <= kept["difference_95%"][1]
     assert lacks(shown, "39 of 40", "two lists", "random vectors reach") == []
     ranked = pd.read_csv(tmp_path / "predicted.csv", keep_default_na=False)
     assert len(ranked) == 119 - 77 and ranked.iloc[:, -1].is_monotonic_decreasing

@@ -90,7 +90,10 @@ def test_calibrated_peaks(alone, ready_file, runs, tmp_path):
     outputs, detected, cells = dense(saved, ready_file)
     fitted = fit_calibration(saved, cells, InferConfig(device="cpu"), CPU)
     logits = fitted.slope * (outputs - np.log(5)) + fitted.offset + fitted.depth * np.log1p(detected)[:, None]
-    found = ad.read_h5ad(tmp_path / "out.h5ad")[cells.obs.index].X.toarray()
+    logits = logits if fitted.peaks is None else logits + fitted.peaks
+    written = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert written.uns["scmomer"]["calibration"].keys() == fitted.fitted.keys()
+    found = written[cells.obs.index].X.toarray()
     np.testing.assert_allclose(found, expit(logits), atol=1e-5)
     val = cells.rows("val")
     truth = cells.values["atac"][val].toarray()

@@ -3,23 +3,14 @@ import warnings
 import numpy as np
 import pytest
 from scipy import sparse
-from scipy.special import expit
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
-from models.scmomer import ATAC_JOINT_OPEN_WEIGHT
 from utils.errors import UserError
 from utils.evaluate import baselines
 from utils.evaluate.metrics import feature_auroc
-from utils.evaluate.translation import (
-    PeakCalibration,
-    auroc_within_depth,
-    fit_peaks,
-    product,
-    pseudobulk_rmse,
-    squared_error,
-    unweighted_probability,
-)
+from utils.evaluate.translation import product
+from utils.evaluate.translation_scores import auroc_within_depth
 
 FITS = [baselines.logistic_regression, baselines.pca_logistic_regression]
 
@@ -149,7 +140,6 @@ def test_translation_is_learned_and_tuned(fit):
         name: np.square(p - y_test.toarray()).mean() for name, p in (("ours", predicted), ("mean", y.toarray().mean(0)))
     }
     assert errors["ours"] < 0.85 * errors["mean"]
-    np.testing.assert_allclose(squared_error(left, right, y_test), errors["ours"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("fit", [baselines.ridge_translation, baselines.neighbour_translation])
@@ -202,45 +192,9 @@ def test_depth_alone_ranks_cells():
     assert 0.6 < score(depth) < score(both)
     shuffled = y_test[np.random.default_rng(0).permutation(400)]
     assert 0.47 < score(depth, shuffled) < 0.53 and 0.47 < score(both, shuffled) < 0.53
-    within = auroc_within_depth(*depth[:2], y_test, n_test)
+    within = np.nanmean(auroc_within_depth(*depth[:2], y_test, n_test))
     assert 0.47 < within < score(depth) - 0.05  # cells of similar depth cannot be told apart by it
-    assert auroc_within_depth(*both[:2], y_test, n_test) > within + 0.05
+    assert np.nanmean(auroc_within_depth(*both[:2], y_test, n_test)) > within + 0.05
     np.testing.assert_allclose(product(*depth[:2]).mean(), y.mean(), rtol=0.1)
     unknown = baselines.depth_translation(n, y, n_test, types, np.full(400, None, dtype=object))
     np.testing.assert_allclose(product(*unknown[:2]), product(*depth[:2]), rtol=1e-5)
-
-
-def test_calibration_is_found_and_keeps_the_order_of_a_cells_peaks():
-    draw = np.random.default_rng(0)
-    left, right = draw.normal(size=(900, 3)), np.vstack([draw.normal(size=(2, 300)), np.full(300, 0.3)])
-    detected = draw.integers(100, 1000, 900)
-    planted = PeakCalibration(slope=0.7, offset=-3.5, depth=0.5)
-    chance = expit(product(*planted.factors(left, right, detected)))
-    truth = sparse.csr_matrix(draw.random(chance.shape) < chance, dtype=np.float32)
-    found = fit_peaks(left, right, detected, truth)
-    assert found.slope == pytest.approx(0.7, abs=0.03) and found.depth == pytest.approx(0.5, abs=0.05)
-    ours = expit(product(*found.factors(left, right, detected)))
-    assert ours.min() >= 0 and ours.max() <= 1
-    np.testing.assert_allclose(ours, chance, atol=0.02)
-    ranks = lambda values: np.argsort(values, axis=1)
-    assert (ranks(ours) == ranks(left @ right)).mean() > 0.99
-    plain = np.abs(unweighted_probability(left @ right).mean(0) - chance.mean(0)).mean()
-    assert np.abs(ours.mean(0) - chance.mean(0)).mean() < 0.1 * plain
-    assert fit_peaks(left[:5], right, detected[:5], truth[:5]) == PeakCalibration()
-    assert fit_peaks(-left, right, detected, truth) == PeakCalibration()  # a slope below zero would turn the order
-
-
-def test_pseudobulk_and_weighted_logits():
-    truth = sparse.csr_matrix(np.repeat([[1.0, 0, 0], [0, 1.0, 0]], 12, axis=0))
-    types = np.array(["a"] * 12 + ["b"] * 12, dtype=object)
-    exact = np.repeat([[1.0, 0], [0, 1.0]], 12, axis=0)
-    assert pseudobulk_rmse(exact, np.eye(2, 3), truth, types) == 0
-    off = pseudobulk_rmse(exact, np.array([[0.7, 0, 0], [0, 1, 0]]), truth, types)
-    assert off == pytest.approx(np.sqrt(0.09 / 6))
-    types[12:] = None  # cells without a type, and types of few cells, do not count
-    types[20:] = "few"
-    assert pseudobulk_rmse(exact, np.array([[0.7, 0, 0], [0, 9, 0]]), truth, types) == pytest.approx(np.sqrt(0.09 / 3))
-    share = np.array([0.01, 0.3, 0.9])
-    weighted = ATAC_JOINT_OPEN_WEIGHT * share
-    logits = np.log(weighted / (1 - share))  # where the weighted cross-entropy of a constant is least
-    np.testing.assert_allclose(unweighted_probability(logits), share)

@@ -108,19 +108,41 @@ def random_interval(y: np.ndarray, width: int, n_folds: int, seed: int, n_draws:
     return float(values.mean() - margin), float(values.mean() + margin)
 
 
-def compare(ours: str, aurocs: dict[str, np.ndarray], chance: float) -> str:
-    """Say in words whether an embedding beats the best of all others, by the difference over the same repeats.
+def difference(ours: str, aurocs: dict[str, np.ndarray]) -> dict:
+    """Compare an embedding with the best of all others, over the same repeats.
 
     Parameters
     ----------
     ours : name of the embedding
     aurocs : name → AUROC in each repeat, also of ours
-    chance : AUROC that random vectors may reach; if neither is above it, neither wins
+
+    Returns
+    -------
+    dict
+        ours and theirs (mean AUROCs), baseline (name of the best other), difference and difference_95%
     """
     rivals = {name: values for name, values in aurocs.items() if name != ours}
     best = max(rivals, key=lambda name: rivals[name].mean())
-    mean, best_mean = aurocs[ours].mean(), rivals[best].mean()
-    low, high = np.quantile(aurocs[ours] - rivals[best], (0.025, 0.975))
+    gain = aurocs[ours] - rivals[best]
+    return {
+        "ours": float(aurocs[ours].mean()),
+        "baseline": best,
+        "theirs": float(rivals[best].mean()),
+        "difference": float(gain.mean()),
+        "difference_95%": tuple(np.quantile(gain, (0.025, 0.975)).tolist()),
+    }
+
+
+def compare(ours: str, found: dict, chance: float) -> str:
+    """Say in words whether an embedding beats the best of all others, by the difference over the same repeats.
+
+    Parameters
+    ----------
+    ours : name of the embedding
+    found : as `difference` returns it
+    chance : AUROC that random vectors may reach; if neither is above it, neither wins
+    """
+    best, mean, best_mean, (low, high) = (found[key] for key in ("baseline", "ours", "theirs", "difference_95%"))
     wins = f"{ours} wins" if low > 0 else f"{best} wins" if high < 0 else "neither wins"
     if max(mean, best_mean) <= chance:
         wins = "neither is above chance"

@@ -276,11 +276,11 @@ def feature_auroc(accessibility, scores: Scores, min_open: int = 1) -> np.ndarra
     ValueError
         Shapes do not match, or a score is NaN.
     """
-    return _peak_ranking(accessibility, scores, min_open)[:, 0]
+    return peak_ranking(accessibility, scores, min_open)[:, 0]
 
 
-def _peak_ranking(accessibility, scores: Scores, min_open: int) -> np.ndarray:
-    """Return the AUROC and average precision of each peak [peaks, 2]."""
+def peak_ranking(accessibility, scores: Scores, min_open: int) -> np.ndarray:
+    """Return the AUROC and average precision of each peak [peaks, 2]; parameters as in :func:`feature_auroc`."""
     positives = _binary(accessibility, sparse.csc_array)
     block = _blocks(scores, positives.shape, by_peak=True)
 
@@ -317,11 +317,11 @@ def cell_auroc(accessibility, scores: Scores, min_open: int = 1) -> np.ndarray:
     ValueError
         Shapes do not match, or a score is NaN.
     """
-    return _cell_ranking(accessibility, scores, min_open)[:, 0]
+    return cell_ranking(accessibility, scores, min_open)[:, 0]
 
 
-def _cell_ranking(accessibility, scores: Scores, min_open: int) -> np.ndarray:
-    """Return the AUROC and average precision of each cell [cells, 2]."""
+def cell_ranking(accessibility, scores: Scores, min_open: int) -> np.ndarray:
+    """Return the AUROC and average precision of each cell [cells, 2]; parameters as in :func:`cell_auroc`."""
     positives = _binary(accessibility, sparse.csr_array)
     block = _blocks(scores, positives.shape, by_peak=False)
     return _ranking_by_line(positives, positives.shape[1], block, min_open)
@@ -362,8 +362,8 @@ def translation_scores(
     """
     if callable(scores) and cell_scores is None:
         raise ValueError("scores is a function of peaks: give cell_scores, a function of cells, too")
-    per_peak = _peak_ranking(accessibility, scores, min_open)
-    per_cell = _cell_ranking(accessibility, cell_scores if callable(scores) else scores, 1)
+    per_peak = peak_ranking(accessibility, scores, min_open)
+    per_cell = cell_ranking(accessibility, cell_scores if callable(scores) else scores, 1)
     return {
         "peak_auroc": _mean(per_peak[:, 0]),
         "cell_auroc": _mean(per_cell[:, 0]),

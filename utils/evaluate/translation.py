@@ -1,22 +1,22 @@
-"""Score predictions of one modality from the other.
+"""Turn predictions of one modality from the other into calibrated values.
 
 A prediction [cells, features] can be too large for memory. It is given as two factors, left [cells, k] and right
 [k, features], and only blocks of their product are computed.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import pandas as pd
 from scipy.sparse import csr_matrix, issparse
 from scipy.special import expit
 
 from models.scmomer import ATAC_JOINT_OPEN_WEIGHT
-from utils.evaluate.metrics import MIN_OPEN, feature_auroc
 
 FIT_CELLS, FIT_PEAKS, FIT_STEPS = 1024, 10_000, 25
 """Calibration is fitted on at most this many cells and peaks, drawn at random, and in at most this many steps."""
+PSEUDO_CELLS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, math.inf)
+"""Strengths of shrinkage of the peaks' offsets to try; the last leaves them out."""
 
 
 def product(left, right) -> np.ndarray:
@@ -35,26 +35,38 @@ def unweighted_probability(logits: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PeakCalibration:
-    """Turns the logits of the joint model's decoder into probabilities, by three numbers for all peaks.
+    """Turns the logits of the joint model's decoder into probabilities.
 
-    The logit of a probability is slope · (decoder's logit - log w) + offset + depth · log(1 + n), for open peaks that
-    weighed w times in training and a cell with n detected features of the measured modality. In one cell all peaks
-    share offset and depth, and the slope is above zero: so the order of a cell's peaks stays as it was.
+    The logit of a probability is slope · (decoder's logit - log w) + offset + depth · log(1 + n) + peaks[p], for open
+    peaks that weighed w times in training, a cell with n detected features of the measured modality, and peak p. The
+    slope is above zero. The peaks' own offsets leave the order of the cells of a peak as it was, the other numbers the
+    order of the peaks of a cell.
 
     Attributes
     ----------
     slope, offset, depth : by default only the weight of open peaks is undone
+    peaks : [peaks] offset of each peak, or None without them
+    pseudo_cells : how strongly these offsets are shrunk towards 0
     """
 
     slope: float = 1.0
     offset: float = 0.0
     depth: float = 0.0
+    peaks: np.ndarray | None = field(default=None, compare=False, repr=False)
+    pseudo_cells: float = math.inf
 
     def __str__(self) -> str:
-        return f"slope {self.slope:.3f}, offset {self.offset:.3f}, depth {self.depth:.3f}"
+        peaks = "" if self.peaks is None else f", an offset per peak shrunk by {self.pseudo_cells:g} cells"
+        return f"slope {self.slope:.3f}, offset {self.offset:.3f}, depth {self.depth:.3f}{peaks}"
+
+    @property
+    def fitted(self) -> dict[str, float | np.ndarray]:
+        """The numbers of which the calibration consists, by name."""
+        numbers = {"slope": self.slope, "offset": self.offset, "depth": self.depth}
+        return numbers if self.peaks is None else numbers | {"peaks": self.peaks, "pseudo_cells": self.pseudo_cells}
 
     def factors(self, left, right, n_detected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return left [cells, k + 1] and right [k + 1, peaks], whose product is the logit of the probability.
+        """Return left [cells, k + 2] and right [k + 2, peaks], whose product is the logit of the probability.
 
         Parameters
         ----------
@@ -62,9 +74,10 @@ class PeakCalibration:
         n_detected : [cells] features of the measured modality that are detected in each cell
         """
         shift = self.offset - self.slope * math.log(ATAC_JOINT_OPEN_WEIGHT) + self.depth * np.log1p(n_detected)
+        one, own = np.ones(len(left)), np.zeros(right.shape[1]) if self.peaks is None else self.peaks
         return (
-            np.hstack([self.slope * left, shift[:, None]]).astype(np.float32),
-            np.vstack([right, np.ones((1, right.shape[1]))]).astype(np.float32),
+            np.column_stack([self.slope * left, shift, one]).astype(np.float32),
+            np.vstack([right, np.ones(right.shape[1]), own]).astype(np.float32),
         )
 
 
@@ -112,56 +125,69 @@ def fit_peaks(left, right, n_detected: np.ndarray, truth: csr_matrix, seed: int 
     return PeakCalibration(float(weights[0]), float(weights[1] - weights[2] * centre), float(weights[2]))
 
 
-def auroc_within_depth(left, right, truth: csr_matrix, n_detected: np.ndarray, n_strata: int = 4) -> float:
-    """Return the mean AUROC of peaks among cells of similar depth, which the depth of a cell alone cannot raise much.
+def offset_per_peak(
+    calibration: PeakCalibration, left, right, n_detected: np.ndarray, truth: csr_matrix, strengths=PSEUDO_CELLS
+) -> list[PeakCalibration]:
+    """Return a calibration with an offset per peak for each strength of shrinkage.
+
+    The offset is the difference of the logits of the observed and the predicted share of cells in which the peak is
+    open, after a number of pseudo-cells that behave as predicted has been added to both.
 
     Parameters
     ----------
-    left, right, truth : as in `pseudobulk_rmse`
-    n_detected : [cells] features of the measured modality that are detected in each cell; cells are cut into
-        `n_strata` groups of equal size by it, and each group is scored on its own
-
-    Returns
-    -------
-    float, over groups and peaks that are open and closed in at least `MIN_OPEN` cells of the group; NaN if none is
+    calibration : one without offsets of peaks
+    left, right, n_detected, truth : as in `fit_peaks`, but of training cells: a few hundred validation cells hold two
+        or three open counts of a typical peak
+    strengths : how many cells in which a peak is expected to be open are added
     """
+    expected = np.zeros(truth.shape[1])
+    factors = calibration.factors(left, right, n_detected)
+    for start in range(0, len(left), 256):
+        expected += expit(product(factors[0][start : start + 256], factors[1])).sum(0, dtype=np.float64)
+    n, n_open = len(left), np.asarray(truth.sum(0), dtype=np.float64).ravel()
     found = []
-    for cells in np.array_split(np.argsort(n_detected, kind="stable"), n_strata):
-        mine = left[cells]
-        scores = lambda start, stop, mine=mine: product(mine, right[:, start:stop])
-        found.append(feature_auroc(truth[cells], scores, MIN_OPEN))
-    found = np.concatenate(found)
-    return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")
+    for strength in strengths:
+        if math.isinf(strength):
+            found.append(calibration)
+            continue
+        closed = strength * (n - expected) / np.maximum(expected, 1e-9)  # as many closed ones as predicted
+        peaks = np.log((n_open + strength) / (expected + strength))
+        peaks -= np.log((n - n_open + closed) / (n - expected + closed))
+        found.append(replace(calibration, peaks=peaks.astype(np.float32), pseudo_cells=strength))
+    return found
 
 
-def squared_error(left, right, truth: csr_matrix) -> float:
-    """Return the squared error of left @ right, averaged over cells and features."""
-    blocks = range(0, truth.shape[0], 1024)
-    errors = [np.square(product(left[b : b + 1024], right) - truth[b : b + 1024].toarray()).sum() for b in blocks]
-    return float(sum(errors) / truth.shape[0] / truth.shape[1])
+def log_loss(calibration: PeakCalibration, left, right, n_detected: np.ndarray, truth: csr_matrix) -> float:
+    """Return the mean negative log-likelihood of a cell's open and closed peaks; parameters as in `fit_peaks`."""
+    factors, total = calibration.factors(left, right, n_detected), 0.0
+    for start in range(0, len(left), 256):
+        rows = slice(start, start + 256)
+        logit = product(factors[0][rows], factors[1])
+        total += np.logaddexp(0, logit).sum(dtype=np.float64) - truth[rows].multiply(logit).sum(dtype=np.float64)
+    return float(total / max(len(left), 1))
 
 
-def pseudobulk_rmse(left, right, truth: csr_matrix, types: np.ndarray, transform=None) -> float:
-    """Return the root mean squared error of mean profiles per type, over features and types with at least ten cells.
+def calibrate_peaks(val: tuple, train: tuple | None, seed: int = 0) -> PeakCalibration:
+    """Fit the three numbers on validation cells, and offsets of peaks on training cells if they help.
+
+    Whether there are offsets, and how strongly they are shrunk, is chosen by the log loss of validation cells: the
+    three numbers are fitted on one half of them, and the loss is that of the other half. Offsets correct what the
+    decoder has got wrong about a peak in all cells, so they hold for other batches as far as peaks are as open there.
 
     Parameters
     ----------
-    left, right : [cells, k] and [k, features]; their product is the prediction
-    truth : measured values [cells, features]
-    types : cell types [cells], None where unknown
-    transform : applied to the prediction, to bring it to the scale of `truth`; None if it is on that scale
-
-    Returns
-    -------
-    float, NaN if no type has ten cells
+    val, train : left, right, n_detected and truth of cells, as in `fit_peaks`; without training cells there are no
+        offsets
+    seed : of the draw of halves, and of cells and peaks
     """
-    names, sizes = np.unique(types[pd.notna(types)].astype(str), return_counts=True)
-    errors = []
-    for name in names[sizes >= 10]:
-        mine = np.flatnonzero(types == name)
-        total = np.zeros(truth.shape[1])
-        for start in range(0, len(mine), 512):
-            predicted = product(left[mine[start : start + 512]], right)
-            total += (predicted if transform is None else transform(predicted)).sum(0, dtype=np.float64)
-        errors.append(np.square(total / len(mine) - np.asarray(truth[mine].mean(0)).ravel()).mean())
-    return float(np.sqrt(np.mean(errors))) if errors else float("nan")
+    chosen = fit_peaks(*val, seed)
+    halves = np.array_split(np.random.default_rng(seed).permutation(len(val[0])), 2)
+    if train is None or not len(train[0]) or chosen == PeakCalibration() or min(map(len, halves)) < 10:
+        return chosen
+    part = lambda cells: (val[0][cells], val[1], val[2][cells], val[3][cells])
+    losses = np.zeros(len(PSEUDO_CELLS))
+    for fitted_on, compared_on in (halves, halves[::-1]):
+        candidates = offset_per_peak(fit_peaks(*part(fitted_on), seed), *train)
+        losses += [log_loss(candidate, *part(compared_on)) for candidate in candidates]
+    (best,) = offset_per_peak(chosen, *train, [PSEUDO_CELLS[int(losses.argmin())]])
+    return best

@@ -7,14 +7,9 @@ from models.shapes import other
 from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import Cells
 from utils.evaluate.baselines import depth_translation, neighbour_translation, ridge_translation
-from utils.evaluate.metrics import MIN_OPEN, translation_scores
-from utils.evaluate.translation import (
-    auroc_within_depth,
-    product,
-    pseudobulk_rmse,
-    squared_error,
-    unweighted_probability,
-)
+from utils.evaluate.metrics import MIN_OPEN
+from utils.evaluate.translation import unweighted_probability
+from utils.evaluate.translation_scores import ERRORS, N_RESAMPLES, draw_resamples, interval, score_prediction
 from utils.files.disk_rows import row_lengths, select
 from utils.predict.translation import fit_calibration, translate
 from utils.train.config import InferConfig
@@ -22,11 +17,12 @@ from utils.train.distributed import Runtime
 from utils.train.model_folder import SavedModel
 
 CALIBRATED = "scmomer, calibrated"
-"""Row of the model's probabilities after calibration on validation cells; it ranks the peaks of a cell as before."""
+"""Row of the model's probabilities after calibration on validation cells."""
+OURS = ("scmomer", CALIBRATED)
 
 
 def score_translation(saved: SavedModel, cells: Cells, rows: np.ndarray, config: InferConfig, runtime: Runtime) -> dict:
-    """Scores of the missing modality, predicted from the measured one: ranking of peaks, or squared error of genes.
+    """Scores of the missing modality, predicted from the measured one, with intervals and the best baseline beside.
 
     Parameters
     ----------
@@ -37,7 +33,8 @@ def score_translation(saved: SavedModel, cells: Cells, rows: np.ndarray, config:
 
     Returns
     -------
-    method → scores; also n_cells, and for peaks the rule by which they are scored
+    method → scores, each with its 95% interval (`<score>_95%`); also n_cells, intervals (what varies in them),
+    differences to the best baseline, a verdict in words, and for peaks the rule by which they are scored
     """
     missing = saved.options["missing"]
     measured = other(missing)
@@ -62,32 +59,86 @@ def score_translation(saved: SavedModel, cells: Cells, rows: np.ndarray, config:
         "nearest neighbours": neighbour_translation(*known, x),
         "ridge on PCA": ridge_translation(*known, x, ranking=missing == "atac"),
     }
-    labels, table = cells.labels(), {}
+    labels = cells.labels()
+    types = None if labels is None else labels.iloc[rows].to_numpy()
     if labels is not None:
-        both = labels.iloc[train].to_numpy(), labels.iloc[rows].to_numpy()
-        factors["type mean × depth"] = depth_translation(*depths, *both)
+        factors["type mean × depth"] = depth_translation(*depths, labels.iloc[train].to_numpy(), types)
+    # Trained with open peaks weighted w times, the decoder overestimates the odds of an open peak w-fold.
+    to_probability = {"scmomer": unweighted_probability, CALIBRATED: expit} if missing == "atac" else {}
+    resamples = draw_resamples(*truth.shape, types)
+    table, draws = {}, {}
     for name, (left, right, setting) in factors.items():
-        if missing == "atac":
-            table[name] = translation_scores(
-                truth,
-                lambda start, stop, left=left, right=right: product(left, right[:, start:stop]),
-                cell_scores=lambda start, stop, left=left, right=right: product(left[start:stop], right),
-            )
-            table[name]["peak_auroc_within_depth"] = auroc_within_depth(left, right, truth, ours.n_detected)
-        else:
-            table[name] = {"rna_mse": squared_error(left, right, truth)}
-        if labels is not None:
-            types = labels.iloc[rows].to_numpy()
-            # Trained with open peaks weighted w times, the decoder overestimates the odds of an open peak w-fold.
-            to_probability = {"scmomer": unweighted_probability, CALIBRATED: expit} if missing == "atac" else {}
-            table[name]["pseudobulk_rmse"] = pseudobulk_rmse(left, right, truth, types, to_probability.get(name))
+        scores = score_prediction(
+            left, right, truth, resamples, types, ours.n_detected, to_probability.get(name), missing == "atac"
+        )
+        draws[name] = {score: values for score, (_, values) in scores.items() if len(values)}
+        table[name] = {score: value for score, (value, _) in scores.items()}
+        table[name] |= {f"{score}_95%": interval(values, table[name][score]) for score, values in draws[name].items()}
         if setting is not None:
             table[name]["setting"] = setting
+    ours_is = CALIBRATED if missing == "atac" else "scmomer"
+    table["differences"] = differences(table, draws, ours_is, [name for name in factors if name not in OURS])
+    table["verdict"] = verdict(table["differences"], ours_is)
+    table["intervals"] = (
+        f"95% of {N_RESAMPLES} bootstrap samples: of peaks for scores per peak, of cells (drawn within types where "
+        "there are labels) for all others; batches and training runs do not vary"
+    )
     if missing == "atac":
         rule = (
             f"{table['scmomer']['n_peaks']:,} of {truth.shape[1]:,} peaks are scored: those that are open in at least "
-            f"{MIN_OPEN} of the {len(rows):,} cells and closed in at least {MIN_OPEN}"
+            f"{MIN_OPEN} of the {len(rows):,} cells and closed in at least {MIN_OPEN}; linear predictions are clipped "
+            "to 0..1 for Brier score and calibration error"
         )
         runtime.say(rule)
         table["rule"] = rule
     return table | {"n_cells": len(rows)}
+
+
+def differences(table: dict, draws: dict, ours: str, baselines: list[str]) -> list[dict]:
+    """Compare one method with the best of the baselines, for each score.
+
+    Parameters
+    ----------
+    table : method → score → value
+    draws : method → score → values in the bootstrap samples
+    ours, baselines : names of methods
+
+    Returns
+    -------
+    list of a dict for each score: score, ours, baseline (the best one), theirs, difference, its 95% interval, and
+    lower_is_better
+    """
+    found = []
+    for score in draws[ours]:
+        known = {name: table[name][score] for name in baselines if np.isfinite(table[name].get(score, np.nan))}
+        if not known or not np.isfinite(table[ours][score]):
+            continue
+        best = (min if score in ERRORS else max)(known, key=known.get)
+        difference = table[ours][score] - known[best]
+        comparison = {
+            "score": score,
+            "ours": table[ours][score],
+            "baseline": best,
+            "theirs": known[best],
+            "difference": difference,
+            "difference_95%": interval(draws[ours][score] - draws[best][score], difference),
+            "lower_is_better": score in ERRORS,
+        }
+        found.append(comparison)
+    return found
+
+
+def verdict(compared: list[dict], ours: str) -> list[str]:
+    """Return a sentence for each score that says who wins; `compared` comes from `differences`."""
+    sentences = []
+    for row in compared:
+        low, high = row["difference_95%"]
+        if row["lower_is_better"]:
+            low, high = -high, -low
+        how = "wins against" if low > 0 else "loses against" if high < 0 else "cannot be told apart from"
+        a, b = row["difference_95%"]
+        sentences.append(
+            f"{row['score'].replace('_', ' ')}: {ours} {how} the best baseline, {row['baseline']}: {row['ours']:.4g} "
+            f"against {row['theirs']:.4g}, difference {row['difference']:+.2g} (95% from {a:+.2g} to {b:+.2g})"
+        )
+    return sentences

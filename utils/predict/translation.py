@@ -13,13 +13,16 @@ from scipy.special import expit
 from models.shapes import other
 from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import Cells
-from utils.evaluate.translation import PeakCalibration, fit_peaks, product
+from utils.evaluate.translation import PeakCalibration, calibrate_peaks, product
 from utils.files.disk_rows import row_lengths
 from utils.files.write import write_in_blocks
 from utils.predict.infer import infer
 from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
 from utils.train.model_folder import SavedModel
+
+MOST_CELLS = 8192
+"""Calibration uses at most this many validation and this many training cells, drawn at random."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,11 @@ def translate(saved: SavedModel, dataset: CellDataset, config: InferConfig, runt
 
 
 def fit_calibration(saved: SavedModel, cells: Cells, config: InferConfig, runtime: Runtime) -> PeakCalibration:
-    """Fit the calibration of predicted peaks on the validation cells of a file.
+    """Fit the calibration of predicted peaks: three numbers on the validation cells of a file, from which the model has
+    not learned, and offsets of peaks on its training cells if validation cells show that they help.
 
-    The model has not learned from these cells. Its decoder's bias, the only training mean in a model folder, has moved
-    during training and says nothing about depth, so a folder alone is not enough.
+    A model folder alone is not enough: its decoder's bias, the only training mean in it, has moved during training and
+    says nothing about depth.
 
     Parameters
     ----------
@@ -85,12 +89,20 @@ def fit_calibration(saved: SavedModel, cells: Cells, config: InferConfig, runtim
     cells : paired cells that fit it
     config, runtime : how to run the model
     """
-    rows = cells.rows("val")
-    if not len(rows):
-        return PeakCalibration()
-    dataset = CellDataset({"rna": cells.values["rna"][rows]}, cells.obs.index[rows])
-    found = translate(saved, dataset, config, runtime)
-    return fit_peaks(found.left, found.right, found.n_detected, cells.values["atac"][rows])
+    sides = {}
+    for split in ("val", "train"):
+        rows = cells.rows(split)
+        if len(rows) > MOST_CELLS:
+            rows = np.sort(np.random.default_rng(0).choice(rows, MOST_CELLS, replace=False))
+        if not len(rows):
+            if split == "val":
+                return PeakCalibration()
+            sides[split] = None
+            continue
+        dataset = CellDataset({"rna": cells.values["rna"][rows]}, cells.obs.index[rows])
+        found = translate(saved, dataset, config, runtime)
+        sides[split] = found.left, found.right, found.n_detected, csr_matrix(cells.values["atac"][rows])
+    return calibrate_peaks(sides["val"], sides["train"])
 
 
 def write_cells(
