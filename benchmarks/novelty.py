@@ -77,6 +77,7 @@ def scores(out: Path, number: int) -> dict[str, float]:
         mahalanobis_distance,
         neighbour_distance,
         novelty_p_values,
+        p_values,
         unit,
     )
     from utils.predict.infer import decode
@@ -108,7 +109,12 @@ def scores(out: Path, number: int) -> dict[str, float]:
     one, other = halves[::2], halves[1::2]
     fitted = fit_novelty(embedding[train], embedding[one])
     novel = lambda rows: float((novelty_p_values(fitted, embedding[rows]) < 0.05).mean())
-    return out | {"found": novel(new), "false alarms": novel(other)}
+    by_mahalanobis = p_values(found["mahalanobis"][one], found["mahalanobis"][new]) < 0.05
+    return out | {
+        "found": novel(new),
+        "false alarms": novel(other),
+        "found by mahalanobis": float(by_mahalanobis.mean()),
+    }
 
 
 if __name__ == "__main__":
