@@ -97,7 +97,8 @@ def detect_values(sample: csr_matrix, values: str = "auto", is_open: bool = Fals
     Parameters
     ----------
     sample : [cells, features], without stored zeros
-    values : counts, log1p or cpm if the user states the kind (base and exactness are still detected); or auto
+    values : counts, log1p, log2 or cpm if the user states the kind (exactness is still detected, and the base unless it
+        is log2); or auto
     is_open : whether the features are peaks, which are open if their value is above zero, whatever the value is
 
     Returns
@@ -122,7 +123,8 @@ def detect_values(sample: csr_matrix, values: str = "auto", is_open: bool = Fals
     if values != "cpm" and x.max() <= MAX_LOG:
         # If a sample has few different values, several bases may give whole numbers. Then the base that gives all cells
         # the same sum is the right one, because cells were scaled to one sum; so bases that do are tried first.
-        for base in sorted(BASES, key=lambda base: not _equal_sums(_unlog(x, base), indptr)):
+        bases = ("2",) if values == "log2" else BASES
+        for base in sorted(bases, key=lambda base: not _equal_sums(_unlog(x, base), indptr)):
             if recover_counts(_unlog(x, base), indptr)[1].all():
                 return Values("log1p", base)
     if values == "cpm" or (values == "auto" and _equal_sums(x, indptr)):
@@ -131,6 +133,8 @@ def detect_values(sample: csr_matrix, values: str = "auto", is_open: bool = Fals
         return Values("counts", exact=False)
     if x.max() > MAX_LOG or (values == "auto" and whole.mean() > 0.01):  # logarithms are hardly ever whole
         return Values("fractional")
+    if values == "log2":
+        return Values("log1p", "2", exact=False)
     equal = [base for base in BASES if _equal_sums(_unlog(x, base), indptr)]
     return Values("log1p", equal[0] if equal else "e", exact=False, guessed=not equal)
 
