@@ -5,13 +5,14 @@
 
 A cell type model is scored on the labels of the test cells, beside the majority class, nearest neighbours and logistic
 regression (on all features, and on 50 principal components). Baselines are fitted on the same training cells and tuned
-on the same validation cells; the model's embedding is scored beside principal components. A model with a student is
-scored on translation: how well it predicts, from the measured modality, the one it has not seen, beside the mean, the
-mean times the cell's depth (also per type, by the cells' labels, which the model does not see), nearest neighbours and
-ridge regression. Predicted peaks are also scored after calibration on validation cells. Each score has its 95%
-interval, and a sentence says whether the model or the best of the others wins. Writes
-evaluation_<split>.json, .csv and .png into --out_path. For cell types it also writes the confusion matrix, precision,
-recall and F1 of each type (per_type_<split>.csv), and each method's prediction for each cell (predicted_<split>.csv).
+on the same validation cells; the model's embedding is scored beside principal components, and its prediction sets
+beside those of logistic regression, at the same --coverage. A model with a student is scored on translation: how well
+it predicts, from the measured modality, the one it has not seen, beside the mean, the mean times the cell's depth (also
+per type, by the cells' labels, which the model does not see), nearest neighbours and ridge regression. Predicted peaks
+are also scored after calibration on validation cells. Each score has its 95% interval, and a sentence says whether the
+model or the best of the others wins. Writes evaluation_<split>.json, .csv and .png into --out_path. For cell types it
+also writes the confusion matrix, precision, recall and F1 of each type (per_type_<split>.csv), and each method's
+prediction for each cell (predicted_<split>.csv).
 """
 
 import math
@@ -21,7 +22,7 @@ from pathlib import Path
 from models.shapes import MODALITIES
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
-from utils.train.config import InferConfig
+from utils.train.config import InferConfig, LabelConfig
 
 RANKED = ("accuracy", "macro_f1")  # the best of each is printed
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "peak_auroc", "cell_auroc", "peak_ap", "cell_ap", "rna_mse")
@@ -35,10 +36,12 @@ class Flags:
     label_column: str | None = flag("column of obs with cell types; by default the one the model was trained on", None)
     out_path: str | None = flag("folder for the results; by default <model_path>/evaluation", None)
     model_alone: bool = flag("leave out the baselines of cell types", False)
+    coverage: float = flag("share of prediction sets that hold the true type, from 0.5 to 0.99", 0.9)
 
 
 def main() -> None:
     flags, config = parse_flags(__doc__, Flags, InferConfig)
+    LabelConfig(flags.coverage)  # refuses an impossible coverage
 
     # Slow to import: --help and mistaken flags do not wait for them.
     from utils.cells.preprocessed import read_cells
@@ -66,7 +69,7 @@ def main() -> None:
 
     if is_types:
         table = score_types(
-            saved, cells, flags.split, config, runtime, out, flags.label_column, model_alone=flags.model_alone
+            saved, cells, flags.split, config, runtime, out, flags.label_column, flags.model_alone, flags.coverage
         )
     else:
         table = score_translation(saved, cells, rows, config, runtime)

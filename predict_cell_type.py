@@ -3,11 +3,18 @@
     python predict_cell_type.py --data_path new_cells.h5ad --model_path runs/celltype
 
 Input: raw cells in any format that preprocess.py reads. Genes are matched, peaks projected and values normalised as
-for the model's training cells, with a report of what was found and what was lost. Output: the same cells in the same
-order with everything that the file holds, and obs["predicted_cell_type"], obs["confidence"] (calibrated probability of
-that type), the multi-omics embedding in obsm["X_scmomer"], and a record of the model and the command in
-uns["scmomer"]. Predictions of an earlier run are replaced. Your own columns of these names are never replaced: choose
-other names with --prefix.
+for the model's training cells, with a report of what was found and what was lost.
+
+Output: the same cells in the same order with everything that the file holds, and for each cell, in obs:
+  predicted_cell_type, confidence   the type and its calibrated probability
+  second_cell_type, margin          the next type, and the difference of the two probabilities
+  prediction_set                    the types that the cell may have: a share --coverage of the sets hold the true one
+  novelty, is_novel                 how unlike validation cells it is, from 0 to 1; --reject leaves it unassigned
+  rna_measured, atac_measured       whether the model has read the cell's RNA and ATAC
+in obsm the embeddings X_scmomer, X_scmomer_rna and X_scmomer_atac, and cell_type_probability; in uns["scmomer"] a
+record of the model and the command. <data>.predicted.csv holds the columns of obs. docs/predictions.md explains them.
+Predictions of an earlier run are replaced. Your own columns of these names are never replaced: choose other names with
+--prefix.
 """
 
 from dataclasses import dataclass
@@ -15,7 +22,7 @@ from pathlib import Path
 
 from utils.cells.config import IngestConfig
 from utils.cli import flag, parse_flags, run_script
-from utils.train.config import InferConfig
+from utils.train.config import InferConfig, LabelConfig
 
 
 @dataclass
@@ -30,13 +37,14 @@ class Flags:
 
 
 def main() -> None:
-    flags, ingest, config = parse_flags(__doc__, Flags, IngestConfig, InferConfig)
+    flags, choices, ingest, config = parse_flags(__doc__, Flags, LabelConfig, IngestConfig, InferConfig)
 
     # Slow to import: --help and mistaken flags do not wait for them.
     from utils.cells.preprocessed import open_cells
     from utils.files.write import check_target, write_whole
     from utils.predict.annotate import Names
     from utils.predict.label import label_cells
+    from utils.predict.table import table_path, write_table
     from utils.train.distributed import distributed_run
     from utils.train.model_folder import load_model
 
@@ -47,15 +55,18 @@ def main() -> None:
         bare = file.path.name.removesuffix(file.suffix)  # a.csv and a.h5ad do not share an output
         out_path = flags.out_path or str(file.path.with_name(f"{bare}.predicted{file.suffix}"))
         check_target(out_path, file.suffix, inputs)
+        csv_path = str(table_path(out_path))
+        check_target(csv_path, ".csv", inputs)
         inside = Path(flags.ckpt_dir) / flags.model_path
         saved = load_model(inside if inside.exists() else flags.model_path, "celltype")
-        labelled = label_cells(file, saved, names.prefix, ingest, config, runtime)
+        labelled = label_cells(file, saved, names.prefix, ingest, config, runtime, choices)
         if not runtime.is_main:
             return
         write_whole(labelled, out_path)
+        write_table(labelled, Names.of(names.prefix, saved), csv_path)
         sizes = labelled.obs[f"{names.prefix}predicted_cell_type"].value_counts()
         types = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size)
-        runtime.say(f"wrote {out_path}: {sizes.sum():,} cells; {types}")
+        runtime.say(f"wrote {out_path} and {Path(csv_path).name}: {sizes.sum():,} cells; {types}")
 
 
 if __name__ == "__main__":

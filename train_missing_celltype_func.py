@@ -10,7 +10,8 @@ pretrain_rna.py or pretrain_atac.py with --other_modality zeros. If few cells ar
 with --pseudo_labels_from the first folder, so that the model learns from all training cells.
 
 Output: <ckpt_dir>/<model_name>, for predict_cell_type.py. Each epoch prints the loss (cross-entropy) and the
-accuracy; at the end a temperature is fitted on the validation cells, which calibrates the confidence.
+accuracy; at the end a temperature is fitted on the validation cells, which calibrates the confidence, and so are the
+thresholds of prediction sets and of novelty.
 """
 
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def main() -> None:
         )
         parts["head"] = shape
         stage.fit(objective, train, val, parts, like=parent, saves=model, options=options, outputs=types)
-        calibrate(stage.folder, "celltype", val, stage.infer_config, stage.runtime)
+        calibrate(stage.folder, "celltype", val, stage.infer_config, stage.runtime, train)
 
 
 if __name__ == "__main__":

@@ -212,8 +212,16 @@ STEPS = (
         *("gene_pairs.md", (Goal("auroc", "above all"),)),
     ),
     # Perturbed cells: the encoder is that of the human cells, none of which is a perturbed one
-    perturbation("singles", "unseen singles", Goal("pearson", "above the training mean")),
-    perturbation("doubles", "unseen doubles", Goal("pearson", "level with the sum of the singles", level=True)),
+    perturbation(
+        *("singles", "unseen singles"),
+        Goal("pearson", "above the training mean", against="mean of training conditions"),
+        Goal("pearson", ""),
+    ),
+    perturbation(
+        *("doubles", "unseen doubles"),
+        Goal("pearson, both of the singles seen", "level with the sum of the singles", level=True),
+        Goal("pearson", ""),
+    ),
     perturbation("lines", "another cell line", Goal("pearson", "")),
 )
 TASKS = tuple(dict.fromkeys(step.group for step in STEPS if step.result))

@@ -18,7 +18,10 @@ from utils.files.write import write_whole
 from utils.train.folders import MANIFEST, file_hash
 from utils.train.model_folder import load_model
 
-PLACES = ["obs['predicted_cell_type']", "obs['confidence']", "obsm['X_scmomer']"]
+COLUMNS = ["predicted_cell_type", "confidence", "second_cell_type", "margin", "prediction_set"]
+MEASURED = ["rna_measured", "atac_measured"]
+MATRICES = ["X_scmomer", "X_scmomer_rna", "X_scmomer_atac", "cell_type_probability"]
+PLACES = [f"obs['{name}']" for name in COLUMNS + MEASURED] + [f"obsm['{name}']" for name in MATRICES]
 
 
 @pytest.fixture
@@ -73,8 +76,10 @@ def test_predictions_of_an_earlier_run_are_replaced_and_nothing_else_is(query, r
         device="cpu",
     )
     both = ad.read_h5ad(second)
-    assert set(both.obs) == {"donor", "predicted_cell_type", "confidence", "b_predicted_cell_type", "b_confidence"}
-    assert set(both.obsm) == {"X_scmomer", "X_b_scmomer"}
+    columns = COLUMNS + MEASURED
+    assert set(both.obs) == {"donor", *columns, *(f"b_{name}" for name in columns)}
+    others = {"X_b_scmomer", "X_b_scmomer_rna", "X_b_scmomer_atac", "b_cell_type_probability"}
+    assert set(both.obsm) == {*MATRICES, *others}
     assert {"scmomer", "b_scmomer"} <= set(both.uns)
 
 

@@ -169,26 +169,52 @@ def summary(scores: dict[str, np.ndarray]) -> dict[str, float | tuple[float, flo
     return row
 
 
-def compare(ours: str, scores: dict[str, dict[str, np.ndarray]], baselines: list[str], measure: str) -> dict:
+def compare(
+    ours: str, scores: dict[str, dict[str, np.ndarray]], baselines: list[str], measure: str, some: np.ndarray
+) -> dict:
     """Compare our row with the best of the baselines in one measure, on the same conditions.
+
+    Parameters
+    ----------
+    some : [n] bool, the conditions to compare on
 
     Returns
     -------
-    baseline, difference (ours minus the baseline's), 95% interval of it, and a sentence
+    score, ours and theirs, baseline, difference (ours minus the baseline's) and its 95% interval, lower_is_better
     """
-    larger_is_better = not measure.startswith("mse")
-    means = {name: np.nanmean(scores[name][measure]) for name in baselines}
-    best = (max if larger_is_better else min)(means, key=means.get)
-    paired = scores[ours][measure] - scores[best][measure]
-    low, high = interval(paired)
-    sign = 1 if larger_is_better else -1
-    how = "wins against" if min(sign * low, sign * high) > 0 else "cannot be told apart from"
-    how = "loses against" if max(sign * low, sign * high) < 0 else how
-    sentence = (
-        f"{MEASURES[measure]}: {ours} {how} the best row without it, {best}: {np.nanmean(scores[ours][measure]):.3f} "
-        f"against {means[best]:.3f}, difference {np.nanmean(paired):+.3f} (95% from {low:+.3f} to {high:+.3f})"
+    lower_is_better = measure.startswith("mse")
+    means = {name: float(np.nanmean(scores[name][measure][some])) for name in baselines}
+    best = (min if lower_is_better else max)(means, key=means.get)
+    paired = (scores[ours][measure] - scores[best][measure])[some]
+    return {
+        "score": measure,
+        "ours": float(np.nanmean(scores[ours][measure][some])),
+        "baseline": best,
+        "theirs": means[best],
+        "difference": float(np.nanmean(paired)),
+        "difference_95%": interval(paired),
+        "lower_is_better": lower_is_better,
+    }
+
+
+def in_words(ours: str, row: dict, name: str) -> str:
+    """Return a comparison as a sentence.
+
+    Parameters
+    ----------
+    ours : our row
+    row : from `compare`
+    name : the measure in words
+    """
+    low, high = row["difference_95%"]
+    if row["lower_is_better"]:
+        low, high = -high, -low
+    how = "wins against" if low > 0 else "loses against" if high < 0 else "cannot be told apart from"
+    low, high = row["difference_95%"]
+    return (
+        f"{name}: {ours} {how} {row['baseline']}: {row['ours']:.3f} against {row['theirs']:.3f}, difference "
+        f"{row['difference']:+.3f} (95% from {low:+.3f} to {high:+.3f})"
     )
-    return {"baseline": best, "difference": float(np.nanmean(paired)), "95%": (low, high), "sentence": sentence}
 
 
 # Rows without a trained model ----------------------------------------------------------------------------------------

@@ -6,12 +6,14 @@ import numpy as np
 import pandas as pd
 
 from utils.evaluate.perturbation import (
+    MEAN,
     MEASURES,
     SUM,
     Conditions,
     Fold,
     change_scores,
     compare,
+    in_words,
     interval,
     n_seen,
     summary,
@@ -102,23 +104,27 @@ class Scores:
         ]
         return pd.concat(parts, ignore_index=True)
 
-    def verdict(self, ours: str) -> tuple[list[str], dict]:
-        """Who wins, one sentence a score, and the differences behind the sentences."""
-        others = [name for name in self.of if name not in (ours, CEILING)]
-        differences = {measure: compare(ours, self.of, others, measure) for measure in MEASURES}
-        sentences = [found.pop("sentence") for found in differences.values()]
-        if SUM in self.of:
-            for kind in sorted(set(self.kind), reverse=True):
-                gain = (self.of[ours]["pearson"] - self.of[SUM]["pearson"])[self.kind == kind]
-                low, high = interval(gain)
-                differences[kind] = {"baseline": SUM, "difference": float(gain.mean()), "95%": (low, high)}
-                sentences.append(
-                    f"{kind} ({len(gain)}): {ours} minus {SUM}, Pearson {gain.mean():+.3f} "
-                    f"(95% from {low:+.3f} to {high:+.3f})"
-                )
+    def verdict(self, ours: str) -> tuple[list[str], list[dict]]:
+        """Who wins, one sentence a comparison, and the comparisons (see `compare`).
+
+        Our row is compared with the best of the others in each score, and in the correlation also with the mean of the
+        training conditions; for doubles with the sum of the singles, too, by how many of the singles were seen.
+        """
+        others, all_of = [name for name in self.of if name not in (ours, CEILING)], np.ones(len(self.kind), dtype=bool)
+        named = {text: (measure, others, all_of) for measure, text in MEASURES.items()}
+        named["Pearson of the change, against the mean"] = "pearson", [MEAN], all_of
+        for kind in sorted(set(self.kind), reverse=True) if SUM in self.of else ():
+            some = self.kind == kind
+            named[f"Pearson of the change, {kind} ({some.sum()})"] = "pearson", [SUM], some
+        rows, sentences = [], []
+        for text, (measure, baselines, some) in named.items():
+            row = compare(ours, self.of, baselines, measure, some)
+            kind = "" if some.all() else f", {self.kind[some][0]}"
+            rows.append(row | {"score": measure + kind})
+            sentences.append(in_words(ours, row, text))
         low, high = interval(self.best_pearson)
         sentences.append(
             f"a half of the cells predicts the other with Pearson {self.of[CEILING]['pearson'].mean():.3f}; a "
             f"prediction without error would reach {self.best_pearson.mean():.3f} ({low:.3f} to {high:.3f}) on all"
         )
-        return sentences, differences
+        return sentences, rows

@@ -1,10 +1,12 @@
 """New cells, prepared for a trained model, and their file with the model's predictions."""
 
+import platform
 import re
 import shlex
 import sys
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import anndata as ad
@@ -15,6 +17,7 @@ import pandas as pd
 from anndata.io import read_elem
 from scipy.sparse import vstack
 
+from models.shapes import MODALITIES
 from utils import __version__
 from utils.cells.config import IngestConfig
 from utils.cells.ingest import ingest
@@ -22,9 +25,12 @@ from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import STAMP, STAMPED, RawFile, common_barcodes
 from utils.errors import UserError
 from utils.features.normalise import model_values
-from utils.predict.infer import Prediction
+from utils.predict.infer import Prediction, latents_of
 from utils.train.model_folder import SavedModel
 from utils.train.tasks import CELL_TYPES
+
+MEASURED = {"rna": "rna_measured", "atac": "atac_measured"}
+"""Modality → column of obs: whether the model has read this modality of a cell, which is else inferred or missing."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +40,34 @@ class Names:
     Attributes
     ----------
     prefix : put before every name, so that predictions of several models, or a user's own columns, do not clash
-    columns : the task's columns of obs, without prefix
+    columns : columns of obs, without prefix
+    latents : the modalities whose latents are written
+    table : key of obsm for the probability of each output, without prefix; empty for none
     """
 
     prefix: str = ""
-    columns: tuple[str, ...] = tuple(CELL_TYPES.columns)
+    columns: tuple[str, ...] = (*CELL_TYPES.columns, *MEASURED.values())
+    latents: tuple[str, ...] = MODALITIES
+    table: str = CELL_TYPES.table
 
     def __post_init__(self):
         if not re.fullmatch(r"[\w.-]{0,50}", self.prefix):
             raise UserError(f"--prefix {self.prefix!r}: at most 50 letters, digits, dots, hyphens and underscores")
 
+    @classmethod
+    def of(cls, prefix: str, saved: SavedModel) -> "Names":
+        """The names of what a model's predictions are."""
+        columns = (*saved.task.columns_of(saved.fitted), *MEASURED.values())
+        return cls(prefix, columns, latents_of(saved), saved.task.table)
+
     @property
     def embedding(self) -> str:
         """Key of obsm for the cell embedding."""
         return f"X_{self.prefix}scmomer"
+
+    def latent(self, modality: str) -> str:
+        """Key of obsm for the latent of a modality."""
+        return f"{self.embedding}_{modality}"
 
     @property
     def provenance(self) -> str:
@@ -57,7 +77,9 @@ class Names:
     @property
     def places(self) -> list[str]:
         """Everything written per cell, as messages name it."""
-        return [*(f"obs['{self.prefix}{column}']" for column in self.columns), f"obsm['{self.embedding}']"]
+        keys = [self.embedding, *map(self.latent, self.latents), *([self.prefix + self.table] if self.table else [])]
+        columns = [f"obs['{self.prefix}{column}']" for column in self.columns]
+        return columns + [f"obsm['{key}']" for key in keys]
 
     def claim(self, file: RawFile) -> list[str]:
         """Check that the names are free, or hold an earlier prediction, which may be replaced.
@@ -100,7 +122,7 @@ class Query:
     file : the file they come from
     dataset : model-ready values, in the file's order
     barcodes : [cells]
-    empty : [cells] bool, whether a cell has no count in any of the model's genes (or peaks)
+    measured : modality that the model reads → [cells] bool, whether a cell has a count in any of the model's features
     report : what was found and done, one line each
     warnings : the lines of it that make the predictions doubtful
     coverage : share of the model's genes (or peaks) in the file, and share of the file's counts that they hold
@@ -109,36 +131,67 @@ class Query:
     file: RawFile
     dataset: CellDataset
     barcodes: pd.Index
-    empty: np.ndarray
+    measured: dict[str, np.ndarray]
     report: list[str]
     warnings: list[str]
     coverage: dict[str, float] = field(default_factory=dict)
 
-    def annotate(self, prediction: Prediction, saved: SavedModel, names: Names) -> ad.AnnData | mudata.MuData:
+    @property
+    def empty(self) -> np.ndarray:
+        """[cells] bool, whether a cell lacks counts in a modality that the model reads."""
+        return ~np.logical_and.reduce(list(self.measured.values()))
+
+    def annotate(
+        self, prediction: Prediction, saved: SavedModel, names: Names, choices: object = None
+    ) -> ad.AnnData | mudata.MuData:
         """The file with predictions; cells that were not read get none.
 
-        Columns and embeddings are also written to each modality of paired cells, where scanpy looks for them.
+        Columns and the cell embedding are also written to each modality of paired cells, where scanpy looks for them.
+        What an earlier run has written under the same prefix is removed first.
+
+        Parameters
+        ----------
+        prediction : with the latents of `names.latents`
+        saved, names, choices : the model, the names to write, and the settings of its task's predictions
         """
-        out = self.file.content()
-        columns = pd.DataFrame(index=self.barcodes)
-        for column, for_empty in saved.task.columns.items():
-            values = prediction[column].copy()
-            values[self.empty] = for_empty
-            columns[names.prefix + column] = pd.Categorical(values) if values.dtype == object else values
-        for part in (out, *(out.mod.values() if isinstance(out, mudata.MuData) else ())):
-            for name, values in columns.reindex(part.obs_names).items():
-                part.obs[name] = values
-            row = self.barcodes.get_indexer(part.obs_names)
-            part.obsm[names.embedding] = np.where(row[:, None] >= 0, prediction.embedding[row], np.float32(np.nan))
+        out, empty = self.file.content(), self.empty
+        parts = (out, *(out.mod.values() if isinstance(out, mudata.MuData) else ()))
         before = out.uns.get(names.provenance)
-        out.uns[names.provenance] = self.provenance(saved, names)
+        for place in before["written"] if isinstance(before, dict) and "written" in before else ():
+            _remove(parts, str(place))
+        columns = pd.DataFrame(index=self.barcodes)
+        for column, for_empty in saved.task.columns_of(saved.fitted).items():
+            values = prediction[column].copy()
+            values[empty] = for_empty
+            columns[names.prefix + column] = pd.Categorical(values) if values.dtype == object else values
+        for modality, column in MEASURED.items():
+            columns[names.prefix + column] = self.measured.get(modality, False)
+        for part in parts:
+            row = self.barcodes.get_indexer(part.obs_names)
+            for name, values in columns.items():
+                if values.dtype == bool:  # missing for no cell: a column of objects could not be written
+                    part.obs[name] = np.where(row >= 0, values.to_numpy()[row], False)
+                else:
+                    part.obs[name] = values.reindex(part.obs_names)
+            part.obsm[names.embedding] = _rows_of(prediction.embedding, row)
+        row = self.barcodes.get_indexer(out.obs_names)
+        for modality in names.latents:
+            out.obsm[names.latent(modality)] = _rows_of(prediction.latents[modality], row)
+        if names.table:
+            table = _rows_of(prediction["probability"], row)
+            if empty.any():
+                table = np.where(np.isin(row, np.flatnonzero(empty))[:, None], np.float32(np.nan), table)
+            out.obsm[names.prefix + names.table] = pd.DataFrame(
+                table, out.obs_names, column_names(saved.outputs), copy=False
+            )
+        out.uns[names.provenance] = self.provenance(saved, names, choices)
         if names.provenance == STAMP and self.file.stamp is not None:
             out.uns[STAMP][STAMPED] = before if isinstance(before, str) else before[STAMPED]
         elif before is not None and not (isinstance(before, dict) and "written" in before):
             out.uns[f"{names.provenance}_before"] = before
         return out
 
-    def provenance(self, saved: SavedModel, names: Names) -> dict:
+    def provenance(self, saved: SavedModel, names: Names, choices: object = None) -> dict:
         """The entry of uns that records what made the predictions."""
         entry = {
             "written": np.array(names.places, dtype=object),
@@ -148,11 +201,44 @@ class Query:
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "trained_on_simulated_cells": saved.is_simulated,
+            "versions": {name: version(name) for name in ("torch", "anndata", "numpy")}
+            | {"scmomer": __version__, "python": platform.python_version()},
+            "outputs": np.array(saved.outputs, dtype=object),
+            "reads": np.array(saved.model_config.inputs, dtype=object),
             "n_labelled": int((~self.empty).sum()),
             "n_unassigned": int(self.empty.sum()),
             "warnings": np.array(self.warnings, dtype=object),
         }
-        return entry | saved.task.provenance(saved.fitted) | self.coverage
+        how = {} if choices is None else {"choices": choices}
+        return entry | saved.task.provenance(saved.fitted, **how) | self.coverage
+
+
+def _remove(parts: tuple, place: str) -> None:
+    """Remove a place that an earlier run has written, as `obs['confidence']`, from a file and its modalities."""
+    kind, _, key = place.removesuffix("']").partition("['")
+    for part in parts:
+        if kind == "obs" and key in part.obs:
+            del part.obs[key]
+        elif kind == "obsm" and key in part.obsm:
+            del part.obsm[key]
+
+
+def _rows_of(values: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Rows of an array [cells, …], NaN for a row of -1; the array itself if these are all its rows in order."""
+    if len(row) == len(values) and (row == np.arange(len(row))).all():
+        return values
+    return np.where(row[:, None] >= 0, values[row], np.float32(np.nan))
+
+
+def column_names(outputs: list[str]) -> list[str]:
+    """The outputs as names of columns that HDF5 can hold: without slashes, none twice, none that is reserved."""
+    names: list[str] = []
+    for output in outputs:
+        name = output.replace("/", "|")
+        while name in names or name in ("_index", ".", ".."):
+            name += "_"
+        names.append(name)
+    return names
 
 
 def read_query(
@@ -188,8 +274,7 @@ def read_query(
     if not len(barcodes):
         raise UserError(f"{file.path}: holds no cell measured in {' and '.join(inputs)}; nothing can be predicted")
     config = replace(config, genome=config.genome or saved.stamp.get("genome"))
-    values, report, warnings, coverage = {}, list(file.notes), [], {}
-    empty = np.zeros(len(barcodes), dtype=bool)
+    values, measured, report, warnings, coverage = {}, {}, list(file.notes), [], {}
     for name in inputs:
         ingested = ingest(file.modalities[name], config, saved.features[name], progress)
         report, warnings = report + ingested.report(), warnings + ingested.warnings
@@ -199,17 +284,18 @@ def read_query(
         ]
         rows = ingested.barcodes.get_indexer(barcodes)
         values[name] = vstack(prepared, format="csr")[rows]
-        empty |= ~ingested.measured[rows]
+        measured[name] = np.asarray(ingested.measured[rows])
     if left_out := len(file.obs) - len(barcodes):
         report.append(
             f"{left_out:,} of {len(file.obs):,} cells were not measured in {' and '.join(inputs)} and get no prediction"
         )
-    if empty.any():
-        report.append(f"{empty.sum():,} cells have no count in the model's features and stay unassigned")
-    doubts = []
+    doubts, query = [], Query(file, CellDataset(values, barcodes), barcodes, measured, report, warnings, coverage)
+    if query.empty.any():
+        report.append(f"{query.empty.sum():,} cells have no count in the model's features and stay unassigned")
     if saved.is_simulated:
         doubts.append(f"{saved.path} was trained on simulated cells; its predictions mean nothing for real ones")
     if saved.task:
         doubts += saved.task.doubts(saved.fitted)
     report += [f"warning: {doubt}" for doubt in doubts]
-    return Query(file, CellDataset(values, barcodes), barcodes, empty, report, warnings + doubts, coverage)
+    warnings += doubts
+    return query

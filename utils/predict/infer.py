@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from models.minibatch import Minibatch
 from models.scmomer import ScMomer
+from models.shapes import MODALITIES
 from utils.cells.minibatches import CellDataset, LengthPlan, make_loader
 from utils.errors import UserError
 from utils.files.disk_rows import select
@@ -144,24 +145,36 @@ class Prediction:
     ----------
     values : name → [cells, …], as its task names them (for cell types: predicted_cell_type, confidence, probability)
     embedding : [cells, latent_dim]
+    latents : modality → [cells, latent_dim], measured or the student's; empty if not asked for
     """
 
     values: dict[str, np.ndarray]
     embedding: np.ndarray
+    latents: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.values[name]
 
 
 def decode(
-    saved: SavedModel, dataset: CellDataset, config: InferConfig, runtime: Runtime, title: str
+    saved: SavedModel,
+    dataset: CellDataset,
+    config: InferConfig,
+    runtime: Runtime,
+    title: str,
+    with_latents: tuple[str, ...] = (),
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Embeddings [cells, latent_dim] of a dataset, and what the model's head decodes, name → [cells, …]."""
+    """Embeddings [cells, latent_dim] of a dataset, and what the model's head decodes, name → [cells, …].
+
+    The latents of the modalities `with_latents` [cells, latent_dim] are added under the names `latent rna` and so on.
+    """
     model, names = saved.build(), []
 
     def embed_and_decode(batch: Minibatch) -> tuple[Tensor, ...]:
-        embedding, outputs = model(batch)
-        decoded = model.head.decode(outputs)
+        latents = model.latents(batch)
+        embedding = model.fusion(latents)
+        decoded = model.head.decode(model.head(embedding, batch.key, batch.condition))
+        decoded = decoded | {f"latent {name}": latents[name] for name in with_latents}
         names[:] = decoded
         return embedding, *decoded.values()
 
@@ -169,7 +182,31 @@ def decode(
     return embedding, dict(zip(names, decoded, strict=True))
 
 
-def predict(saved: SavedModel, dataset: CellDataset, config: InferConfig, runtime: Runtime) -> Prediction:
-    """The predictions of a model folder with a head, for all cells of a dataset."""
-    embedding, decoded = decode(saved, dataset, config, runtime, "predicting")
-    return Prediction(saved.task.predict(decoded, saved.outputs, saved.fitted), embedding)
+def latents_of(saved: SavedModel) -> tuple[str, ...]:
+    """The modalities whose latents a composed model knows: those it reads, and the one that its student predicts."""
+    config = saved.model_config
+    return tuple(name for name in MODALITIES if name in config.inputs or config.other_modality == "student")
+
+
+def predict(
+    saved: SavedModel,
+    dataset: CellDataset,
+    config: InferConfig,
+    runtime: Runtime,
+    choices: object = None,
+    with_latents: bool = False,
+) -> Prediction:
+    """The predictions of a model folder with a head, for all cells of a dataset.
+
+    Parameters
+    ----------
+    saved, dataset, config, runtime : the model, the cells, and how to run it
+    choices : settings of the task's predictions (`LabelConfig` for cell types), or None for its defaults
+    with_latents : keep the latent of each modality, too
+    """
+    names = latents_of(saved) if with_latents else ()
+    embedding, decoded = decode(saved, dataset, config, runtime, "predicting", names)
+    latents = {name: decoded.pop(f"latent {name}") for name in names}
+    how = {} if choices is None else {"choices": choices}
+    values = saved.task.predict(decoded | {"embedding": embedding}, saved.outputs, saved.fitted, **how)
+    return Prediction(values, embedding, latents)

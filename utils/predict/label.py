@@ -10,7 +10,7 @@ from utils.cells.config import IngestConfig
 from utils.cells.preprocessed import RawFile, open_cells
 from utils.predict.annotate import Names, read_query
 from utils.predict.infer import predict
-from utils.train.config import InferConfig
+from utils.train.config import InferConfig, LabelConfig
 from utils.train.distributed import Runtime
 from utils.train.model_folder import SavedModel, load_model
 from utils.train.tasks import TASKS
@@ -23,6 +23,7 @@ def label_cells(
     ingest: IngestConfig | None = None,
     config: InferConfig | None = None,
     runtime: Runtime | None = None,
+    choices: LabelConfig | None = None,
 ) -> ad.AnnData | mudata.MuData:
     """Predict with a trained model folder, for all cells of a file.
 
@@ -36,11 +37,12 @@ def label_cells(
     prefix : put before each name that is written
     ingest : overrides for what cannot be inferred from the file
     config, runtime : how to run the model; by default on the CPU
+    choices : for cell types, the coverage of the sets and what is novel; by default those of predict_cell_type.py
 
     Returns
     -------
-    The same cells in the same order with everything that the file holds, with the task's columns in obs, the
-    multi-omics embedding in obsm, and a record of the model in uns
+    The same cells in the same order with everything that the file holds, with the task's columns in obs, embeddings and
+    probabilities in obsm, and a record of the model in uns
 
     Raises
     ------
@@ -51,12 +53,12 @@ def label_cells(
     runtime = runtime or Runtime(torch.device("cpu"))
     if not isinstance(data, RawFile):
         with open_cells(str(data), None, None) as file:
-            return label_cells(file, model, prefix, ingest, config, runtime)
+            return label_cells(file, model, prefix, ingest, config, runtime, choices)
     saved = model if isinstance(model, SavedModel) else load_model(model, *TASKS)
-    names = Names(prefix, tuple(saved.task.columns))
+    names = Names.of(prefix, saved)
     replaced = names.claim(data)
     query = read_query(data, saved, ingest or IngestConfig(), progress=runtime.is_main)
-    for line in query.report + replaced:
+    for line in query.report + saved.task.left_out(saved.fitted) + replaced:
         runtime.say(line)
-    prediction = predict(saved, query.dataset, config or InferConfig(), runtime)
-    return query.annotate(prediction, saved, names)
+    prediction = predict(saved, query.dataset, config or InferConfig(), runtime, choices, with_latents=True)
+    return query.annotate(prediction, saved, names, choices)

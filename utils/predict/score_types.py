@@ -10,6 +10,7 @@ from utils.cells.labels import label_codes, limit_labels
 from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import Cells
 from utils.errors import UserError
+from utils.evaluate import conformal
 from utils.evaluate.baselines import FEW_LABEL_BASELINES, TYPE_BASELINES
 from utils.evaluate.calibration import expected_calibration_error
 from utils.evaluate.embedding import embedding_scores
@@ -19,6 +20,9 @@ from utils.predict.infer import predict
 from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
 from utils.train.model_folder import SavedModel
+
+WITH_SETS = "logistic regression"
+"""The baseline whose prediction sets stand beside the model's."""
 
 
 def score_types(
@@ -30,6 +34,7 @@ def score_types(
     out: Path,
     label_column: str | None = None,
     model_alone: bool = False,
+    coverage: float = 0.9,
 ) -> dict:
     """Scores of the model and of the baselines, with 95 % bootstrap intervals over cells, and of their embeddings.
 
@@ -41,6 +46,7 @@ def score_types(
     out : folder for the confusion matrix, per_type_<split>.csv and predicted_<split>.csv
     label_column : of obs; by default the one that the model learned from
     model_alone : leave out the baselines
+    coverage : of the prediction sets, which are scored for the model and for logistic regression
 
     Returns
     -------
@@ -71,6 +77,9 @@ def score_types(
         if name == "nearest neighbours":
             embeddings["50 principal components"] = estimator["pca"].transform(x)
 
+    sets = {"scmomer": saved.fitted.get("sets")} | fit_baseline_sets(saved, cells, labels, baselines)
+    for line in saved.task.left_out(saved.fitted):
+        print(line)
     confusion(truth, types, out / f"confusion_{split}.png")
     per_class_table(truth, types).to_csv(out / f"per_type_{split}.csv")
     by_cell = pd.DataFrame({"label": truth} | predicted, index=cells.obs.index[rows])
@@ -87,15 +96,45 @@ def score_types(
         share, classes = probability[name]
         codes = label_codes(truth, classes)  # -1 for types that the method does not know
         table[name]["calibration_error"] = expected_calibration_error(share[codes >= 0], codes[codes >= 0])
+        if fitted := sets.get(name):
+            table[name] |= conformal.set_scores(conformal.prediction_sets(fitted, share, coverage), codes)
         if settings.get(name) is not None:
             table[name]["setting"] = settings[name]  # penalty C, or number of neighbours, chosen on validation cells
     batches = cells.obs.get((cells.stamp.get("split") or {}).get("split_by"))
     batches = None if batches is None else batches.iloc[rows]
+    say_sets(table, coverage)
     return table | {
         "n_cells": len(rows),
+        "coverage": coverage,
         "calibration": saved.task.provenance(saved.fitted)["calibration"],
         "embeddings": {name: embedding_scores(embedding, truth, batches) for name, embedding in embeddings.items()},
     }
+
+
+def say_sets(table: dict, coverage: float) -> None:
+    """Print coverage and size of the prediction sets of each method that has some."""
+    for name, row in table.items():
+        if "set_size" in row:
+            print(
+                f"prediction sets at a coverage of {coverage:g}, {name}: {row['set_coverage']:.1%} hold the true type, "
+                f"{row['set_size']:.2f} types on average"
+            )
+
+
+def fit_baseline_sets(saved: SavedModel, cells: Cells, labels: pd.Series, baselines: dict[str, tuple]) -> dict:
+    """Thresholds of the sets of logistic regression, name → fitted, by the validation cells that the model's use.
+
+    None for too few validation cells; nothing without this baseline.
+    """
+    if WITH_SETS not in baselines:
+        return {}
+    estimator, _ = baselines[WITH_SETS]
+    codes = label_codes(labels.iloc[cells.rows("val")], list(estimator.classes_))
+    val = cells.rows("val")[codes >= 0]
+    if len(val) < conformal.MIN_CELLS:
+        return {WITH_SETS: None}
+    share = estimator.predict_proba(features(cells, saved.model_config.inputs, val))
+    return {WITH_SETS: conformal.fit_sets(share, codes[codes >= 0])}
 
 
 def labelled_rows(saved: SavedModel, cells: Cells, labels: pd.Series | None, column: str, split: str) -> np.ndarray:

@@ -104,3 +104,26 @@ class InferConfig:
     def __post_init__(self):
         if self.batch_size < 1:
             raise UserError(f"--batch_size {self.batch_size} must be at least 1")
+
+
+@dataclass
+class LabelConfig:
+    """What the labels of new cells promise."""
+
+    coverage: float = field(
+        default=0.9, metadata={"help": "share of prediction sets that hold the true type, from 0.5 to 0.99"}
+    )
+    coverage_per_type: bool = field(
+        default=False,
+        metadata={"help": "the coverage holds for each type with enough validation cells, not only over all cells"},
+    )
+    novel_below: float = field(
+        default=0.05, metadata={"help": "a cell is novel if its conformal p-value, 1 - novelty, is below this"}
+    )
+    reject: bool = field(default=False, metadata={"help": "novel cells are unassigned"})
+
+    def __post_init__(self):
+        if not 0.5 <= self.coverage <= 0.99:
+            raise UserError(f"--coverage {self.coverage} must be at least 0.5 and at most 0.99")
+        if not 0 <= self.novel_below <= 1:
+            raise UserError(f"--novel_below {self.novel_below} must be at least 0 and at most 1")

@@ -1,5 +1,6 @@
 """Train the head for perturbations on control cells' embeddings, and predict changes with it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -14,7 +15,7 @@ from utils.cells.minibatches import CellDataset
 from utils.evaluate.perturbation import Conditions, Fold, correlations
 from utils.features.gene_vectors import GeneVectors
 from utils.train.distributed import Runtime
-from utils.train.model_folder import SavedModel
+from utils.train.model_folder import SavedModel, load_model
 from utils.train.stage import Stage
 from utils.train.tasks import Trained, register
 
@@ -131,24 +132,28 @@ class Study:
             out.append(head(cells, None, {"genes": number}).double().mean(0).numpy())
         return np.stack(out)
 
-    def choose_start(self, inner: list[tuple[np.ndarray, np.ndarray]]) -> Start:
-        """The start with the best mean Pearson correlation on validation conditions."""
+    def choose_start(self, inner: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Start, float]:
+        """The start with the best mean Pearson correlation on validation conditions, and this correlation."""
         maps = MAP_PENALTIES if self.vectors.shape[1] else (1.0,)
         tried = [Start(*settings) for settings in product(OWN_PENALTIES, maps, RANKS, EVENNESS)]
-        means = []
-        for start in tried:
-            parts = []
-            for train, val in inner:
-                predicted = self.predict(self.head(start, train), [self.conditions[i] for i in val])
-                parts.append(correlations(predicted, self.change[val]))
-            means.append(np.concatenate(parts).mean())
-        return tried[int(np.argmax(means))]
+        means = [self._mean_correlation(inner, lambda train, start=start: self.head(start, train)) for start in tried]
+        best = int(np.argmax(means))
+        return tried[best], means[best]
+
+    def _mean_correlation(self, inner, make_head: Callable[[np.ndarray], PerturbationHead]) -> float:
+        """Mean Pearson correlation on the validation conditions, of heads made from the training conditions."""
+        parts = []
+        for train, val in inner:
+            predicted = self.predict(make_head(train), [self.conditions[i] for i in val])
+            parts.append(correlations(predicted, self.change[val]))
+        return float(np.concatenate(parts).mean())
 
     def fit(self, stage: Stage, folder: Path, fold: Fold, quiet: bool = True) -> tuple[PerturbationHead, dict]:
         """Choose a head's start and its training on validation conditions, and train it on all training conditions.
 
-        Training on cells goes on for as many epochs as lowered the validation loss: with a learning rate of 0 where
-        none did, so that the head stays at its start.
+        A head is trained on cells only where this raises the mean correlation on the validation conditions of the inner
+        splits, and then for the mean number of epochs that had the lowest loss there. Otherwise the learning rate is 0,
+        so that the head stays at its start.
 
         Parameters
         ----------
@@ -161,20 +166,22 @@ class Study:
         -------
         the trained head, and its settings
         """
-        start, config = self.choose_start(fold.inner), replace(stage.config, overwrite=True, resume=False)
-        runtime = Quiet(stage.runtime.device, stage.runtime.rank, stage.runtime.world_size)
-        some, val = fold.inner[0]
-        trial = replace(stage, folder=folder.with_name(f"{folder.name}_trial"), runtime=runtime)
-        kept = {}
-        for rate, epochs in ((0.0, 1), (config.learning_rate, config.epochs)):
-            trial.config = replace(config, learning_rate=rate, epochs=epochs)
-            kept[rate] = self._fit(trial, start, some, val)
-        rate = min(kept, key=lambda rate: kept[rate]["loss"])
-        last = replace(stage.config, learning_rate=rate, epochs=max(1, round(kept[rate]["epoch"])), keep="last")
+        start, untrained = self.choose_start(fold.inner)
+        runtime, epochs = Quiet(stage.runtime.device, stage.runtime.rank, stage.runtime.world_size), []
+        config = replace(stage.config, overwrite=True, resume=False)
+        trial = replace(stage, folder=folder.with_name(f"{folder.name}_trial"), runtime=runtime, config=config)
+        val_of = {tuple(some): val for some, val in fold.inner}
+
+        def train_on(some: np.ndarray) -> PerturbationHead:
+            epochs.append(self._fit(trial, start, some, val_of[tuple(some)])["epoch"])
+            return load_model(trial.folder, PERTURBATION.name).build()
+
+        gain = self._mean_correlation(fold.inner, train_on) - untrained
+        rate, n_epochs = (config.learning_rate, max(1, round(float(np.mean(epochs))))) if gain > 0 else (0.0, 1)
+        last = replace(stage.config, learning_rate=rate, epochs=n_epochs, keep="last")
         final = replace(stage, folder=folder, config=last, runtime=runtime if quiet else stage.runtime)
         head = self._fit(final, start, fold.train, None)
-        gain = kept[0.0]["loss"] - kept[rate]["loss"]
-        return head, vars(start) | {"epochs": last.epochs if rate else 0, "gain": gain}
+        return head, vars(start) | {"epochs": n_epochs if rate else 0, "gain": gain}
 
     def _fit(self, stage: Stage, start: Start, train: np.ndarray, val: np.ndarray | None):
         """Train one head; return the metrics of the kept epoch, or without validation conditions the head."""

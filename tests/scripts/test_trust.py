@@ -1,0 +1,235 @@
+"""Prediction sets, novelty and embeddings per modality: what the files hold, and what stays as it was without them."""
+
+import json
+import shutil
+
+import anndata as ad
+import mudata
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.helpers import CPU, error_of, lacks, run
+from tests.scripts.test_predict import COLUMNS, MATRICES, MEASURED, forge
+from utils.cells.labels import encode_labels
+from utils.cells.minibatches import train_and_val
+from utils.evaluate.conformal import types_of
+from utils.files.write import write_whole
+from utils.predict.calibrate import calibrate
+from utils.predict.label import label_cells
+from utils.train.config import InferConfig, LabelConfig
+from utils.train.model_folder import load_model
+
+AWKWARD = ["B; memory #2\nof donor, 3", "NK/T", "x" * 200]
+NOVELTY = ["novelty", "is_novel"]
+
+
+@pytest.fixture(scope="module")
+def trusted(cells, runs, tmp_path_factory):
+    """A cell type model that was calibrated on enough cells for everything."""
+    folder = tmp_path_factory.mktemp("trusted") / "model"
+    shutil.copytree(runs["celltype_atac"], folder)
+    codes, _ = encode_labels(cells, "cell_type")
+    some, _ = train_and_val(cells, 0, keep=codes >= 0, targets={"cell_type": codes})
+    calibrate(folder, "celltype", some, InferConfig(device="cpu"), CPU, some)
+    return folder
+
+
+@pytest.fixture
+def query(simulation, tmp_path):
+    """Raw RNA of 40 cells, with # in the barcodes, in a file."""
+    rna = simulation.mdata["rna"][:40].copy()
+    rna.obs = rna.obs[["donor"]].copy()
+    rna.obs_names = [f"sample#{name}" for name in rna.obs_names]
+    write_whole(rna, tmp_path / "query.h5ad")
+    return tmp_path / "query.h5ad"
+
+
+def predict(query, model, **flags) -> ad.AnnData:
+    out = query.with_name("out.h5ad")
+    run("predict_cell_type", data_path=query, model_path=model, out_path=out, device="cpu", **flags)
+    return ad.read_h5ad(out)
+
+
+def renamed(names):
+    """A change of a model folder: other names of the types."""
+
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"outputs": names}))
+
+    return change
+
+
+def forget(folder) -> None:
+    """A folder from before there were sets and novelty."""
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("sets", "novelty"):
+        config["fitted"].pop(name, None)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_the_columns_agree_with_the_probabilities(query, trusted):
+    out, types = predict(query, trusted), load_model(trusted, "celltype").outputs
+    assert set(out.obs) == {"donor", *COLUMNS, *NOVELTY, *MEASURED} and set(out.obsm) == set(MATRICES)
+    table = out.obsm["cell_type_probability"]
+    assert list(table.columns) == types and list(table.index) == list(out.obs_names)
+    order = np.argsort(-table.to_numpy(), axis=1)
+    ranked = np.take_along_axis(table.to_numpy(), order, 1)
+    assert list(out.obs["predicted_cell_type"]) == [types[i] for i in order[:, 0]]
+    assert list(out.obs["second_cell_type"]) == [types[i] for i in order[:, 1]]
+    np.testing.assert_array_equal(out.obs["confidence"], ranked[:, 0])
+    np.testing.assert_array_equal(out.obs["margin"], ranked[:, 0] - ranked[:, 1])
+    for text, best, number in zip(out.obs["prediction_set"], out.obs["predicted_cell_type"], order, strict=True):
+        held = types_of(text)
+        assert held[0] == best and held == [types[i] for i in number[: len(held)]]
+    assert out.obs["rna_measured"].all() and not out.obs["atac_measured"].any()
+    assert out.obs["novelty"].between(0, 1).all()
+    entry = out.uns["scmomer"]
+    assert entry["prediction_sets"]["coverage"] == 0.9 and entry["novelty"]["novel_below"] == 0.05
+    assert list(entry["outputs"]) == types and entry["versions"].keys() >= {"scmomer", "torch"}
+
+
+def test_latents_are_those_that_the_fusion_reads(query, trusted):
+    """Fused again, the two latents give the cell embedding: RNA measured, ATAC the student's."""
+    import torch
+
+    out, model = predict(query, trusted), load_model(trusted, "celltype").build()
+    latents = {name: torch.from_numpy(out.obsm[f"X_scmomer_{name}"]) for name in ("rna", "atac")}
+    with torch.no_grad():
+        np.testing.assert_allclose(model.fusion(latents).numpy(), out.obsm["X_scmomer"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_choices_change_the_sets_and_nothing_else(query, trusted):
+    plain = predict(query, trusted)
+    wide = predict(query, trusted, coverage=0.99, novel_below=0.6)
+    sizes = [out.obs["prediction_set"].map(lambda text: len(types_of(text))).astype(int) for out in (plain, wide)]
+    assert (sizes[0] <= sizes[1]).all() and (sizes[1] > sizes[0]).any()
+    same = [name for name in plain.obs if name not in ("prediction_set", "is_novel")]
+    pd.testing.assert_frame_equal(plain.obs[same], wide.obs[same])
+    np.testing.assert_array_equal(wide.obs["is_novel"], wide.obs["novelty"].to_numpy() > 0.4)
+    assert wide.obs["is_novel"].any() and not wide.obs["is_novel"].all()
+    reject = predict(query, trusted, novel_below=0.6, reject=True)
+    is_novel = reject.obs["is_novel"].to_numpy()
+    assert (reject.obs["predicted_cell_type"][is_novel] == "unassigned").all()
+    same = list(plain.obs["predicted_cell_type"][~is_novel])
+    assert list(reject.obs["predicted_cell_type"][~is_novel]) == same
+    np.testing.assert_array_equal(reject.obs["confidence"], plain.obs["confidence"])
+    own = predict(query, trusted, coverage_per_type=True)
+    assert own.uns["scmomer"]["prediction_sets"]["per_type"]
+
+
+def test_a_folder_without_calibration_predicts_the_same(query, trusted, tmp_path, capsys):
+    """Labels, confidence and embedding are equal to the bit; columns of an earlier run do not stay behind."""
+    forge(trusted, tmp_path / "old", forget)
+    first = predict(query, trusted)
+    shutil.move(query.with_name("out.h5ad"), query)
+    capsys.readouterr()
+    second = predict(query, tmp_path / "old")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert len(lines) == 1 and lacks(lines[0], "prediction_set", "novelty", "is_novel") == []
+    assert set(second.obs) == {"donor", *COLUMNS, *MEASURED} - {"prediction_set"}
+    pd.testing.assert_frame_equal(first.obs[list(second.obs)], second.obs)
+    for name in MATRICES[:3]:
+        np.testing.assert_array_equal(first.obsm[name], second.obsm[name])
+    line = error_of(capsys, "predict_cell_type", data_path=query, model_path=tmp_path / "old", reject=True)
+    assert "--reject" in line
+
+
+def test_awkward_names_of_types_and_barcodes_are_read_back(query, trusted, tmp_path):
+    forge(trusted, tmp_path / "model", renamed(AWKWARD))
+    out = predict(query, tmp_path / "model", coverage=0.99)
+    assert set(out.obs["predicted_cell_type"]) <= set(AWKWARD)
+    for text, best in zip(out.obs["prediction_set"], out.obs["predicted_cell_type"], strict=True):
+        assert types_of(text)[0] == best and set(types_of(text)) <= set(AWKWARD)
+    assert list(out.obsm["cell_type_probability"].columns) == [name.replace("/", "|") for name in AWKWARD]
+    path = query.with_name("out.predicted.csv")
+    table = pd.read_csv(path, comment="#", index_col="barcode")
+    assert list(table.index) == list(out.obs_names)
+    assert list(table) == [*COLUMNS, *NOVELTY, *MEASURED]
+    for name in table:
+        if table[name].dtype == float:
+            np.testing.assert_allclose(table[name], out.obs[name], rtol=1e-6)
+        else:
+            assert list(table[name]) == list(out.obs[name])
+    head = [line for line in path.read_text().splitlines()[:3] if line.startswith("# ")]
+    assert len(head) == 3 and load_model(tmp_path / "model", "celltype").hash in head[1]
+
+
+def test_the_table_never_replaces_an_input(simulation, trusted, tmp_path, capsys):
+    rna = simulation.mdata["rna"][:12].copy()
+    data = tmp_path / "a.predicted.csv"
+    pd.DataFrame(rna.X.toarray(), rna.obs_names, rna.var_names).to_csv(data)
+    before = data.read_bytes()
+    flags = {"data_path": data, "model_path": trusted, "out_path": tmp_path / "a.h5ad", "device": "cpu"}
+    assert "a.predicted.csv" in error_of(capsys, "predict_cell_type", **flags)
+    assert data.read_bytes() == before
+
+
+def test_cells_without_counts_or_without_the_modality_are_marked(simulation, trusted, tmp_path):
+    mdata = simulation.mdata.copy()
+    rna = mdata["rna"][:30].copy()
+    counts = rna.X.tolil()
+    counts[4] = 0
+    rna.X = counts.tocsr()
+    write_whole(mudata.MuData({"rna": rna, "atac": mdata["atac"][10:50].copy()}), tmp_path / "some.h5mu")
+    out = label_cells(tmp_path / "some.h5mu", trusted)
+    write_whole(out, tmp_path / "out.h5mu")
+    out = mudata.read_h5mu(tmp_path / "out.h5mu")
+    empty, unread = rna.obs_names[4], mdata.obs_names[40]
+    assert not out.obs.loc[[empty, unread], [*MEASURED, "is_novel"]].to_numpy().any()
+    assert out.obs.loc[empty, "predicted_cell_type"] == "unassigned" and out.obs.loc[empty, "prediction_set"] == ""
+    assert out.obs.loc[[unread], ["predicted_cell_type", "prediction_set", "novelty"]].isna().to_numpy().all()
+    table = out.obsm["cell_type_probability"]
+    assert table.loc[[empty, unread]].isna().to_numpy().all() and table.notna().all(axis=1).sum() == 29
+    assert out.obs["rna_measured"].sum() == 29
+
+
+def test_one_cell(simulation, trusted, tmp_path):
+    write_whole(simulation.mdata["rna"][:1].copy(), tmp_path / "one.h5ad")
+    one, many = (label_cells(path, trusted) for path in (tmp_path / "one.h5ad", _some(simulation, tmp_path)))
+    columns = [*COLUMNS, *NOVELTY, *MEASURED]
+    assert one.obs.iloc[0][columns].to_dict() == many.obs.iloc[0][columns].to_dict()
+
+
+def _some(simulation, folder):
+    write_whole(simulation.mdata["rna"][:30].copy(), folder / "some.h5ad")
+    return folder / "some.h5ad"
+
+
+def test_from_python_as_from_the_script(query, trusted):
+    ours = label_cells(query, trusted, choices=LabelConfig(coverage=0.8, reject=True, novel_below=0.3))
+    theirs = predict(query, trusted, coverage=0.8, reject=True, novel_below=0.3)
+    columns = [*COLUMNS, *NOVELTY, *MEASURED]
+    pd.testing.assert_frame_equal(ours.obs[columns], theirs.obs[columns])
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("coverage", 0.3), ("coverage", 1.0), ("coverage", "nan"), ("novel_below", -1)]
+)
+def test_impossible_choices(flag, value, query, trusted, capsys):
+    line = error_of(capsys, "predict_cell_type", data_path=query, model_path=trusted, **{flag: value})
+    assert f"--{flag}" in line
+
+
+def test_damaged_thresholds_are_refused(query, trusted, tmp_path, capsys):
+    def damage(folder):
+        config = json.loads((folder / "config.json").read_text())
+        config["fitted"]["sets"]["threshold"][0] = 7.0
+        (folder / "config.json").write_text(json.dumps(config))
+
+    forge(trusted, tmp_path / "model", damage)
+    line = error_of(capsys, "predict_cell_type", data_path=query, model_path=tmp_path / "model")
+    assert "config.json" in line and "threshold" in line
+
+
+def test_evaluation_scores_the_sets(ready_file, trusted, tmp_path, capsys):
+    flags = {"data_path": ready_file, "model_path": trusted, "split": "val", "out_path": tmp_path, "device": "cpu"}
+    run("evaluate", **flags, coverage=0.8)
+    shown = capsys.readouterr().out
+    table = json.loads((tmp_path / "evaluation_val.json").read_text())
+    for name in ("scmomer", "logistic regression"):
+        assert 0 <= table[name]["set_coverage"] <= 1 <= table[name]["set_size"] <= 3
+        assert f"{table[name]['set_coverage']:.1%}" in shown
+    assert table["coverage"] == 0.8 and "set_size" not in table["majority class"]
+    assert "--coverage" in error_of(capsys, "evaluate", **flags, coverage=0.2)
