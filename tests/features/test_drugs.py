@@ -63,11 +63,12 @@ def test_bonds_are_normalised(tmp_path):
 
 
 def test_graphs_of_a_file(tmp_path):
-    kept = {"ethanol_x": np.eye(3), "ethanol_e": np.array([[0, 1], [1, 2]])}
+    atoms = np.eye(3) - np.eye(3, k=1)  # a charge is -1
+    kept = {"ethanol_x": atoms, "ethanol_e": np.array([[0, 1], [1, 2]])}
     np.savez(tmp_path / "graphs.npz", **kept)
     path = write(tmp_path / "s.txt", {"ethanol": "CCO"})
     drugs = read_drugs(path, graphs_path=tmp_path / "graphs.npz")
-    assert np.array_equal(drugs.atoms[0], np.eye(3))
+    assert np.array_equal(drugs.atoms[0], atoms)
     assert np.array_equal(drugs.bonds, read_drugs(path, graphs=True).bonds)
     with pytest.raises(UserError, match=r"graphs\.npz.*water"):
         read_drugs(write(tmp_path / "t.txt", {"water": "O"}), graphs_path=tmp_path / "graphs.npz")

@@ -138,8 +138,9 @@ def _graphs_of_file(path: str | Path, names: list[str]) -> list[tuple[np.ndarray
     widths = {atoms.shape[1:] for atoms, _ in graphs.values()}
     for name, (atoms, bonds) in graphs.items():
         shaped = len(widths) == 1 and atoms.ndim == bonds.ndim == 2 and len(bonds) == 2
-        # Atoms are kept as int8, which would cut off fractions.
-        if not shaped or not np.isin(bonds, np.arange(len(atoms))).all() or not np.isin(atoms, np.arange(128)).all():
+        # Atoms are kept as int8, which would cut off fractions; a charge may be negative.
+        whole = np.isin(atoms, np.arange(-128, 128)).all()
+        if not shaped or not whole or not np.isin(bonds, np.arange(len(atoms))).all():
             raise UserError(
                 f"{path}: {name} needs atoms [atoms, features] in small whole numbers, as many features as others, and "
                 "bonds [2, bonds] between its atoms; leave out --drug_graphs_path, so that RDKit makes the graphs"
