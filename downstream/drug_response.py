@@ -77,7 +77,14 @@ def main() -> None:
     training = with_defaults(TrainConfig, **PACE, cycle_epochs=11, patience=4)
     flags, ingest, config = parse_flags(__doc__, Flags, with_defaults(IngestConfig, values="log2"), training)
 
-    # Slow to import: --help and mistaken flags do not wait for them.
+    from utils.train.distributed import distributed_run  # slow to import: --help does not wait for it
+
+    with distributed_run(config.device) as runtime:
+        study(flags, ingest, config, runtime)
+
+
+def study(flags: Flags, ingest: IngestConfig, config: TrainConfig, runtime) -> None:
+    """Read, split, fit all rows, and write their scores."""
     import numpy as np
     import pandas as pd
 
@@ -88,16 +95,16 @@ def main() -> None:
     from utils.features.drugs import read_drugs
     from utils.files.drug_tables import read_responses
     from utils.predict.drug_response import read_lines, train_and_predict
-    from utils.train.distributed import Runtime, choose_device
 
     start, out = time.time(), Path(flags.out_path)
     drugs = read_drugs(flags.smiles_path, flags.drug == "graph", flags.drug_graphs_path)
     if drugs.unreadable:
-        print(f"SMILES that RDKit cannot read: {len(drugs.unreadable):,} left out ({', '.join(drugs.unreadable[:5])})")
-    runtime = Runtime(choose_device(config.device))
+        runtime.say(
+            f"SMILES that RDKit cannot read: {len(drugs.unreadable):,} left out ({', '.join(drugs.unreadable[:5])})"
+        )
     lines = read_lines(flags.model_path, flags.expression_path, flags.embedding_path, ingest, runtime)
     table = read_responses(flags.ic50_path, lines.names, drugs.names, flags.drug_list_path, flags.annotation_path)
-    print("\n".join([*lines.report, *table.report]))
+    runtime.say("\n".join([*lines.report, *table.report]))
     lines, drugs = lines.take(table.lines), drugs.take(table.drugs)
     rng = np.random.default_rng(config.seed)
     sides = scoring.split_responses(table.rows, flags.split, flags.test_fraction, flags.val_fraction, rng)
@@ -105,7 +112,7 @@ def main() -> None:
     if short := [side for side, rows in sides.items() if len(rows) < scoring.MIN_LINES]:
         raise UserError(f"{flags.ic50_path}: too few responses for {' and '.join(short)}; give more lines and drugs")
     for side, size in sizes.items():
-        print(f"{side}: " + ", ".join(f"{n:,} {what}" for what, n in size.items()))
+        runtime.say(f"{side}: " + ", ".join(f"{n:,} {what}" for what, n in size.items()))
 
     predicted, chosen = simple_rows.baselines(lines.expression, lines.embedding, drugs.fingerprints, sides, config.seed)
     simple, inputs = [name for name in predicted if name != simple_rows.RIDGE_EMBEDDING], {OURS: lines.embedding}
@@ -114,7 +121,7 @@ def main() -> None:
     on_val = lambda name: scoring.per_drug_pearson(sides["val"], predicted[name]["val"])
     for name, x in inputs.items():
         folder = out / ("model" if name == OURS else "model_with_expression")
-        predicted[name] = train_and_predict(x, lines, drugs, sides, flags, config, folder)
+        predicted[name] = train_and_predict(x, lines, drugs, sides, flags, config, folder, runtime)
     best = WITH_EXPRESSION if flags.with_expression == "yes" else max(inputs, key=on_val)
     # What is best without a network is added to it, as far as this helps on the validation rows.
     partner = max((name for name in predicted if name not in inputs), key=on_val)
@@ -131,6 +138,8 @@ def main() -> None:
     verdict = [scoring.in_words(row) for row in differences]
     verdict.append(f"note: {simple_rows.UNDEFINED[flags.split]}")
 
+    if not runtime.is_main:
+        return
     settings = vars(flags) | {"values": ingest.values} | vars(config)
     about = {"flags": settings, "seed": config.seed, "seconds": time.time() - start, "sides": sizes, "intervals": over}
     about |= {"unreadable": drugs.unreadable, "chosen": chosen, "verdict": verdict, "scores": scores}

@@ -24,7 +24,7 @@ from utils.predict.infer import infer
 from utils.train.config import InferConfig, TrainConfig
 from utils.train.distributed import Runtime
 from utils.train.model_folder import PRETRAINED, load_model
-from utils.train.stage import training_stage
+from utils.train.stage import Stage
 from utils.train.tasks import TASKS, Trained, register
 
 
@@ -146,6 +146,7 @@ def train_and_predict(
     flags,
     config: TrainConfig,
     folder: Path,
+    runtime: Runtime,
 ) -> dict[str, np.ndarray]:
     """Train a head on the training rows and predict the others with the epoch that was kept.
 
@@ -157,6 +158,7 @@ def train_and_predict(
     flags : the script's flags, with `split`, `drug` and `head`
     config : how to train
     folder : the model folder to write
+    runtime : this process
 
     Returns
     -------
@@ -185,34 +187,33 @@ def train_and_predict(
             conditions={"drug": rows.drug, "line": rows.line + 1},  # 0 stands for an unknown line
         )
 
-    with training_stage(DRUG_RESPONSE.name, flags, config, folder) as stage:
-        stage.parents.update(lines.parents)
-        torch.manual_seed(config.seed)
-        head = DRUG_RESPONSE.make_head(shape, drugs.names)(x.shape[1])
-        head.standardise(torch.from_numpy(x[np.unique(train.line)]))
-        graphs = flags.drug == "graph"
-        head.set_drugs(
-            torch.from_numpy(drugs.atoms if graphs else drugs.fingerprints),
-            torch.from_numpy(drugs.bonds) if graphs else None,
-        )
-        head.set_means(*map(torch.from_numpy, (means.overall + means.drug, means.line, means.spread)))
-        datasets = {side: cells(rows, side == "train") for side, rows in sides.items()}
-        stage.fit(
-            OnEmbeddings(head),
-            datasets["train"],
-            datasets["val"],
-            {"head": shape},
-            SimpleNamespace(features=lines.features, stamp=lines.stamp),
-            saves=head,
-            options={"latent_dim": x.shape[1]},
-            outputs=drugs.names,
-        )
-        head, settings = load_model(folder, DRUG_RESPONSE.name).build(), InferConfig(1024, config.device)
+    stage = Stage(DRUG_RESPONSE.name, flags, config, runtime, folder)
+    stage.parents.update(lines.parents)
+    torch.manual_seed(config.seed)
+    head = DRUG_RESPONSE.make_head(shape, drugs.names)(x.shape[1])
+    head.standardise(torch.from_numpy(x[np.unique(train.line)]))
+    graphs = flags.drug == "graph"
+    head.set_drugs(
+        torch.from_numpy(drugs.atoms if graphs else drugs.fingerprints),
+        torch.from_numpy(drugs.bonds) if graphs else None,
+    )
+    head.set_means(*map(torch.from_numpy, (means.overall + means.drug, means.line, means.spread)))
+    datasets = {side: cells(rows, side == "train") for side, rows in sides.items()}
+    stage.fit(
+        OnEmbeddings(head),
+        datasets["train"],
+        datasets["val"],
+        {"head": shape},
+        SimpleNamespace(features=lines.features, stamp=lines.stamp),
+        saves=head,
+        options={"latent_dim": x.shape[1]},
+        outputs=drugs.names,
+    )
+    head, settings = load_model(folder, DRUG_RESPONSE.name).build(), InferConfig(1024, config.device)
 
-        def answer(batch):
-            return (head.decode(head(batch.latent["cell"], batch.key, batch.condition))["ln_ic50"],)
+    def answer(batch):
+        return (head.decode(head(batch.latent["cell"], batch.key, batch.condition))["ln_ic50"],)
 
-        return {
-            side: infer(answer, head, datasets[side], settings, stage.runtime, "responses")[0]
-            for side in ("val", "test")
-        }
+    return {
+        side: infer(answer, head, datasets[side], settings, stage.runtime, "responses")[0] for side in ("val", "test")
+    }
