@@ -55,12 +55,12 @@ class Comparison:
     lower_is_better: bool = False
 
     def reached(self, level: bool = False) -> str:
-        """Return yes, no, or unclear: whether the model wins, or with `level` does not lose, beyond the interval."""
+        """Return yes or no, whether the model wins; if the interval holds zero, unclear, or `level` where that is asked."""
         low, high = self.interval or (self.difference, self.difference)
         if self.lower_is_better:
             low, high = -high, -low
-        is_reached = high >= 0 if level else low > 0
-        word = "yes" if is_reached else "unclear" if high > 0 else "no"
+        undecided = "level" if level else "unclear"
+        word = "yes" if low > 0 else undecided if high >= 0 else "no"
         return word if self.interval else f"{word}, without an interval"
 
 
