@@ -107,4 +107,4 @@ def test_evaluate_writes_the_same_page(ready_file, trusted, tmp_path):  # noqa: 
     text = " ".join(page.shown["p"])
     assert f"Accuracy {scores['accuracy']:.3f}, macro F1 {scores['macro_f1']:.3f}" in text
     assert any(f"{scores['set_coverage']:.1%} of the sets hold the true type" in line for line in page.shown["li"])
-    assert "What each column means" in page.shown["h2"] and len(page.images) >= 6
+    assert "What each column means" in page.shown["h2"] and len(page.images) >= 5

@@ -121,21 +121,24 @@ def umap_types(points: np.ndarray, rows: np.ndarray, types: Types, path) -> Path
             continue
         # At a cell of the type that is nearest to their median: the median itself may lie between two clusters.
         at = own[np.argmin(np.linalg.norm((own - np.median(own, axis=0)) / spread, axis=1))]
-        if all(np.linalg.norm((at - other) / spread) > 0.26 for other in placed):  # inches: numbers do not overlap
-            placed.append(at)
-            is_wide = (np.median(np.abs(own - at), axis=0) / spread > 0.1).all()  # inches: the number fits inside
-            axes.annotate(
-                types.number(i),
-                at,
-                xytext=(0, 0) if is_wide else (0, 8),
-                textcoords="offset points",
-                fontsize=9,
-                fontweight="bold",
-                ha="center",
-                va="center",
-                path_effects=[withStroke(linewidth=2.5, foreground="white")],
-                annotation_clip=False,
-            )
+        is_wide = (np.median(np.abs(own - at), axis=0) / spread > 0.1).all()  # inches: the number fits inside
+        above = 0 if is_wide else 8  # points, of which an inch has 72
+        spot = at / spread + (0, above / 72)
+        if any(np.linalg.norm(spot - other) < 0.26 for other in placed):
+            continue  # it would overlap the number of a larger type; the legend has it
+        placed.append(spot)
+        axes.annotate(
+            types.number(i),
+            at,
+            xytext=(0, above),
+            textcoords="offset points",
+            fontsize=9,
+            fontweight="bold",
+            ha="center",
+            va="center",
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            annotation_clip=False,
+        )
     handles = [
         Line2D(
             *([], []),

@@ -35,7 +35,7 @@ def _save(figure: Figure, path, **how) -> Path:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 40 else name[:39] + "…"
+    return (name if len(name) <= 40 else name[:39] + "…").replace("$", r"\$")  # $ would start a formula
 
 
 def _colour(i: int) -> tuple[float, float, float]:
@@ -261,7 +261,7 @@ def confusion(true, predicted, path) -> Path:
 
     # The axes fill the whole figure. Saving it with a tight frame adds the space that the labels need.
     shows_counts = n_columns <= 20
-    cell = 0.48 if shows_counts else max(0.16, 9 / n_columns)
+    cell = max(0.48, min(0.8, 3.4 / n_columns)) if shows_counts else max(0.16, 9 / n_columns)
     width, height = cell * n_columns, cell * n_rows
     font = min(8, 40 * cell)
     figure = Figure(figsize=(width, height))
