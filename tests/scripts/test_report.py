@@ -48,7 +48,7 @@ def test_the_page_stands_beside_the_output_and_agrees_with_it(query, trusted, tm
         assert any(row[0] == name and row[2:4] == [f"{n:,}", f"{n / 40:.1%}"] for row in rows)
     explained = {row[0] for row in rows}
     written = [f"obs['{name}']" for name in out.obs if name.startswith("new_")]
-    assert {name[5:-2] for name in written} <= explained and "X_new_scmomer" in explained
+    assert {name[5:-2] for name in written} | set(out.obsm) <= explained
     entry = out.uns["new_scmomer"]
     facts = {row[0]: row[1] for row in rows if len(row) == 2}
     assert facts["hash of the model folder"] == entry["model_hash"]

@@ -36,6 +36,8 @@ MEANINGS = {
 """Column of obs → what it means, for a reader who has only the page."""
 OTHER_PLACES = {
     "X_{prefix}scmomer": "in obsm: the embedding of each cell, from which the UMAP above is drawn.",
+    "X_{prefix}scmomer_rna": "in obsm: the latent of each cell's RNA, measured, or inferred by the model's student.",
+    "X_{prefix}scmomer_atac": "in obsm: the latent of each cell's ATAC, measured, or inferred by the model's student.",
     "{prefix}cell_type_probability": "in obsm: the probability of every type for each cell; each row sums to 1.",
 }
 

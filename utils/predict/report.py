@@ -131,7 +131,7 @@ def labelled_cells(
         list(saved.outputs),
         entry["novelty"]["novel_below"] if "novelty" in entry else None,
         names.prefix,
-        (names.embedding, names.prefix + names.table),
+        (names.embedding, *map(names.latent, names.latents), names.prefix + names.table),
     )
 
 
