@@ -272,8 +272,10 @@ def distributions(panels: dict[str, tuple[np.ndarray, float | None]], path) -> P
 
 
 def differing_genes(values, features, types: Types, per_type: int = 3, most_types: int = 40) -> pd.DataFrame:
-    """Genes whose mean log value in one type is highest above their mean over the other types.
+    """Genes whose log values in one type lie highest above those of the other types.
 
+    The score is the difference of the means, times the difference of the shares of cells with a value above zero (at
+    least 0.05): it prefers genes that a type has and others lack to genes that all cells have in varying amounts.
     Each type weighs the same, whatever its size, and at most 500 of its cells are drawn. A gene is listed once, for
     the largest type that it separates.
 
@@ -300,10 +302,11 @@ def differing_genes(values, features, types: Types, per_type: int = 3, most_type
         some = values[np.sort(rng.choice(rows, min(len(rows), CELLS_PER_TYPE), replace=False))]
         means[at] = np.asarray(some.mean(axis=0)).ravel()
         shares[at] = np.asarray((some > 0).mean(axis=0)).ravel()
-    above = means - (means.sum(axis=0) - means) / (len(compared) - 1)
+    above, more_cells = (table - (table.sum(axis=0) - table) / (len(compared) - 1) for table in (means, shares))
+    score = above * np.maximum(more_cells, 0.05)
     taken, found = np.zeros(len(features), dtype=bool), []
     for at, i in enumerate(compared):
-        ranked = np.argsort(-np.where(taken, -np.inf, above[at]), kind="stable")[:per_type]
+        ranked = np.argsort(-np.where(taken, -np.inf, score[at]), kind="stable")[:per_type]
         for gene in ranked[above[at, ranked] > 0]:
             if taken[gene]:
                 continue

@@ -287,10 +287,11 @@ def _genes(cells: LabelledCells, types: Types, folder: Path) -> list[str]:
         return [paragraph(f"There are no two types with at least {label_figures.MIN_CELLS} cells, so none differ.")]
     n = sum(name.startswith("mean ") for name in found.columns)
     text = (
-        f"For each type, the {what}s whose mean value in its cells is highest above their mean over the other types, "
-        f"at most 3 each. Compared are the {n} largest types with at least {label_figures.MIN_CELLS} cells, at most "
-        f"{label_figures.CELLS_PER_TYPE} cells of each, in the model's {what}s. These are differences within this "
-        "file, and no explanation of what the model looked at. Compare them with the markers that you know."
+        f"For each type, at most 3 {what}s that its cells have more of, and more often, than those of the other types "
+        "(difference of the mean values, times difference of the shares of cells above zero). Compared are the "
+        f"{n} largest types with at least {label_figures.MIN_CELLS} cells, at most {label_figures.CELLS_PER_TYPE} cells of "
+        f"each, in the model's {what}s. These are differences within this file, and no explanation of what the model "
+        "looked at. Compare them with the markers that you know."
     )
     drawn = label_figures.dot_plots(found, types, folder, what)
     some = f" Part {{}} of {len(drawn)}." if len(drawn) > 1 else ""

@@ -60,7 +60,7 @@ def facts_of(saved: SavedModel, entry: dict) -> dict[str, str]:
     saved : the model
     entry : as in uns of the labelled file
     """
-    reads = " and ".join(map(str, entry["reads"]))
+    reads = " and ".join(str(name).upper() for name in entry["reads"])
     facts = {
         "model": f"{entry['model']}; it reads {reads} and knows {len(saved.outputs)} types",
         "hash of the model folder": str(entry["model_hash"]),
