@@ -15,7 +15,7 @@ from utils.evaluate import plots
 from utils.evaluate.label_figures import Types, differing_genes
 from utils.evaluate.label_report import MEANINGS, LabelledCells, samples_of, write_label_report
 
-ODD = '<b>&"quoted" $x_2$; a very long name ' + "x" * 200
+ODD = '<b>&"quoted" $_{$; a very long name ' + "x" * 200
 
 
 @pytest.fixture(autouse=True)
