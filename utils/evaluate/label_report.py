@@ -289,9 +289,9 @@ def _genes(cells: LabelledCells, types: Types, folder: Path) -> list[str]:
     text = (
         f"For each type, at most 3 {what}s that its cells have more of, and more often, than those of the other types "
         "(difference of the mean values, times difference of the shares of cells above zero). Compared are the "
-        f"{n} largest types with at least {label_figures.MIN_CELLS} cells, at most {label_figures.CELLS_PER_TYPE} cells "
-        f"of each, in the model's {what}s. These are differences within this file, and no explanation of what the model "
-        "looked at. Compare them with the markers that you know."
+        f"{n} largest types with at least {label_figures.MIN_CELLS} cells, at most {label_figures.CELLS_PER_TYPE} "
+        f"cells of each, in the model's {what}s. These are differences within this file, and no explanation of what "
+        "the model looked at. Compare them with the markers that you know."
     )
     drawn = label_figures.dot_plots(found, types, folder, what)
     some = f" Part {{}} of {len(drawn)}." if len(drawn) > 1 else ""
