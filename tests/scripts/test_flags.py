@@ -86,7 +86,7 @@ FLAGS = {
         "data_path": None,
         "rna_path": None,
         "atac_path": None,
-        "model_path": REQUIRED,
+        "model_path": None,
         "ckpt_dir": None,
         "out_path": None,
         "prefix": None,
