@@ -97,6 +97,7 @@ def test_another_study_is_labelled_above_the_floor(real_file, labelled):
     record = labelled.uns["scmomer"]
     assert record["model"] == "pbmc"
     assert 0.1 < record["rna_coverage"] < 0.12
+    assert any("10.9% of the model's genes" in warning for warning in record["warnings"])
 
 
 def test_the_script_says_why_in_one_line(said):

@@ -17,7 +17,7 @@ import pandas as pd
 from anndata.io import read_elem
 from scipy.sparse import vstack
 
-from models.shapes import MODALITIES
+from models.shapes import FEATURES, MODALITIES
 from utils import __version__
 from utils.cells.config import IngestConfig
 from utils.cells.ingest import ingest
@@ -304,6 +304,12 @@ def read_query(
         report.append(f"{query.empty.sum():,} cells have no count in the model's features and stay unassigned")
     if saved.is_simulated:
         doubts.append(f"{saved.path} was trained on simulated cells; its predictions mean nothing for real ones")
+    few = [name for name in inputs if saved.task and coverage[f"{name}_coverage"] < IngestConfig.min_gene_coverage]
+    for name in few:  # the folder, or the user, allows fewer features than the default
+        doubts.append(
+            f"the file has only {coverage[f'{name}_coverage']:.1%} of the model's {FEATURES[name]}: expect more errors "
+            "than confidence and prediction sets promise"
+        )
     if saved.task:
         doubts += saved.task.doubts(saved.fitted)
     report += [f"warning: {doubt}" for doubt in doubts]
