@@ -1,6 +1,10 @@
 """Label new cells with a model of train_missing_celltype_func.py.
 
-    python predict_cell_type.py --data_path new_cells.h5ad --model_path runs/celltype
+    python predict_cell_type.py --data_path my_pbmc.h5ad                                  # reference/pbmc
+    python predict_cell_type.py --data_path new_cells.h5ad --model_path runs/celltype     # your own model
+
+Without --model_path, the model that ships with the repository labels human blood (reference/pbmc); a file that does not
+look like human blood is refused.
 
 Input: raw cells in any format that preprocess.py reads. Genes are matched, peaks projected and values normalised as
 for the model's training cells, with a report of what was found and what was lost.
@@ -29,8 +33,11 @@ from utils.train.config import InferConfig, LabelConfig
 
 @dataclass
 class Flags:
-    model_path: str = flag("model folder: its name in --ckpt_dir, or a path")
     data_path: str | None = flag("cells to label: .h5ad, .h5mu, 10x .h5 or folder, .loom, .csv or .tsv", None)
+    model_path: str | None = flag(
+        "model folder: its name in --ckpt_dir, or a path; by default reference/pbmc, for what looks like human blood",
+        None,
+    )
     rna_path: str | None = flag("instead of --data_path, RNA of paired cells in a file of its own", None)
     atac_path: str | None = flag("and their ATAC; the two are joined by barcode", None)
     ckpt_dir: str = flag("folder that holds the model folder", ".")
@@ -55,6 +62,7 @@ def main() -> None:
     from utils.cells.preprocessed import open_cells
     from utils.files.write import check_target, write_whole
     from utils.predict.annotate import Names
+    from utils.predict.box import box_for
     from utils.predict.label import label_query
     from utils.predict.report import check_columns, labelled_cells, report_path, write_report_of
     from utils.predict.table import table_path, write_table
@@ -74,8 +82,12 @@ def main() -> None:
         if flags.report:
             check_target(page_path, ".html", inputs)
             check_columns(file, flags.sample_column, flags.label_column)
-        inside = Path(flags.ckpt_dir) / flags.model_path
-        saved = load_model(inside if inside.exists() else flags.model_path, "celltype")
+        if flags.model_path is None:
+            saved, reason = box_for(file, ingest)
+            runtime.say(reason)
+        else:
+            inside = Path(flags.ckpt_dir) / flags.model_path
+            saved = load_model(inside if inside.exists() else flags.model_path, "celltype")
         labelled, query = label_query(file, saved, names.prefix, ingest, config, runtime, choices)
         if not runtime.is_main:
             return

@@ -86,7 +86,7 @@ FLAGS = {
         "data_path": None,
         "rna_path": None,
         "atac_path": None,
-        "model_path": REQUIRED,
+        "model_path": None,
         "ckpt_dir": None,
         "out_path": None,
         "prefix": None,
@@ -99,14 +99,14 @@ OPTIONAL = {
     "get_latent_emb": {"ckpt_dir", "out_path", "genome"},
     "pretrain_multimodal": {"pairs_within"},
     "train_missing_celltype_func": {"pseudo_labels_from"},
-    "predict_cell_type": {*CELLS, "prefix", "sample_column", "label_column"},
+    "predict_cell_type": {*CELLS, "model_path", "prefix", "sample_column", "label_column"},
 }
 CHOICES = [
     *[(script, "precision", ("fp32", "bf16")) for script in FLAGS if "precision" in FLAGS[script]],
     *[(script, "device", ("auto", "cpu", "cuda")) for script in FLAGS if "device" in FLAGS[script]],
     ("pretrain_missing_mod", "missing", ("atac", "rna")),
     ("get_latent_emb", "what", ("teacher", "cells", "genes")),
-    *[(script, "values", ("auto", "counts", "log1p", "cpm")) for script in ("preprocess", "predict_cell_type")],
+    *[(script, "values", ("auto", "counts", "log1p", "log2", "cpm")) for script in ("preprocess", "predict_cell_type")],
     *[(script, "species", ("auto", "human", "mouse", "other")) for script in ("preprocess", "predict_cell_type")],
 ]
 

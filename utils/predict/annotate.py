@@ -17,7 +17,7 @@ import pandas as pd
 from anndata.io import read_elem
 from scipy.sparse import vstack
 
-from models.shapes import MODALITIES
+from models.shapes import FEATURES, MODALITIES
 from utils import __version__
 from utils.cells.config import IngestConfig
 from utils.cells.ingest import ingest
@@ -241,6 +241,16 @@ def column_names(outputs: list[str]) -> list[str]:
     return names
 
 
+def at_coverage_of(saved: SavedModel, config: IngestConfig) -> IngestConfig:
+    """The overrides, with the folder's own least coverage, if it has one, in the place of the default.
+
+    A folder has its own where it was measured on files with fewer genes, as reference/pbmc was.
+    """
+    own = saved.stamp.get("min_gene_coverage")
+    is_default = config.min_gene_coverage == IngestConfig().min_gene_coverage
+    return replace(config, min_gene_coverage=own) if own is not None and is_default else config
+
+
 def read_query(
     file: RawFile,
     saved: SavedModel,
@@ -273,7 +283,7 @@ def read_query(
     barcodes = common_barcodes(file.modalities, inputs)
     if not len(barcodes):
         raise UserError(f"{file.path}: holds no cell measured in {' and '.join(inputs)}; nothing can be predicted")
-    config = replace(config, genome=config.genome or saved.stamp.get("genome"))
+    config = replace(at_coverage_of(saved, config), genome=config.genome or saved.stamp.get("genome"))
     values, measured, report, warnings, coverage = {}, {}, list(file.notes), [], {}
     for name in inputs:
         ingested = ingest(file.modalities[name], config, saved.features[name], progress)
@@ -294,6 +304,12 @@ def read_query(
         report.append(f"{query.empty.sum():,} cells have no count in the model's features and stay unassigned")
     if saved.is_simulated:
         doubts.append(f"{saved.path} was trained on simulated cells; its predictions mean nothing for real ones")
+    few = [name for name in inputs if saved.task and coverage[f"{name}_coverage"] < IngestConfig.min_gene_coverage]
+    for name in few:  # the folder, or the user, allows fewer features than the default
+        doubts.append(
+            f"the file has only {coverage[f'{name}_coverage']:.1%} of the model's {FEATURES[name]}: expect more errors "
+            "than confidence and prediction sets promise"
+        )
     if saved.task:
         doubts += saved.task.doubts(saved.fitted)
     report += [f"warning: {doubt}" for doubt in doubts]
