@@ -55,7 +55,10 @@ class Comparison:
     lower_is_better: bool = False
 
     def reached(self, level: bool = False) -> str:
-        """Return yes or no: whether the model wins. If the interval holds zero: level where that is asked, or unclear."""
+        """Return yes or no: whether the model wins.
+
+        If the interval holds zero, return `unclear`, or `level` where a level score is enough.
+        """
         low, high = self.interval or (self.difference, self.difference)
         if self.lower_is_better:
             low, high = -high, -low
