@@ -12,7 +12,8 @@ per type, by the cells' labels, which the model does not see), nearest neighbour
 are also scored after calibration on validation cells. Each score has its 95% interval, and a sentence says whether the
 model or the best of the others wins. Writes evaluation_<split>.json, .csv and .png into --out_path. For cell types it
 also writes the confusion matrix, precision, recall and F1 of each type (per_type_<split>.csv), and each method's
-prediction for each cell (predicted_<split>.csv).
+prediction for each cell (predicted_<split>.csv). With --report, the page report_<split>.html shows the model's
+predictions in figures.
 """
 
 import math
@@ -37,6 +38,10 @@ class Flags:
     out_path: str | None = flag("folder for the results; by default <model_path>/evaluation", None)
     model_alone: bool = flag("leave out the baselines of cell types", False)
     coverage: float = flag("share of prediction sets that hold the true type, from 0.5 to 0.99", 0.9)
+    report: bool = flag("of cell types, also write a page with figures; takes about 15 seconds", False)
+    sample_column: str | None = flag(
+        "for the page: column of obs with samples; by default donor, sample or batch", None
+    )
 
 
 def main() -> None:
@@ -45,6 +50,7 @@ def main() -> None:
 
     # Slow to import: --help and mistaken flags do not wait for them.
     from utils.cells.preprocessed import read_cells
+    from utils.evaluate.label_report import check_column
     from utils.predict.score_translation import score_translation
     from utils.predict.score_types import score_types
     from utils.train.distributed import Runtime, choose_device
@@ -61,6 +67,7 @@ def main() -> None:
             f"note: {flags.data_path} has another split than the cells that {saved.path} was trained on; if they are "
             f"the same cells, some {flags.split} cells may have been training cells"
         )
+    check_column(cells.obs, "--sample_column", flags.sample_column, flags.data_path)
     rows = cells.rows(flags.split)
     if not len(rows):
         raise UserError(
@@ -69,7 +76,8 @@ def main() -> None:
 
     if is_types:
         table = score_types(
-            saved, cells, flags.split, config, runtime, out, flags.label_column, flags.model_alone, flags.coverage
+            *(saved, cells, flags.split, config, runtime, out, flags.label_column, flags.model_alone, flags.coverage),
+            *(flags.report, flags.sample_column),
         )
     else:
         table = score_translation(saved, cells, rows, config, runtime)

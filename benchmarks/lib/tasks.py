@@ -55,84 +55,25 @@ class Comparison:
     lower_is_better: bool = False
 
     def reached(self, level: bool = False) -> str:
-        """Return yes, no, or unclear: whether the model wins, or with `level` does not lose, beyond the interval."""
+        """Return yes or no: whether the model wins. If the interval holds zero: unclear, or level where `level` asks."""
         low, high = self.interval or (self.difference, self.difference)
         if self.lower_is_better:
             low, high = -high, -low
-        is_reached = high >= 0 if level else low > 0
-        word = "yes" if is_reached else "unclear" if high > 0 else "no"
+        undecided = "level" if level else "unclear"
+        word = "yes" if low > 0 else undecided if high >= 0 else "no"
         return word if self.interval else f"{word}, without an interval"
 
 
 def comparisons(result: dict) -> list[Comparison]:
-    """Return the comparisons of a model with baselines that a task's JSON holds.
-
-    Parameters
-    ----------
-    result : content of the JSON: `differences`, as a list of rows (with score, ours, baseline, theirs, difference and
-        difference_95%) or as a dict score → row; or `scores`, whose rows of tested embeddings have a difference
-    """
-    found = result.get("differences")
-    if isinstance(found, dict):
-        return [_from_dict(score, row, result) for score, row in found.items()]
-    if found is not None:
-        return [
-            Comparison(
-                *(row[key] for key in ("score", "ours", "baseline", "theirs", "difference")),
-                _pair(row.get("difference_95%")),
-                row.get("lower_is_better", False),
-            )
-            for row in found
-        ]
-    scores = result.get("scores", {})
-    return _from_embeddings(scores) or _from_names(scores)
-
-
-def _from_dict(score: str, row: dict, result: dict) -> Comparison:
-    """One entry of a dict of differences; the values stand in the table of all test cases, if there are any."""
-    methods = result.get("scores", {}).get("all", {})
-    # A row that is about some of the test cases is named after them, and is about the first score.
-    value = lambda name: methods.get(name, {}).get(score)
-    ours = row.get("ours", value("model"))
-    return Comparison(
-        score,
-        ours,
-        row["baseline"],
-        row.get("theirs", value(row["baseline"])),
-        row["difference"],
-        _pair(row.get("difference_95%", row.get("95%"))),
-        row.get("lower_is_better", "mse" in score or "rmse" in score),
-    )
-
-
-def _from_embeddings(scores: dict) -> list[Comparison]:
-    """The tested embedding that is best on validation data, beside the best row that is not tested."""
-    tested = {name: row for name, row in scores.items() if "difference" in row}
-    others = {name: row for name, row in scores.items() if name not in tested}
-    if not tested or not others:
-        return []
-    ours = tested[max(tested, key=lambda name: tested[name].get("val_auroc", 0))]
-    best = max(others, key=lambda name: others[name]["auroc"])
-    difference = ours["difference"], _pair(ours["difference_95%"])
-    return [Comparison("auroc", ours["auroc"], best, others[best]["auroc"], *difference)]
-
-
-def _from_names(scores: dict) -> list[Comparison]:
-    """Compare the last row whose name starts with "ours" with the best other row; there are no intervals."""
-    ours = [name for name in scores if name.startswith("ours")]
-    others = [name for name in scores if name not in ours and "embedding" not in name]  # those need a model
-    if not ours or not others:
-        return []
-    found = []
-    for score in scores[ours[-1]]:
-        values = {name: scores[name].get(score) for name in (*ours, *others)}
-        values = {name: value for name, value in values.items() if isinstance(value, float)}
-        rivals = [name for name in others if name in values]
-        if score.endswith("rmse") or not rivals or ours[-1] not in values:
-            continue
-        best, mine = max(rivals, key=values.get), values[ours[-1]]
-        found.append(Comparison(score, mine, best, values[best], mine - values[best], None))
-    return found
+    """Return the comparisons of a model with baselines that a task's JSON holds under `differences`."""
+    return [
+        Comparison(
+            *(row[key] for key in ("score", "ours", "baseline", "theirs", "difference")),
+            _pair(row.get("difference_95%")),
+            row.get("lower_is_better", False),
+        )
+        for row in result.get("differences", ())
+    ]
 
 
 def _pair(values) -> tuple[float, float] | None:

@@ -160,6 +160,8 @@ def test_a_file_of_scperturb_goes_in_unchanged(tmp_path):
     change = cells.changes()
     expected = cells.values[cells.code == 0].toarray().mean(0) - cells.values[cells.code < 0].toarray().mean(0)
     np.testing.assert_allclose(change[0], expected, atol=1e-5)
+    one, other = cells.halves(np.random.default_rng(1))  # noise alone, so the halves have nothing in common
+    assert abs(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(one, other, strict=True)])) < 0.5
     partner = cells.pair(np.random.default_rng(0))
     assert (cells.code[partner] < 0).all() and (cells.line[partner] == cells.line).all()
 

@@ -99,7 +99,7 @@ OPTIONAL = {
     "get_latent_emb": {"ckpt_dir", "out_path", "genome"},
     "pretrain_multimodal": {"pairs_within"},
     "train_missing_celltype_func": {"pseudo_labels_from"},
-    "predict_cell_type": {*CELLS, "model_path", "prefix"},
+    "predict_cell_type": {*CELLS, "model_path", "prefix", "sample_column", "label_column"},
 }
 CHOICES = [
     *[(script, "precision", ("fp32", "bf16")) for script in FLAGS if "precision" in FLAGS[script]],

@@ -88,19 +88,19 @@ class Perturbed:
         return np.stack([self.mean(self.code == i) - base[line] for i, (line, _) in enumerate(self.conditions)])
 
     def halves(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Changes as in `changes`, from either half of each condition's cells, split at random."""
+        """Changes as in `changes`, from either half of each condition's cells and of the controls, split at random.
+
+        The controls are split, too: the noise of controls that both halves share would make them look alike.
+        """
         half = np.zeros(len(self.code), dtype=bool)
-        for i in range(len(self.conditions)):
-            cells = rng.permutation(np.flatnonzero(self.code == i))
-            half[cells[: len(cells) // 2]] = True
-        parts = []
-        for kept in (half, ~half):
-            code = np.where(
-                (self.code >= 0) & ~kept, len(self.conditions), self.code
-            )  # neither control nor a condition
-            some = replace(self, code=code)
-            parts.append(some.changes())
-        return parts[0], parts[1]
+        groups = [np.flatnonzero(self.code == i) for i in range(len(self.conditions))]
+        for cells in [*groups, *(self.control(line) for line in self.lines)]:
+            half[rng.permutation(cells)[: len(cells) // 2]] = True
+        one, other = (
+            replace(self, values=self.values[rows], line=self.line[rows], code=self.code[rows])
+            for rows in (half, ~half)
+        )
+        return one.changes(), other.changes()
 
     def pair(self, rng: np.random.Generator) -> np.ndarray:
         """Draw a control cell of the same line for each cell.

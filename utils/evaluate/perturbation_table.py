@@ -119,7 +119,7 @@ class Scores:
         rows, sentences = [], []
         for text, (measure, baselines, some) in named.items():
             row = compare(ours, self.of, baselines, measure, some)
-            kind = "" if some.all() else f", {self.kind[some][0]}"
+            kind = f", {self.kind[some][0]}" if baselines == [SUM] else ""
             rows.append(row | {"score": measure + kind})
             sentences.append(in_words(ours, row, text))
         low, high = interval(self.best_pearson)

@@ -1,7 +1,4 @@
-"""Draw figures: loss curves, embeddings, confusion matrices and comparisons.
-
-All figures are made by `matplotlib.figure.Figure`, without pyplot, so no backend and no global state is involved.
-"""
+"""Draw figures by `matplotlib.figure.Figure`: without pyplot, no backend and no global state is involved."""
 
 import math
 import warnings
@@ -38,7 +35,7 @@ def _save(figure: Figure, path, **how) -> Path:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 40 else name[:39] + "…"
+    return (name if len(name) <= 40 else name[:39] + "…").replace("$", r"\$")  # $ would start a formula
 
 
 def _colour(i: int) -> tuple[float, float, float]:
@@ -134,14 +131,15 @@ def loss_curve(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def umap_coordinates(embedding, seed: int = 0, n_neighbors: int = 15) -> np.ndarray:
+def umap_coordinates(embedding, seed: int = 0, n_neighbors: int = 15, n_epochs: int | None = None) -> np.ndarray:
     """Return two UMAP coordinates for each cell (McInnes et al. 2018); the same seed gives the same coordinates.
 
     Parameters
     ----------
     embedding : array-like of float [cells, dimensions]
-    seed : int
-    n_neighbors : int
+    seed, n_neighbors : int
+    n_epochs : int, optional
+        Rounds of optimisation: fewer are faster.
 
     Returns
     -------
@@ -161,7 +159,8 @@ def umap_coordinates(embedding, seed: int = 0, n_neighbors: int = 15) -> np.ndar
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that few or duplicate cells get a random start
         # One thread: with several, the result would depend on the order in which they update the coordinates.
-        return UMAP(n_neighbors=n_neighbors, min_dist=0.3, random_state=seed, n_jobs=1).fit_transform(embedding)
+        umap = UMAP(n_neighbors=n_neighbors, n_epochs=n_epochs, min_dist=0.3, random_state=seed, n_jobs=1)
+        return umap.fit_transform(embedding)
 
 
 def umap_true_predicted(embedding, true, predicted, path, seed: int = 0) -> Path:
@@ -262,7 +261,7 @@ def confusion(true, predicted, path) -> Path:
 
     # The axes fill the whole figure. Saving it with a tight frame adds the space that the labels need.
     shows_counts = n_columns <= 20
-    cell = 0.48 if shows_counts else max(0.16, 9 / n_columns)
+    cell = max(0.48, min(0.8, 3.4 / n_columns)) if shows_counts else max(0.16, 9 / n_columns)
     width, height = cell * n_columns, cell * n_rows
     font = min(8, 40 * cell)
     figure = Figure(figsize=(width, height))

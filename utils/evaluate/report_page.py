@@ -43,6 +43,24 @@ pre { overflow-x: auto; margin: 0 0 .9rem; padding: .7rem .9rem; background: var
   white-space: pre-wrap; overflow-wrap: anywhere; }
 .step { margin: 0 0 .25rem; font-weight: 600; font-size: .93rem; }
 .step span { color: var(--soft); font-weight: 400; }
+ul { margin: 0 0 1rem; padding-left: 1.2rem; }
+h1, p, li, figcaption { overflow-wrap: anywhere; }
+td:first-child { overflow-wrap: anywhere; min-width: 8rem; }
+table.words td, table.words th { text-align: left; white-space: normal; vertical-align: top; overflow-wrap: anywhere; }
+table.words td:first-child { width: 30%; }
+@media print {
+  :root { color-scheme: light; --ink: #000000; --soft: #444444; --line: #bbbbbb; --page: #ffffff; --card: #ffffff;
+    --mark: #eeeeee; }
+  body { font-size: 11pt; }
+  main { max-width: none; padding: 0; }
+  section { margin: 0; padding: 0 0 1rem; border: 0; border-radius: 0; }
+  section + section { break-before: page; }
+  h2, .step { break-after: avoid; }
+  figure, tr { break-inside: avoid; }
+  figure img { max-height: 21cm; }
+  .wide { overflow-x: visible; }
+  th, td { white-space: normal; padding: .2rem .4rem; }
+}
 """
 
 
@@ -84,6 +102,33 @@ def table(rows: dict[str, dict], first: str, marked: tuple[str, ...] = (), digit
         lines.append(f"{start}{cells}</tr>")
     body = "\n".join(lines)
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def words(rows: dict[str, str], head: tuple[str, str] | None = None) -> str:
+    """Return a table of two columns of text as HTML: what something is called, and what it is.
+
+    Parameters
+    ----------
+    rows : dict
+        Text of the first column → text of the second.
+    head : tuple of str, optional
+        Headings of the two columns.
+    """
+    above = (
+        "" if head is None else "<thead><tr>" + "".join(f"<th>{escape(name)}</th>" for name in head) + "</tr></thead>"
+    )
+    body = "\n".join(f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in rows.items())
+    return f'<div class="wide"><table class="words">\n{above}\n<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def bullets(lines: list[str]) -> str:
+    """Return lines of plain text as an HTML list."""
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def code(text: str) -> str:
+    """Return a command as HTML."""
+    return f"<pre>{escape(text)}</pre>"
 
 
 def figure(path: str | Path, caption: str) -> str:
@@ -133,8 +178,7 @@ def commands(stages: dict[str, dict]) -> str:
     str
     """
     return "\n".join(
-        f'<p class="step">{number}. {escape(name)} <span>{stage["seconds"]:.0f} s</span></p>'
-        f"<pre>{escape(stage['command'])}</pre>"
+        f'<p class="step">{number}. {escape(name)} <span>{stage["seconds"]:.0f} s</span></p>{code(stage["command"])}'
         for number, (name, stage) in enumerate(stages.items(), 1)
     )
 

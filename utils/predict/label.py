@@ -8,7 +8,7 @@ import torch
 
 from utils.cells.config import IngestConfig
 from utils.cells.preprocessed import RawFile, open_cells
-from utils.predict.annotate import Names, read_query
+from utils.predict.annotate import Names, Query, read_query
 from utils.predict.infer import predict
 from utils.train.config import InferConfig, LabelConfig
 from utils.train.distributed import Runtime
@@ -55,10 +55,23 @@ def label_cells(
         with open_cells(str(data), None, None) as file:
             return label_cells(file, model, prefix, ingest, config, runtime, choices)
     saved = model if isinstance(model, SavedModel) else load_model(model, *TASKS)
+    return label_query(data, saved, prefix, ingest, config, runtime, choices)[0]
+
+
+def label_query(
+    data: RawFile,
+    saved: SavedModel,
+    prefix: str,
+    ingest: IngestConfig | None,
+    config: InferConfig | None,
+    runtime: Runtime,
+    choices: LabelConfig | None,
+) -> tuple[ad.AnnData | mudata.MuData, Query]:
+    """As `label_cells`, for an open file and a loaded model; also returns the cells as the model has read them."""
     names = Names.of(prefix, saved)
     replaced = names.claim(data)
     query = read_query(data, saved, ingest or IngestConfig(), progress=runtime.is_main)
     for line in query.report + saved.task.left_out(saved.fitted) + replaced:
         runtime.say(line)
     prediction = predict(saved, query.dataset, config or InferConfig(), runtime, choices, with_latents=True)
-    return query.annotate(prediction, saved, names, choices)
+    return query.annotate(prediction, saved, names, choices), query

@@ -17,7 +17,8 @@ from utils.evaluate.embedding import embedding_scores
 from utils.evaluate.metrics import bootstrap_interval, per_class_table
 from utils.evaluate.plots import confusion
 from utils.predict.infer import predict
-from utils.train.config import InferConfig
+from utils.predict.report import EVALUATION_LEAD, evaluated_cells, write_report_of
+from utils.train.config import InferConfig, LabelConfig
 from utils.train.distributed import Runtime
 from utils.train.model_folder import SavedModel
 
@@ -35,6 +36,8 @@ def score_types(
     label_column: str | None = None,
     model_alone: bool = False,
     coverage: float = 0.9,
+    report: bool = False,
+    sample_column: str | None = None,
 ) -> dict:
     """Scores of the model and of the baselines, with 95 % bootstrap intervals over cells, and of their embeddings.
 
@@ -47,6 +50,8 @@ def score_types(
     label_column : of obs; by default the one that the model learned from
     model_alone : leave out the baselines
     coverage : of the prediction sets, which are scored for the model and for logistic regression
+    report : also write the page report_<split>.html
+    sample_column : of obs, for the page; by default donor, sample or batch
 
     Returns
     -------
@@ -64,7 +69,11 @@ def score_types(
 
     inputs = saved.model_config.inputs
     dataset = CellDataset({name: cells.values[name][rows] for name in inputs}, cells.obs.index[rows])
-    prediction = predict(saved, dataset, config, runtime)
+    choices = LabelConfig(coverage)
+    prediction = predict(saved, dataset, config, runtime, choices)
+    if report:
+        shown = evaluated_cells(saved, cells, rows, prediction, choices, truth, column, sample_column)
+        write_report_of(shown, out / f"report_{split}.html", cells.path.name, EVALUATION_LEAD)
     types = prediction["predicted_cell_type"]
     predicted = {"scmomer": types}
     probability = {"scmomer": (prediction["probability"], saved.outputs)}

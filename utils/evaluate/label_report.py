@@ -1,0 +1,332 @@
+"""The page about labelled cells: what was done, figures, and what each column means, in one HTML file."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+
+from utils.errors import UserError
+from utils.evaluate import label_figures, plots
+from utils.evaluate.conformal import types_of
+from utils.evaluate.label_figures import UNASSIGNED, Types
+from utils.evaluate.metrics import classification_scores, per_class_table
+from utils.evaluate.report_page import bullets, code, figure, paragraph, table, words, write_report
+
+SAMPLE_COLUMNS = ("donor", "sample", "batch", "donor_id", "sample_id")
+"""Columns of obs that name a cell's sample, the first that exists is used."""
+MEANINGS = {
+    "predicted_cell_type": "The most probable type of the cell. “unassigned”: the cell has no counts in the model's "
+    "features, or it is novel and --reject was given. Empty: the cell lacks the modality that the model reads.",
+    "confidence": "The probability of that type, from 0 to 1, calibrated on validation cells: of cells with 0.8, about "
+    "8 of 10 should be right. In a new donor or batch it is often too high.",
+    "second_cell_type": "The type with the next highest probability.",
+    "margin": "The difference of these two probabilities. Near 0, the model hesitates between the two types.",
+    "prediction_set": "All types that the cell may have, most probable first. Of cells like the validation cells, at "
+    "least the share --coverage of the sets hold the true type. A set never holds a type that the model does not know.",
+    "novelty": "How unlike the training cells the cell is: the share of validation cells that are less unlike them, "
+    "from 0 to 1. For well-known cells it is spread evenly, so 0.8 is no sign of a new type; many above 0.95 are.",
+    "is_novel": "Whether 1 - novelty is below --novel_below. At 0.05, about 5 % of well-known cells are called novel "
+    "by mistake, more in a new batch.",
+    "rna_measured": "Whether the model has read the cell's RNA. If not, it does not read RNA, or the cell has none.",
+    "atac_measured": "Whether the model has read the cell's ATAC. If not, the model infers it or does without.",
+}
+"""Column of obs → what it means, for a reader who has only the page."""
+OTHER_PLACES = {
+    "X_{prefix}scmomer": "in obsm: the embedding of each cell, from which the UMAP above is drawn.",
+    "X_{prefix}scmomer_rna": "in obsm: the latent of each cell's RNA, measured, or inferred by the model's student.",
+    "X_{prefix}scmomer_atac": "in obsm: the latent of each cell's ATAC, measured, or inferred by the model's student.",
+    "{prefix}cell_type_probability": "in obsm: the probability of every type for each cell; each row sums to 1.",
+}
+
+
+@dataclass
+class LabelledCells:
+    """Cells with predicted types, as the page shows them.
+
+    Attributes
+    ----------
+    columns : [cells] the predicted columns, named as in MEANINGS; only predicted_cell_type and confidence must be there
+    embedding : [cells, latent_dim], NaN for cells that were not read
+    facts : what was done, name → text
+    command : how to run it again; empty for none
+    notes : warnings, a line each
+    values, features : [cells, features] log values of the cells in one modality and their names, or None
+    feature : gene or peak
+    samples, sample_column : [cells] the sample of each cell and the column that names it, or None
+    truth, label_column : [cells] true types, missing where unknown, and their column, or None
+    known : types that the model knows
+    novel_below : cells with 1 - novelty below this are novel
+    prefix : put before each column in the file
+    written : places of the file other than columns that the page explains; empty where no file is written
+    """
+
+    columns: pd.DataFrame
+    embedding: np.ndarray
+    facts: dict[str, str]
+    command: str = ""
+    notes: list[str] = field(default_factory=list)
+    values: object = None
+    features: np.ndarray | None = None
+    feature: str = "gene"
+    samples: np.ndarray | None = None
+    sample_column: str | None = None
+    truth: np.ndarray | None = None
+    label_column: str | None = None
+    known: list[str] = field(default_factory=list)
+    novel_below: float | None = None
+    prefix: str = ""
+    written: tuple[str, ...] = ()
+
+    @property
+    def scored(self) -> np.ndarray:
+        """[cells] bool, whether the model has read the cell: its confidence is above 0."""
+        return (self.columns["confidence"].to_numpy(float) > 0) & self.columns["predicted_cell_type"].notna().to_numpy()
+
+
+def check_column(obs: pd.DataFrame, flag: str, column: str | None, path) -> None:
+    """Raise UserError if a column of obs that a flag names does not exist."""
+    if column is not None and column not in obs:
+        known = ", ".join(map(str, obs.columns)) or "none"
+        raise UserError(f"{flag} {column}: {path} has no such column in obs, only {known}")
+
+
+def samples_of(obs: pd.DataFrame, column: str | None) -> tuple[str | None, np.ndarray | None]:
+    """Return the column of samples, by default the first of `SAMPLE_COLUMNS` in obs, and its values, or None twice."""
+    column = column or next((name for name in SAMPLE_COLUMNS if name in obs), None)
+    return column, None if column is None else obs[column].to_numpy(object)
+
+
+def write_label_report(cells: LabelledCells, path: str | Path, title: str, lead: str) -> Path:
+    """Write the page.
+
+    Parameters
+    ----------
+    cells : what it shows
+    path : HTML file
+    title, lead : heading and first paragraph
+
+    Returns
+    -------
+    Path
+    """
+    types = Types(cells.columns["predicted_cell_type"])
+    with TemporaryDirectory() as folder:
+        sections = dict(_sections(cells, types, Path(folder)))
+    return write_report(path, title, lead, sections)
+
+
+def _sections(cells: LabelledCells, types: Types, folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Headings and their parts, in the order of the page."""
+    warned = [paragraph("Warnings:"), bullets(cells.notes)] if cells.notes else []
+    command = [paragraph("Command:"), code(cells.command)] if cells.command else []
+    yield "What was done", [words(cells.facts), *warned, *command]
+    yield "Predicted types", [paragraph(_types_text(cells, types)), table(_type_rows(cells, types), "predicted type")]
+    yield "The cells as the model sees them", _embedding(cells, types, folder)
+    yield "Types in each sample", _composition(cells, types, folder)
+    yield "Confidence and coverage", _confidence(cells, folder)
+    yield (
+        f"{cells.feature.capitalize()}s that differ between the predicted types in this file",
+        _genes(cells, types, folder),
+    )
+    if cells.truth is not None:
+        yield "Against the true labels", _truth(cells, folder)
+    meanings = {cells.prefix + name: text for name, text in MEANINGS.items() if name in cells.columns}
+    places = {key.format(prefix=cells.prefix): text for key, text in OTHER_PLACES.items()}
+    meanings |= {key: text for key, text in places.items() if key in cells.written}
+    yield "What each column means", [words(meanings, ("name", "meaning"))]
+
+
+def _types_text(cells: LabelledCells, types: Types) -> str:
+    n, missing = len(cells.columns), int((types.codes < 0).sum())
+    named = sum(name != UNASSIGNED for name in types.names)
+    none = int(types.sizes[types.names.index(UNASSIGNED)]) if UNASSIGNED in types.names else 0
+    text = f"{n:,} cells, {named:,} predicted types, {none:,} cells unassigned."
+    if missing:
+        text += f" {missing:,} cells have no prediction, because they lack the modality that the model reads."
+    return text + " The number of a type stands for it in all figures."
+
+
+def _type_rows(cells: LabelledCells, types: Types) -> dict[str, dict]:
+    columns, total, rows = cells.columns, max(int(types.sizes.sum()), 1), {}
+    sizes = _set_sizes(cells)
+    for i, name in enumerate(types.names):
+        mine = types.codes == i
+        row = {"no.": types.number(i), "cells": f"{types.sizes[i]:,}", "share": f"{types.sizes[i] / total:.1%}"}
+        row["median confidence"] = float(columns["confidence"][mine & cells.scored].median())
+        if sizes is not None:
+            row["mean set size"] = float(sizes[mine & cells.scored].mean()) if (mine & cells.scored).any() else None
+        if "is_novel" in columns:
+            row["novel"] = f"{_is_novel(columns)[mine].mean():.1%}"
+        rows[name] = row
+    return rows
+
+
+def _is_novel(columns: pd.DataFrame) -> np.ndarray:
+    return columns["is_novel"].fillna(False).to_numpy(bool)
+
+
+def _set_sizes(cells: LabelledCells) -> np.ndarray | None:
+    """[cells] number of types in each set; 0 for cells that were not read."""
+    if "prediction_set" not in cells.columns:
+        return None
+    sets = cells.columns["prediction_set"].astype(object)
+    size_of = {text: len(types_of(text)) for text in sets.dropna().unique()}
+    return sets.map(size_of).fillna(0).to_numpy().astype(int)
+
+
+def _embedding(cells: LabelledCells, types: Types, folder: Path) -> list[str]:
+    rows = np.flatnonzero(cells.scored & np.isfinite(cells.embedding).all(axis=1))
+    if not len(rows):
+        return [paragraph("The model has read no cell, so there is nothing to draw.")]
+    rows = np.random.default_rng(0).permutation(rows)[: label_figures.EMBEDDED]
+    points = plots.umap_coordinates(cells.embedding[rows], n_epochs=200)
+    drawn = f"{len(rows):,} cells" + (", drawn at random" if len(rows) == label_figures.EMBEDDED else "")
+    values = {"confidence": cells.columns["confidence"].to_numpy(float)[rows]}
+    what = "confidence, bright where the model is sure"
+    if "novelty" in cells.columns:
+        values["novelty"] = cells.columns["novelty"].to_numpy(float)[rows]
+        what += ", and by novelty, bright where the cells are unlike the training cells"
+    return [
+        paragraph(
+            "Each point is a cell; cells that the model finds alike lie close together. Distances between separate "
+            "clusters mean little. A cluster with low confidence or high novelty throughout may be a type that the "
+            "model does not know."
+        ),
+        figure(
+            label_figures.umap_types(points, rows, types, folder / "types.png"),
+            f"The embedding by predicted type ({drawn}). In brackets: all cells of the type.",
+        ),
+        figure(
+            label_figures.umap_values(points, values, folder / "values.png"),
+            f"The same cells by {what}. Grey: no value.",
+        ),
+    ]
+
+
+def _composition(cells: LabelledCells, types: Types, folder: Path) -> list[str]:
+    everything = np.full(len(cells.columns), "all cells", dtype=object)
+    samples = everything if cells.samples is None else np.asarray(cells.samples, dtype=object)
+    samples = np.array([None if pd.isna(name) else str(name) for name in samples], dtype=object)
+    keep = (types.codes >= 0) & np.not_equal(samples, None)
+    if not keep.any():
+        return [paragraph("No cell has both a prediction and a sample.")]
+    n = len(set(samples[keep]))
+    if cells.samples is None:
+        text = "The file names no samples, so there is one bar; --sample_column COLUMN draws one for each sample."
+    else:
+        text = f"One bar for each of {n:,} samples of the column {cells.sample_column}, with its number of cells."
+        if n > label_figures.SAMPLES_SHOWN:
+            text += f" The {label_figures.SAMPLES_SHOWN} largest are drawn."
+    name = cells.sample_column or ""
+    drawn = label_figures.composition(samples, types, folder / "composition.png", name)
+    return [
+        paragraph(text),
+        figure(drawn, "Share of each predicted type. Numbers in the bars are those of the legend."),
+    ]
+
+
+def _confidence(cells: LabelledCells, folder: Path) -> list[str]:
+    scored = cells.scored
+    if not scored.any():
+        return [paragraph("The model has read no cell, so there is no confidence to show.")]
+    columns = cells.columns[scored]
+    confidence = columns["confidence"].to_numpy(float)
+    panels = {"confidence": (confidence, None)}
+    lines = [
+        f"Median confidence {np.median(confidence):.3f}; {(confidence < 0.5).mean():.1%} of the cells are below 0.5."
+    ]
+    sizes = _set_sizes(cells)
+    if sizes is not None:
+        sizes = sizes[scored]
+        panels["types in the prediction set"] = (sizes, None)
+        lines.append(
+            f"{(sizes == 1).mean():.1%} of the prediction sets hold one type; the mean is {sizes.mean():.2f} types."
+        )
+        if cells.truth is not None:
+            lines += _set_coverage(cells)
+    if "novelty" in columns:
+        novelty = columns["novelty"].to_numpy(float)
+        threshold = None if cells.novel_below is None else 1 - cells.novel_below
+        panels["novelty"] = (novelty[np.isfinite(novelty)], threshold)
+        lines.append(
+            f"{_is_novel(columns).mean():.1%} of the cells are novel. Cells like the validation cells spread evenly "
+            "from 0 to 1; a peak at the right shows cells that the model does not know, or another batch."
+        )
+    drawn = label_figures.distributions(panels, folder / "distributions.png")
+    return [bullets(lines), figure(drawn, f"How many cells have which value ({scored.sum():,} cells).")]
+
+
+def _known_truth(cells: LabelledCells) -> np.ndarray:
+    """[cells] bool, whether the true type of a cell is known and the model has read it or left it unassigned."""
+    return pd.Series(cells.truth).notna().to_numpy() & cells.columns["predicted_cell_type"].notna().to_numpy()
+
+
+def _set_coverage(cells: LabelledCells) -> list[str]:
+    rows = np.flatnonzero(_known_truth(cells) & cells.scored & np.isin(cells.truth, cells.known))
+    if not len(rows):
+        return []
+    sets = {text: types_of(text) for text in cells.columns["prediction_set"].iloc[rows].unique()}
+    held = [
+        cells.truth[row] in sets[text]
+        for row, text in zip(rows, cells.columns["prediction_set"].iloc[rows], strict=True)
+    ]
+    return [
+        f"{np.mean(held):.1%} of the sets hold the true type ({len(rows):,} cells with a label that the model knows)."
+    ]
+
+
+def _genes(cells: LabelledCells, types: Types, folder: Path) -> list[str]:
+    what = cells.feature
+    if cells.values is None:
+        return [paragraph(f"The {what}s of the file were not compared.")]
+    found = label_figures.differing_genes(cells.values, cells.features, types)
+    if found.empty:
+        return [paragraph(f"There are no two types with at least {label_figures.MIN_CELLS} cells, so none differ.")]
+    n = sum(name.startswith("mean ") for name in found.columns)
+    text = (
+        f"For each type, at most 3 {what}s that its cells have more of, and more often, than those of the other types "
+        "(difference of the mean values, times difference of the shares of cells above zero). Compared are the "
+        f"{n} largest types with at least {label_figures.MIN_CELLS} cells, at most {label_figures.CELLS_PER_TYPE} "
+        f"cells of each, in the model's {what}s. These are differences within this file, and no explanation of what "
+        "the model looked at. Compare them with the markers that you know."
+    )
+    drawn = label_figures.dot_plots(found, types, folder, what)
+    some = f" Part {{}} of {len(drawn)}." if len(drawn) > 1 else ""
+    caption = f"Rows: {what}s, in groups by the type that they separate (right). Columns: predicted types."
+    return [paragraph(text), *(figure(part, caption + some.format(i)) for i, part in enumerate(drawn, 1))]
+
+
+def _truth(cells: LabelledCells, folder: Path) -> list[str]:
+    rows = np.flatnonzero(_known_truth(cells))
+    truth = np.asarray(cells.truth, dtype=object)[rows]
+    if not len(rows) or not np.isin(truth, cells.known).any():
+        return [
+            paragraph(
+                f"No label in the column {cells.label_column} is a type of the model, so there is nothing to compare. "
+                f"The model's types: {', '.join(cells.known[:40])}."
+            )
+        ]
+    predicted = cells.columns["predicted_cell_type"].to_numpy(object)[rows]
+    scores = classification_scores(truth, predicted)
+    unknown = sorted(set(truth) - set(cells.known))
+    text = (
+        f"{len(rows):,} cells have a label in the column {cells.label_column}. Accuracy {scores['accuracy']:.3f}, "
+        f"macro F1 {scores['macro_f1']:.3f}. Unassigned cells count as wrong."
+    )
+    if unknown:
+        text += f" Labels that the model does not know, and never predicts: {', '.join(unknown)}."
+    per_type = per_class_table(truth, predicted)
+    per_type = {
+        name: {"true cells": f"{row.support:,}", "precision": row.precision, "recall": row.recall, "F1": row.f1}
+        for name, row in zip(per_type.index, per_type.itertuples(), strict=True)
+        if name != UNASSIGNED
+    }
+    drawn = plots.confusion(truth, predicted, folder / "confusion.png")
+    return [
+        paragraph(text),
+        table(per_type, "type"),
+        figure(drawn, "Rows: true types. Columns: predicted types. A row sums to 1."),
+    ]
