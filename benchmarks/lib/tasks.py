@@ -55,7 +55,7 @@ class Comparison:
     lower_is_better: bool = False
 
     def reached(self, level: bool = False) -> str:
-        """Return yes or no: whether the model wins. If the interval holds zero: unclear, or level where `level` asks."""
+        """Return yes or no: whether the model wins. If the interval holds zero: level where that is asked, or unclear."""
         low, high = self.interval or (self.difference, self.difference)
         if self.lower_is_better:
             low, high = -high, -low

@@ -106,7 +106,7 @@ CHOICES = [
     *[(script, "device", ("auto", "cpu", "cuda")) for script in FLAGS if "device" in FLAGS[script]],
     ("pretrain_missing_mod", "missing", ("atac", "rna")),
     ("get_latent_emb", "what", ("teacher", "cells", "genes")),
-    *[(script, "values", ("auto", "counts", "log1p", "cpm")) for script in ("preprocess", "predict_cell_type")],
+    *[(script, "values", ("auto", "counts", "log1p", "log2", "cpm")) for script in ("preprocess", "predict_cell_type")],
     *[(script, "species", ("auto", "human", "mouse", "other")) for script in ("preprocess", "predict_cell_type")],
 ]
 
