@@ -16,7 +16,14 @@ from utils.features.gene_vectors import GeneVectors, write_gene_vectors
 
 SCRIPT = "downstream.gene_property"
 FAST = {"folds": 3, "repeats": 2}
-ROWS = ["genes.h5ad", "genes.h5ad, static", "detection, mean, variance", "co-expression SVD", "random vectors"]
+ROWS = [
+    "genes.h5ad",
+    "genes.h5ad, static",
+    "detection, mean, variance",
+    "co-expression SVD",
+    "co-expression SVD, unit length",
+    "random vectors",
+]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +76,7 @@ def test_a_planted_signal_is_found_and_ranks_the_other_genes(made, tmp_path, cap
     ranked = pd.read_csv(tmp_path / "predicted.csv", keep_default_na=False)
     assert len(ranked) == 119 - 77 and ranked.iloc[:, -1].is_monotonic_decreasing
     assert (tmp_path / "gene_property.png").stat().st_size > 10_000
-    assert len(pd.read_csv(tmp_path / "gene_property.csv")) == 10
+    assert len(pd.read_csv(tmp_path / "gene_property.csv")) == 2 * len(ROWS)
 
 
 def test_permuted_labels_are_at_chance(made, tmp_path, capsys):
