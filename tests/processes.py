@@ -6,6 +6,7 @@ child.
 
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
@@ -27,6 +28,21 @@ STARTED = "training and"
 """Words that `fit` prints just before its first step."""
 
 
+def free_port() -> int:
+    """Return a port that nobody listens on, below those that the system gives to outgoing connections.
+
+    One of the system's could be given to a connection of another test before the first process listens on it.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as free:
+            try:
+                free.bind(("", port))
+            except OSError:
+                continue
+            return port
+
+
 @dataclass
 class Processes:
     """Processes that run a script or a function of a module together; they all write their output to one file."""
@@ -38,9 +54,7 @@ class Processes:
     before: Callable[[], None] | None = None  # called first in each process
 
     def start(self) -> "Processes":
-        with socket.socket() as free:
-            free.bind(("", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.output.write_text("")
         self._processes = [SERVER.Process(target=self._child, args=(rank, port)) for rank in range(self.size)]
         for process in self._processes:
