@@ -73,7 +73,7 @@ study: $(STUDY_STAMP) ## make the runs that benchmarks/results lacks (DATA=…, 
 	$(BIN)/python -m benchmarks.study
 
 tasks: DATA = ../shared/data
-tasks: $(STAMP) ## run the other tasks of the paper and write docs/tasks.md (DATA=folder; 40 minutes on two cores)
+tasks: $(STAMP) ## run the other tasks of the paper and write docs/tasks.md (DATA=folder; perhaps an hour)
 	$(BIN)/python -m benchmarks.tasks --data_path "$(DATA)"
 
 $(STUDY_STAMP): $(STAMP)

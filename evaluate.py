@@ -43,6 +43,10 @@ class Flags:
         "for the page: column of obs with samples; by default donor, sample or batch", None
     )
 
+    def __post_init__(self):
+        if self.sample_column is not None and not self.report:
+            raise UserError(f"--sample_column {self.sample_column}: is for the page alone; add --report")
+
 
 def main() -> None:
     flags, config = parse_flags(__doc__, Flags, InferConfig)

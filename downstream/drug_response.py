@@ -91,6 +91,7 @@ def study(flags: Flags, ingest: IngestConfig, config: TrainConfig, runtime) -> N
     from utils.as_json import to_json
     from utils.evaluate import drug_baselines as simple_rows
     from utils.evaluate import drug_response as scoring
+    from utils.evaluate.comparison import in_words
     from utils.evaluate.plots import bars
     from utils.features.drugs import read_drugs
     from utils.files.drug_tables import read_responses
@@ -135,7 +136,7 @@ def study(flags: Flags, ingest: IngestConfig, config: TrainConfig, runtime) -> N
     # The network that is best on the validation rows comes first: it is the one that speaks for us.
     ours = [best, *(name for name in inputs if name != best), BLEND]
     differences = scoring.differences(ours, simple, scores, drawn, BASIS)
-    verdict = [scoring.in_words(row) for row in differences]
+    verdict = [in_words(row["method"], row, row["score"].replace("_", " ")) for row in differences]
     verdict.append(f"note: {simple_rows.UNDEFINED[flags.split]}")
 
     if not runtime.is_main:

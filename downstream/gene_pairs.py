@@ -62,6 +62,7 @@ def main() -> None:
     from utils.as_json import to_json
     from utils.cells.gene_values import read_gene_values
     from utils.evaluate import gene_pairs as heads
+    from utils.evaluate.comparison import in_words, percentiles
     from utils.evaluate.gene_features import N_COMPONENTS, RANDOM, gene_baselines, random_vectors
     from utils.evaluate.plots import bars
     from utils.features.gene_vectors import GeneVectors, read_gene_vectors
@@ -92,7 +93,7 @@ def main() -> None:
     table = {}
     for name, (head, val_auroc) in chosen.items():
         auroc, ap = heads.pair_scores(test.y, scores[name])
-        (auroc_95, ap_95), values = map(heads.interval, drawn[name].T), {"auroc": auroc, "ap": ap}
+        (auroc_95, ap_95), values = map(percentiles, drawn[name].T), {"auroc": auroc, "ap": ap}
         table[name] = {"head": head, "val_auroc": val_auroc} | values | {"auroc_95%": auroc_95, "ap_95%": ap_95}
     baselines = {name: row["auroc"] for name, row in table.items() if name not in ours}
     best = max(baselines, key=baselines.get)
@@ -100,16 +101,12 @@ def main() -> None:
     verdict = [] if ours else [f"of the baselines, {best} is best: AUROC {baselines[best]:.3f}"]
     # The embedding that is best on the validation pairs comes first: it is the one that speaks for us.
     for name in sorted(ours, key=lambda name: -table[name]["val_auroc"]):
-        low, high = heads.interval(drawn[name][:, 0] - drawn[best][:, 0])
+        low, high = percentiles(drawn[name][:, 0] - drawn[best][:, 0])
         difference = table[name]["auroc"] - baselines[best]
         table[name] |= (found := {"difference": difference, "difference_95%": (low, high)})
         named = {"score": "auroc", "method": name, "baseline": best}
         differences.append(named | {"ours": table[name]["auroc"], "theirs": baselines[best]} | found)
-        how = "wins against" if low > 0 else "loses against" if high < 0 else "cannot be told apart from"
-        verdict.append(
-            f"{name} {how} the best baseline, {best}: AUROC {table[name]['auroc']:.3f} against {baselines[best]:.3f}, "
-            f"difference {difference:+.3f} (95% from {low:+.3f} to {high:+.3f})"
-        )
+        verdict.append(in_words(name, differences[-1], "AUROC"))
     if flags.pairs_path and flags.split == "pairs":
         verdict.append(
             f"warning: --split pairs has the same genes on all sides, and knowing each gene alone ({LOG_ODDS}) reaches "

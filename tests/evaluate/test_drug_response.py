@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr, rankdata, spearmanr
 
+from utils.evaluate.comparison import in_words
 from utils.evaluate.drug_baselines import Means, blend, fit_factors, ridge_per_drug
 from utils.evaluate.drug_response import (
     MIN_LINES,
     Responses,
     differences,
-    in_words,
     per_drug_pearson,
     response_scores,
     split_responses,
@@ -165,6 +165,6 @@ def test_a_difference_wins_only_beyond_its_interval():
     test = made()
     methods = {"good": test.y + 0.1, "mean": np.zeros(len(test)), "again": test.y + 0.1}
     scores, drawn = response_scores(test, methods, n=200)
-    say = lambda one, other: in_words(differences([one], [other], scores, drawn, ("pearson",))[0])
+    say = lambda one, other: in_words(one, differences([one], [other], scores, drawn, ("pearson",))[0], "Pearson")
     assert "wins against" in say("good", "mean") and "loses against" in say("mean", "good")
     assert "cannot be told apart" in say("good", "again")

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
+from utils.evaluate.comparison import percentiles
+
 SPLITS = ("lines", "drugs", "both", "pairs")
 MIN_LINES = 10
 """Fewest test lines of a drug whose correlation counts."""
@@ -135,17 +137,10 @@ def _pearson(sums: list[np.ndarray]) -> np.ndarray:
     return np.where(varies, (yp / n - y * p / n**2) / np.sqrt(np.where(varies, y_var * p_var, 1.0)), 0.0)
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the 95% percentile interval of bootstrap values; NaN if none could be computed."""
-    if np.isnan(values).all():
-        return np.nan, np.nan
-    return tuple(map(float, np.nanpercentile(values, [2.5, 97.5])))
-
-
 def with_intervals(scores: dict[str, dict[str, float]], drawn: dict[str, np.ndarray]) -> dict[str, dict]:
     """Return the scores of each method, each with its interval as `<score>_95%`."""
     return {
-        name: row | {f"{score}_95%": interval(drawn[name][:, i]) for i, score in enumerate(SCORES)}
+        name: row | {f"{score}_95%": percentiles(drawn[name][:, i]) for i, score in enumerate(SCORES)}
         for name, row in scores.items()
     }
 
@@ -172,20 +167,10 @@ def differences(
         for name in ours:
             one, other = scores[name][measure], scores[best][measure]
             if np.isfinite(one):
-                between = interval(drawn[name][:, i] - drawn[best][:, i])
+                between = percentiles(drawn[name][:, i] - drawn[best][:, i])
                 row = {"score": measure, "method": name, "ours": one, "baseline": best, "theirs": other}
                 rows.append(row | {"difference": one - other, "difference_95%": between})
     return rows
-
-
-def in_words(row: dict) -> str:
-    """Return a row of `differences` as a sentence."""
-    low, high = row["difference_95%"]
-    how = "wins against" if low > 0 else "loses against" if high < 0 else "cannot be told apart from"
-    return (
-        f"{row['method']} {how} the best baseline, {row['baseline']}: {row['score']} {row['ours']:.3f} against "
-        f"{row['theirs']:.3f}, difference {row['difference']:+.3f} (95% from {low:+.3f} to {high:+.3f})"
-    )
 
 
 def per_drug_pearson(test: Responses, predicted: np.ndarray) -> float:

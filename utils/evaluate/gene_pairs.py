@@ -153,9 +153,3 @@ def resampled_scores(pairs, scores: dict[str, np.ndarray], n: int = 1000, seed: 
         for name, level in levels.items():
             found[name][sample] = _ranked_scores(*level, weights)
     return found
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the 95% percentile interval of bootstrap values, without those that could not be computed."""
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return float(low), float(high)

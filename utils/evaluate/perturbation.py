@@ -197,26 +197,6 @@ def compare(
     }
 
 
-def in_words(ours: str, row: dict, name: str) -> str:
-    """Return a comparison as a sentence.
-
-    Parameters
-    ----------
-    ours : our row
-    row : from `compare`
-    name : the measure in words
-    """
-    low, high = row["difference_95%"]
-    if row["lower_is_better"]:
-        low, high = -high, -low
-    how = "wins against" if low > 0 else "loses against" if high < 0 else "cannot be told apart from"
-    low, high = row["difference_95%"]
-    return (
-        f"{name}: {ours} {how} {row['baseline']}: {row['ours']:.3f} against {row['theirs']:.3f}, difference "
-        f"{row['difference']:+.3f} (95% from {low:+.3f} to {high:+.3f})"
-    )
-
-
 # Rows without a trained model ----------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from utils.evaluate.comparison import in_words
 from utils.evaluate.perturbation import (
     MEAN,
     MEASURES,
@@ -13,7 +14,6 @@ from utils.evaluate.perturbation import (
     Fold,
     change_scores,
     compare,
-    in_words,
     interval,
     n_seen,
     summary,
@@ -121,7 +121,7 @@ class Scores:
             row = compare(ours, self.of, baselines, measure, some)
             kind = f", {self.kind[some][0]}" if baselines == [SUM] else ""
             rows.append(row | {"score": measure + kind})
-            sentences.append(in_words(ours, row, text))
+            sentences.append(in_words(ours, row, text, is_best=len(baselines) > 1))
         low, high = interval(self.best_pearson)
         sentences.append(
             f"a half of the cells predicts the other with Pearson {self.of[CEILING]['pearson'].mean():.3f}; a "

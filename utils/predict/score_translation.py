@@ -7,6 +7,7 @@ from models.shapes import other
 from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import Cells
 from utils.evaluate.baselines import depth_translation, neighbour_translation, ridge_translation
+from utils.evaluate.comparison import in_words
 from utils.evaluate.metrics import MIN_OPEN
 from utils.evaluate.translation import unweighted_probability
 from utils.evaluate.translation_scores import ERRORS, N_RESAMPLES, draw_resamples, interval, score_prediction
@@ -130,15 +131,4 @@ def differences(table: dict, draws: dict, ours: str, baselines: list[str]) -> li
 
 def verdict(compared: list[dict], ours: str) -> list[str]:
     """Return a sentence for each score that says who wins; `compared` comes from `differences`."""
-    sentences = []
-    for row in compared:
-        low, high = row["difference_95%"]
-        if row["lower_is_better"]:
-            low, high = -high, -low
-        how = "wins against" if low > 0 else "loses against" if high < 0 else "cannot be told apart from"
-        a, b = row["difference_95%"]
-        sentences.append(
-            f"{row['score'].replace('_', ' ')}: {ours} {how} the best baseline, {row['baseline']}: {row['ours']:.4g} "
-            f"against {row['theirs']:.4g}, difference {row['difference']:+.2g} (95% from {a:+.2g} to {b:+.2g})"
-        )
-    return sentences
+    return [in_words(ours, row, row["score"].replace("_", " ")) for row in compared]
