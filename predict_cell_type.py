@@ -60,10 +60,10 @@ def main() -> None:
 
     # Slow to import: --help and mistaken flags do not wait for them.
     from utils.cells.preprocessed import open_cells
-    from utils.files.write import check_target, write_whole
-    from utils.predict.annotate import Names
+    from utils.files.write import check_target
     from utils.predict.box import box_for
-    from utils.predict.label import label_query
+    from utils.predict.label import label_file
+    from utils.predict.names import Names
     from utils.predict.report import check_columns, labelled_cells, report_path, write_report_of
     from utils.predict.table import table_path, write_table
     from utils.train.distributed import distributed_run
@@ -88,18 +88,15 @@ def main() -> None:
         else:
             inside = Path(flags.ckpt_dir) / flags.model_path
             saved = load_model(inside if inside.exists() else flags.model_path, "celltype")
-        labelled, query = label_query(file, saved, names.prefix, ingest, config, runtime, choices)
-        if not runtime.is_main:
+        labelled = label_file(file, saved, out_path, names.prefix, ingest, config, runtime, choices)
+        if labelled is None:
             return
-        write_whole(labelled, out_path)
-        write_table(labelled, Names.of(names.prefix, saved), csv_path)
+        write_table(labelled, csv_path)
         if flags.report:
-            shown = labelled_cells(
-                labelled, query, saved, Names.of(names.prefix, saved), flags.sample_column, flags.label_column
-            )
+            shown = labelled_cells(labelled, saved, out_path, flags.sample_column, flags.label_column)
             write_report_of(shown, page_path, file.path.name)
             runtime.say(f"wrote {page_path}")
-        sizes = labelled.obs[f"{names.prefix}predicted_cell_type"].value_counts()
+        sizes = labelled.columns[f"{names.prefix}predicted_cell_type"].value_counts()
         types = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size)
         runtime.say(f"wrote {out_path} and {Path(csv_path).name}: {sizes.sum():,} cells; {types}")
 

@@ -1,7 +1,8 @@
 """Find the counts in a file, and give them out in the columns that a model or an output file has.
 
 `preprocess.py`, its `--check` and `predict_cell_type.py` all read new cells through this module. A file is read twice:
-`ingest` looks at all values and sums them up, then `Ingested.blocks` yields the counts, a block of cells at a time.
+`ingest` looks at all values and sums them up, then `Ingested.blocks` yields the counts, a block of cells at a time, or
+`Ingested.chosen` those of some cells.
 """
 
 from collections.abc import Iterator
@@ -103,11 +104,28 @@ class Ingested:
         """
         matrix, _ = self.source.matrices[self.place]
         for start, block in _blocks_with_progress(matrix, f"{self.modality}: writing", progress):
-            counts, _ = to_counts(block, self.values)
-            # [cells, n_in] @ [n_in, n_out]: duplicates are summed, and unknown columns are dropped.
-            aligned = (counts @ self.alignment.projection).tocsr()
-            aligned.sort_indices()
+            aligned = self._aligned(block)
             yield aligned if keep is None else aligned[keep[start : start + block.shape[0]]]
+
+    def chosen(self, cells: np.ndarray) -> Iterator[csr_matrix]:
+        """Yield the counts of chosen cells, in the order asked for; as `blocks` does otherwise.
+
+        Parameters
+        ----------
+        cells : [n] numbers of cells of the file; in rising order they are read fastest
+        """
+        matrix, _ = self.source.matrices[self.place]
+        chosen = matrix.take(cells)
+        for start in range(0, max(len(cells), 1), chosen.block_rows):
+            yield self._aligned(chosen.rows(start, start + chosen.block_rows))
+
+    def _aligned(self, block: csr_matrix) -> csr_matrix:
+        """Return a block of the file as counts in the output's columns, with sorted indices."""
+        counts, _ = to_counts(block, self.values)
+        # [cells, n_in] @ [n_in, n_out]: duplicates are summed, and unknown columns are dropped.
+        aligned = (counts @ self.alignment.projection).tocsr()
+        aligned.sort_indices()
+        return aligned
 
     def report(self) -> list[str]:
         """Report what was found, changed and left out, a line each."""

@@ -3,7 +3,7 @@
 import json
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +49,7 @@ class RawFile:
     simulated : whether the cells are marked as simulated
     notes : what the user should know first (how two files were joined …), a line each
     handles : open HDF5 files, closed at the end of a `with` block
+    root : what holds all of the file: an open .h5ad or .h5mu, or cells in memory; None for other formats
     more : modality → sources of the further files that are joined, whose cells follow
     """
 
@@ -61,6 +62,18 @@ class RawFile:
     notes: list[str] = field(default_factory=list)
     handles: list[h5py.File] = field(default_factory=list, repr=False)
     more: dict[str, list[Source]] = field(default_factory=dict)
+    root: h5py.File | ad.AnnData | mudata.MuData | None = field(default=None, repr=False)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the file can be copied and changed without being read."""
+        return isinstance(self.root, h5py.File)
+
+    def part(self, name: str) -> Mapping:
+        """Return obsm or uns of the whole file, of which nothing is read; empty for other formats."""
+        if self.on_disk:
+            return self.root.get(name, {})
+        return {} if self.root is None else getattr(self.root, name)
 
     @property
     def sources(self) -> dict[str, list[Source]]:
@@ -91,9 +104,11 @@ class RawFile:
 
     def content(self) -> ad.AnnData | mudata.MuData:
         """Load everything that the file holds into memory, also what is neither counts nor annotation."""
-        if self.format in (".h5ad", ".h5mu"):
+        if self.on_disk:
             with reading(self.path, "is damaged", "copy or download it again"):
                 return ad.read_h5ad(self.path) if self.format == ".h5ad" else mudata.read_h5mu(self.path)
+        if self.root is not None:
+            return self.root.copy()
         parts = {name: source.whole() for name, source in self.modalities.items()}
         if len(parts) == 1:
             return next(iter(parts.values()))
@@ -129,7 +144,7 @@ def read_raw(path: str | Path) -> RawFile:
             notes.append(f"uns['{STAMP}'] was not written by preprocess.py, so the cells are read as raw ones")
         groups = ("", *(f"mod/{name}/" for name in hdf5.get("mod", ())))
         simulated = any(f"{group}uns/{SIMULATED}" in hdf5 for group in groups) or bool((stamp or {}).get("simulated"))
-    return RawFile(path, kind, modalities, obs, stamp, simulated, notes, [hdf5])
+    return RawFile(path, kind, modalities, obs, stamp, simulated, notes, [hdf5], root=hdf5)
 
 
 def _stamp(hdf5: h5py.File) -> dict | None:

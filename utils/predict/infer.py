@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from models.shapes import MODALITIES
 from utils.cells.minibatches import CellDataset, LengthPlan, make_loader
 from utils.errors import UserError
 from utils.files.disk_rows import select
+from utils.predict.query import Query
 from utils.progress import progress_bar
 from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
@@ -58,6 +59,7 @@ def stream(
     config: InferConfig,
     runtime: Runtime,
     title: str,
+    progress: bool = True,
 ) -> Iterator[tuple[Minibatch, tuple[Tensor, ...]]]:
     """Yield each minibatch of this process, on the model's device, with the outputs of `function`.
 
@@ -65,7 +67,7 @@ def stream(
     """
     model.to(runtime.device).eval()
     plan = LengthPlan(dataset.lengths, config.batch_size, runtime.rank, runtime.world_size)
-    bar = progress_bar(len(dataset), title, shown=runtime.is_main)
+    bar = progress_bar(len(dataset), title, shown=runtime.is_main and progress)
     for batch in make_loader(dataset, plan, runtime.device):
         batch = batch.to(runtime.device)
         autocast = torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.precision == "bf16")
@@ -83,6 +85,7 @@ def infer(
     config: InferConfig,
     runtime: Runtime,
     title: str,
+    progress: bool = True,
 ) -> tuple[np.ndarray, ...]:
     """Apply a function of the model to all cells.
 
@@ -91,7 +94,7 @@ def infer(
     function : minibatch of B cells → tensors [B, …]
     model : the module that the function calls; it is moved to the device and put into eval mode
     dataset, config, runtime : which cells, how, and on which processes
-    title : title of the progress bar
+    title, progress : title of the progress bar, and whether there is one
 
     Returns
     -------
@@ -104,7 +107,7 @@ def infer(
         If a result is not finite; the message names the cells.
     """
     rows, results = [], []
-    for batch, outputs in stream(function, model, dataset, config, runtime, title):
+    for batch, outputs in stream(function, model, dataset, config, runtime, title, progress):
         real = (batch.weight > 0).cpu()
         rows.append(batch.row.cpu()[real].numpy())
         results.append([output.float().cpu()[real].numpy() for output in outputs])
@@ -163,12 +166,14 @@ def decode(
     runtime: Runtime,
     title: str,
     with_latents: tuple[str, ...] = (),
+    model: ScMomer | None = None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Embeddings [cells, latent_dim] of a dataset, and what the model's head decodes, name → [cells, …].
 
     The latents of the modalities `with_latents` [cells, latent_dim] are added under the names `latent rna` and so on.
+    With a `model` from `saved.build()`, the cells are one block of many: the caller shows the progress.
     """
-    model, names = saved.build(), []
+    is_block, model, names = model is not None, model or saved.build(), []
 
     def embed_and_decode(batch: Minibatch) -> tuple[Tensor, ...]:
         latents = model.latents(batch)
@@ -178,7 +183,7 @@ def decode(
         names[:] = decoded
         return embedding, *decoded.values()
 
-    embedding, *decoded = infer(embed_and_decode, model, dataset, config, runtime, title)
+    embedding, *decoded = infer(embed_and_decode, model, dataset, config, runtime, title, progress=not is_block)
     return embedding, dict(zip(names, decoded, strict=True))
 
 
@@ -195,6 +200,7 @@ def predict(
     runtime: Runtime,
     choices: object = None,
     with_latents: bool = False,
+    model: ScMomer | None = None,
 ) -> Prediction:
     """The predictions of a model folder with a head, for all cells of a dataset.
 
@@ -203,10 +209,54 @@ def predict(
     saved, dataset, config, runtime : the model, the cells, and how to run it
     choices : settings of the task's predictions (`LabelConfig` for cell types), or None for its defaults
     with_latents : keep the latent of each modality, too
+    model : from `saved.build()`, for one block of many
     """
     names = latents_of(saved) if with_latents else ()
-    embedding, decoded = decode(saved, dataset, config, runtime, "predicting", names)
+    embedding, decoded = decode(saved, dataset, config, runtime, "predicting", names, model)
     latents = {name: decoded.pop(f"latent {name}") for name in names}
     how = {} if choices is None else {"choices": choices}
     values = saved.task.predict(decoded | {"embedding": embedding}, saved.outputs, saved.fitted, **how)
     return Prediction(values, embedding, latents)
+
+
+def predict_blocks(
+    saved: SavedModel,
+    query: Query,
+    config: InferConfig,
+    runtime: Runtime,
+    choices: object = None,
+) -> Iterator[tuple[Query, Prediction]]:
+    """Predict for the cells of a file, of which a block is in memory at a time; processes take blocks in turn.
+
+    Parameters
+    ----------
+    saved, query : the model, and the cells
+    config, runtime, choices : as in `predict`
+
+    Yields
+    ------
+    On every process, each block of cells and its predictions, in order
+
+    Raises
+    ------
+    UserError
+        If a result is not finite, on any process.
+    """
+    model, blocks, size = saved.build(), query.blocks(runtime.world_size), runtime.world_size
+    alone = replace(runtime, rank=0, world_size=1)
+    with progress_bar(len(query), "predicting", shown=runtime.is_main) as bar:
+        for start in range(0, len(blocks), size):
+            mine = start + runtime.rank
+            found = None
+            if mine < len(blocks):
+                try:
+                    cells = query.take(blocks[mine]).dataset()
+                    found = predict(saved, cells, config, alone, choices, with_latents=True, model=model)
+                except UserError as error:
+                    found = error
+            shares = runtime.gather(found)
+            if errors := [share for share in shares if isinstance(share, UserError)]:
+                raise errors[0]
+            for rows, prediction in zip(blocks[start : start + size], shares, strict=False):
+                yield query.take(rows), prediction
+                bar.update(len(rows))

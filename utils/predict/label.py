@@ -1,19 +1,46 @@
 """Labelling new cells: from a file and a model folder to the file with predictions."""
 
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import anndata as ad
 import mudata
+import pandas as pd
 import torch
 
 from utils.cells.config import IngestConfig
 from utils.cells.preprocessed import RawFile, open_cells
-from utils.predict.annotate import Names, Query, read_query
-from utils.predict.infer import predict
+from utils.files.additions import copied_file, parts_in_memory
+from utils.files.write import write_whole
+from utils.predict.infer import predict_blocks
+from utils.predict.names import Names
+from utils.predict.output import Output, provenance
+from utils.predict.query import Query, read_query
 from utils.train.config import InferConfig, LabelConfig
 from utils.train.distributed import Runtime
 from utils.train.model_folder import SavedModel, load_model
 from utils.train.tasks import TASKS
+
+
+@dataclass
+class Labelled:
+    """A file with predictions.
+
+    Attributes
+    ----------
+    columns : [cells of the file] the predicted columns
+    entry : what made them, as in uns
+    names : the names that were written
+    query : the cells as the model has read them
+    content : the whole file with its predictions, where it is in memory
+    """
+
+    columns: pd.DataFrame
+    entry: dict
+    names: Names
+    query: Query
+    content: ad.AnnData | mudata.MuData | None = None
 
 
 def label_cells(
@@ -50,28 +77,57 @@ def label_cells(
         If the file or the folder cannot be read, the file lacks the model's modality or most of its features, or has
         columns of its own under the names that are written.
     """
-    runtime = runtime or Runtime(torch.device("cpu"))
     if not isinstance(data, RawFile):
         with open_cells(str(data), None, None) as file:
             return label_cells(file, model, prefix, ingest, config, runtime, choices)
     saved = model if isinstance(model, SavedModel) else load_model(model, *TASKS)
-    return label_query(data, saved, prefix, ingest, config, runtime, choices)[0]
+    return label_file(data, saved, None, prefix, ingest, config, runtime, choices).content
 
 
-def label_query(
-    data: RawFile,
+def label_file(
+    file: RawFile,
     saved: SavedModel,
-    prefix: str,
-    ingest: IngestConfig | None,
-    config: InferConfig | None,
-    runtime: Runtime,
-    choices: LabelConfig | None,
-) -> tuple[ad.AnnData | mudata.MuData, Query]:
-    """As `label_cells`, for an open file and a loaded model; also returns the cells as the model has read them."""
+    out_path: str | Path | None = None,
+    prefix: str = "",
+    ingest: IngestConfig | None = None,
+    config: InferConfig | None = None,
+    runtime: Runtime | None = None,
+    choices: LabelConfig | None = None,
+) -> Labelled | None:
+    """As `label_cells`, for an open file and a loaded model.
+
+    Parameters
+    ----------
+    out_path : file to write, which only the first process does; for an .h5ad or .h5mu it is a copy of the input, to
+        which the predictions are added, so that memory holds a block of the cells. None for the result in memory
+
+    Returns
+    -------
+    The result; None on the other processes of a run that writes a file
+    """
+    runtime = runtime or Runtime(torch.device("cpu"))
     names = Names.of(prefix, saved)
-    replaced = names.claim(data)
-    query = read_query(data, saved, ingest or IngestConfig(), progress=runtime.is_main)
+    replaced = names.claim(file)
+    query = read_query(file, saved, ingest or IngestConfig(), progress=runtime.is_main)
     for line in query.report + saved.task.left_out(saved.fitted) + replaced:
         runtime.say(line)
-    prediction = predict(saved, query.dataset, config or InferConfig(), runtime, choices, with_latents=True)
-    return query.annotate(prediction, saved, names, choices), query
+    blocks = predict_blocks(saved, query, config or InferConfig(), runtime, choices)
+    if out_path and not runtime.is_main:
+        for _ in blocks:  # this process's share of the work
+            pass
+        return None
+    with ExitStack() as stack:
+        content = None
+        if out_path and file.on_disk:
+            parts = stack.enter_context(copied_file(file.path, out_path))
+        else:
+            content = file.content()
+            parts = parts_in_memory(content)
+        output = Output(parts, file, names, saved.outputs)
+        for block, prediction in blocks:
+            output.add(saved, block, prediction)
+        entry = provenance(saved, query, names, choices)
+        columns = output.finish(entry)
+    if out_path and content is not None:
+        write_whole(content, out_path)
+    return Labelled(columns, entry, names, query, content)

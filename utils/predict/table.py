@@ -3,12 +3,10 @@
 import csv
 from pathlib import Path
 
-import anndata as ad
-import mudata
-
 from utils import __version__
 from utils.files.write import whole_file
-from utils.predict.annotate import Names
+from utils.predict.label import Labelled
+from utils.predict.query import BLOCK_CELLS
 
 COMMENT = "#"
 """Starts the lines above the table."""
@@ -20,7 +18,7 @@ def table_path(path: str | Path) -> Path:
     return path.with_name(f"{path.stem.removesuffix('.predicted')}.predicted.csv")
 
 
-def write_table(cells: ad.AnnData | mudata.MuData, names: Names, path: str | Path) -> None:
+def write_table(labelled: Labelled, path: str | Path) -> None:
     """Write the predicted columns of all cells to .csv, below comments with versions, model and warnings.
 
         pandas.read_csv("cells.predicted.csv", comment="#", index_col="barcode")
@@ -29,15 +27,15 @@ def write_table(cells: ad.AnnData | mudata.MuData, names: Names, path: str | Pat
 
     Parameters
     ----------
-    cells : from `label_cells`
-    names : the names that it has written
+    labelled : from `label_file`
+    path : the file
 
     Raises
     ------
     UserError
         If the folder cannot be written to.
     """
-    entry = cells.uns[names.provenance]
+    entry = labelled.entry
     lines = [
         f"scMomer {__version__}, {entry['date']}",
         f"model {entry['model']}, {entry['model_hash']}",
@@ -45,7 +43,8 @@ def write_table(cells: ad.AnnData | mudata.MuData, names: Names, path: str | Pat
         *map(str, entry["warnings"]),
         *map(str, entry.get("left_out", ())),
     ]
-    columns = cells.obs[[names.prefix + column for column in names.columns]]
     with whole_file(path) as partial, open(partial, "w", newline="") as file:
         file.writelines(f"{COMMENT} {' '.join(line.split())}\n" for line in lines)
-        columns.to_csv(file, index_label="barcode", quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+        labelled.columns.to_csv(
+            file, index_label="barcode", quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n", chunksize=BLOCK_CELLS
+        )
