@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from utils.cells.config import IngestConfig
+from utils.cells.in_memory import open_in_memory
 from utils.cells.preprocessed import RawFile, open_cells
 from utils.files.additions import copied_file, parts_in_memory
 from utils.files.write import write_whole
@@ -82,6 +83,40 @@ def label_cells(
             return label_cells(file, model, prefix, ingest, config, runtime, choices)
     saved = model if isinstance(model, SavedModel) else load_model(model, *TASKS)
     return label_file(data, saved, None, prefix, ingest, config, runtime, choices).content
+
+
+def annotate(
+    cells: ad.AnnData | mudata.MuData,
+    model: str | Path | SavedModel,
+    prefix: str = "",
+    ingest: IngestConfig | None = None,
+    config: InferConfig | None = None,
+    runtime: Runtime | None = None,
+    choices: LabelConfig | None = None,
+) -> ad.AnnData | mudata.MuData:
+    """Predict with a trained model folder, for cells in memory. No file is written, and the cells stay as they are.
+
+        from utils.predict import annotate
+
+        adata = annotate(adata, "reference/pbmc")
+        adata.obs[["predicted_cell_type", "confidence"]]
+
+    Parameters
+    ----------
+    cells : AnnData with the counts of genes or of peaks, or MuData with RNA, ATAC or both; what `label_cells` reads
+        from a file, with the same results
+    model, prefix, ingest, config, runtime, choices : as in `label_cells`
+
+    Returns
+    -------
+    A copy of the cells with predictions, as `label_cells` returns it
+
+    Raises
+    ------
+    UserError
+        As `label_cells`.
+    """
+    return label_cells(open_in_memory(cells), model, prefix, ingest, config, runtime, choices)
 
 
 def label_file(
