@@ -35,7 +35,8 @@ from utils.train.config import InferConfig, LabelConfig
 class Flags:
     data_path: str | None = flag("cells to label: .h5ad, .h5mu, 10x .h5 or folder, .loom, .csv or .tsv", None)
     model_path: str | None = flag(
-        "model folder: its name in --ckpt_dir, or a path; by default reference/pbmc, for what looks like human blood",
+        "model folder: its name in --ckpt_dir, or a path; several with the same types, separated by commas, share the "
+        "cells by what they were measured in; by default reference/pbmc, for what looks like human blood",
         None,
     )
     rna_path: str | None = flag("instead of --data_path, RNA of paired cells in a file of its own", None)
@@ -84,21 +85,28 @@ def main() -> None:
             check_columns(file, flags.sample_column, flags.label_column)
         if flags.model_path is None:
             saved, reason = box_for(file, ingest)
+            models = [saved]
             runtime.say(reason)
         else:
-            inside = Path(flags.ckpt_dir) / flags.model_path
-            saved = load_model(inside if inside.exists() else flags.model_path, "celltype")
-        labelled = label_file(file, saved, out_path, names.prefix, ingest, config, runtime, choices)
+            models = [load_model(path, "celltype") for path in folders(flags)]
+        labelled = label_file(file, models, out_path, names.prefix, ingest, config, runtime, choices)
         if labelled is None:
             return
         write_table(labelled, csv_path)
         if flags.report:
-            shown = labelled_cells(labelled, saved, out_path, flags.sample_column, flags.label_column)
+            shown = labelled_cells(labelled, out_path, flags.sample_column, flags.label_column)
             write_report_of(shown, page_path, file.path.name)
             runtime.say(f"wrote {page_path}")
         sizes = labelled.columns[f"{names.prefix}predicted_cell_type"].value_counts()
         types = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size)
         runtime.say(f"wrote {out_path} and {Path(csv_path).name}: {sizes.sum():,} cells; {types}")
+
+
+def folders(flags: Flags) -> list[Path]:
+    """The model folders that --model_path names, alone or separated by commas."""
+    named = [flags.model_path] if Path(flags.model_path).exists() else flags.model_path.split(",")
+    inside = [Path(flags.ckpt_dir) / name.strip() for name in named]
+    return [path if path.exists() else Path(name.strip()) for path, name in zip(inside, named, strict=True)]
 
 
 if __name__ == "__main__":

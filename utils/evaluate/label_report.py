@@ -31,6 +31,7 @@ MEANINGS = {
     "is_novel": "Whether 1 - novelty is below --novel_below. At 0.05, about 5 % of well-known cells are called novel "
     "by mistake, more in a new batch.",
     "rna_measured": "Whether the model has read the cell's RNA. If not, it does not read RNA, or the cell has none.",
+    "labelled_by": "The model folder that has labelled the cell: the first of --model_path that reads what it has.",
     "atac_measured": "Whether the model has read the cell's ATAC. If not, the model infers it or does without.",
 }
 """Column of obs → what it means, for a reader who has only the page."""

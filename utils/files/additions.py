@@ -172,7 +172,7 @@ def copied_file(path: str | Path, target: str | Path) -> Iterator[list[FilePart]
     """
     with whole_file(target) as partial:
         shutil.copyfile(path, partial)
-        with h5py.File(partial, "r+") as file:
+        with h5py.File(partial, "r+", rdcc_nbytes=2**20) as file:
             yield [FilePart(file), *(FilePart(group) for group in file.get("mod", {}).values())]
 
 

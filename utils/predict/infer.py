@@ -16,6 +16,7 @@ from models.shapes import MODALITIES
 from utils.cells.minibatches import CellDataset, LengthPlan, make_loader
 from utils.errors import UserError
 from utils.files.disk_rows import select
+from utils.memory import release_memory
 from utils.predict.query import Query
 from utils.progress import progress_bar
 from utils.train.config import InferConfig
@@ -260,3 +261,4 @@ def predict_blocks(
             for rows, prediction in zip(blocks[start : start + size], shares, strict=False):
                 yield query.take(rows), prediction
                 bar.update(len(rows))
+            release_memory()

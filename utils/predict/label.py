@@ -15,9 +15,9 @@ from utils.cells.preprocessed import RawFile, open_cells
 from utils.files.additions import copied_file, parts_in_memory
 from utils.files.write import write_whole
 from utils.predict.infer import predict_blocks
+from utils.predict.mixed import Share, lines_about, share_cells
 from utils.predict.names import Names
 from utils.predict.output import Output, provenance
-from utils.predict.query import Query, read_query
 from utils.train.config import InferConfig, LabelConfig
 from utils.train.distributed import Runtime
 from utils.train.model_folder import SavedModel, load_model
@@ -33,20 +33,22 @@ class Labelled:
     columns : [cells of the file] the predicted columns
     entry : what made them, as in uns
     names : the names that were written
-    query : the cells as the model has read them
+    file : the input
+    shares : the cells as each model folder has read them
     content : the whole file with its predictions, where it is in memory
     """
 
     columns: pd.DataFrame
     entry: dict
     names: Names
-    query: Query
+    file: RawFile
+    shares: list[Share]
     content: ad.AnnData | mudata.MuData | None = None
 
 
 def label_cells(
     data: str | Path | RawFile,
-    model: str | Path | SavedModel,
+    model: str | Path | SavedModel | list,
     prefix: str = "",
     ingest: IngestConfig | None = None,
     config: InferConfig | None = None,
@@ -61,7 +63,8 @@ def label_cells(
     Parameters
     ----------
     data : raw or preprocessed cells, a path or an open file
-    model : folder of train_missing_celltype_func.py, or of another task
+    model : folder of train_missing_celltype_func.py, or of another task; or a list of folders with the same types, of
+        which the first that reads a cell's modalities labels it
     prefix : put before each name that is written
     ingest : overrides for what cannot be inferred from the file
     config, runtime : how to run the model; by default on the CPU
@@ -81,13 +84,16 @@ def label_cells(
     if not isinstance(data, RawFile):
         with open_cells(str(data), None, None) as file:
             return label_cells(file, model, prefix, ingest, config, runtime, choices)
-    saved = model if isinstance(model, SavedModel) else load_model(model, *TASKS)
+    saved = [
+        one if isinstance(one, SavedModel) else load_model(one, *TASKS)
+        for one in (model if isinstance(model, list) else [model])
+    ]
     return label_file(data, saved, None, prefix, ingest, config, runtime, choices).content
 
 
 def annotate(
     cells: ad.AnnData | mudata.MuData,
-    model: str | Path | SavedModel,
+    model: str | Path | SavedModel | list,
     prefix: str = "",
     ingest: IngestConfig | None = None,
     config: InferConfig | None = None,
@@ -121,7 +127,7 @@ def annotate(
 
 def label_file(
     file: RawFile,
-    saved: SavedModel,
+    saved: SavedModel | list[SavedModel],
     out_path: str | Path | None = None,
     prefix: str = "",
     ingest: IngestConfig | None = None,
@@ -129,10 +135,11 @@ def label_file(
     runtime: Runtime | None = None,
     choices: LabelConfig | None = None,
 ) -> Labelled | None:
-    """As `label_cells`, for an open file and a loaded model.
+    """As `label_cells`, for an open file and loaded models.
 
     Parameters
     ----------
+    saved : a model, or several of which the first that can read a cell labels it
     out_path : file to write, which only the first process does; for an .h5ad or .h5mu it is a copy of the input, to
         which the predictions are added, so that memory holds a block of the cells. None for the result in memory
 
@@ -140,13 +147,18 @@ def label_file(
     -------
     The result; None on the other processes of a run that writes a file
     """
-    runtime = runtime or Runtime(torch.device("cpu"))
-    names = Names.of(prefix, saved)
+    runtime, models = runtime or Runtime(torch.device("cpu")), saved if isinstance(saved, list) else [saved]
+    names = Names.of(prefix, *models)
     replaced = names.claim(file)
-    query = read_query(file, saved, ingest or IngestConfig(), progress=runtime.is_main)
-    for line in query.report + saved.task.left_out(saved.fitted) + replaced:
+    shares = share_cells(file, models, ingest or IngestConfig(), progress=runtime.is_main)
+    left_out = dict.fromkeys(line for share in shares for line in share.saved.task.left_out(share.saved.fitted))
+    for line in [*lines_about(shares, file), *left_out, *replaced]:
         runtime.say(line)
-    blocks = predict_blocks(saved, query, config or InferConfig(), runtime, choices)
+    blocks = (
+        (share, *found)
+        for share in shares
+        for found in predict_blocks(share.saved, share.query, config or InferConfig(), runtime, choices)
+    )
     if out_path and not runtime.is_main:
         for _ in blocks:  # this process's share of the work
             pass
@@ -158,11 +170,11 @@ def label_file(
         else:
             content = file.content()
             parts = parts_in_memory(content)
-        output = Output(parts, file, names, saved.outputs)
-        for block, prediction in blocks:
-            output.add(saved, block, prediction)
-        entry = provenance(saved, query, names, choices)
+        output = Output(parts, file, names, models[0].outputs)
+        for share, block, prediction in blocks:
+            output.add(share, block, prediction)
+        entry = provenance(shares, names, choices)
         columns = output.finish(entry)
     if out_path and content is not None:
         write_whole(content, out_path)
-    return Labelled(columns, entry, names, query, content)
+    return Labelled(columns, entry, names, file, shares, content)

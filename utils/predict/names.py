@@ -16,6 +16,9 @@ from utils.train.tasks import CELL_TYPES
 MEASURED = {"rna": "rna_measured", "atac": "atac_measured"}
 """Modality → column of obs: whether the model has read this modality of a cell, which is else inferred or missing."""
 
+LABELLED_BY = "labelled_by"
+"""Column of obs with the name of the model folder that has labelled a cell, where there are several."""
+
 
 @dataclass(frozen=True)
 class Names:
@@ -39,10 +42,17 @@ class Names:
             raise UserError(f"--prefix {self.prefix!r}: at most 50 letters, digits, dots, hyphens and underscores")
 
     @classmethod
-    def of(cls, prefix: str, saved: SavedModel) -> "Names":
-        """The names of what a model's predictions are."""
-        columns = (*saved.task.columns_of(saved.fitted), *MEASURED.values())
-        return cls(prefix, columns, latents_of(saved), saved.task.table)
+    def of(cls, prefix: str, *models: SavedModel) -> "Names":
+        """The names of what the predictions of one model are, or of several that share the cells."""
+        columns = dict.fromkeys(name for saved in models for name in saved.task.columns_of(saved.fitted))
+        latents = {name for saved in models for name in latents_of(saved)}
+        which = (LABELLED_BY,) if len(models) > 1 else ()
+        return cls(
+            prefix,
+            (*columns, *MEASURED.values(), *which),
+            tuple(name for name in MODALITIES if name in latents),
+            models[0].task.table,
+        )
 
     @property
     def embedding(self) -> str:

@@ -16,9 +16,9 @@ from utils import __version__
 from utils.cells.preprocessed import STAMP, STAMPED, RawFile
 from utils.files.additions import Array, Part, fill
 from utils.predict.infer import Prediction
-from utils.predict.names import MEASURED, Names, column_names
+from utils.predict.mixed import Share
+from utils.predict.names import LABELLED_BY, MEASURED, Names, column_names
 from utils.predict.query import Query
-from utils.train.model_folder import SavedModel
 
 
 class Output:
@@ -51,15 +51,15 @@ class Output:
                 for part in parts:
                     part.remove(kind, key)
 
-    def add(self, saved: SavedModel, block: Query, prediction: Prediction) -> None:
+    def add(self, share: Share, block: Query, prediction: Prediction) -> None:
         """Add the predictions of some cells.
 
         Parameters
         ----------
-        saved, block : the model, and the cells as it has read them
+        share, block : the model folder, and the cells as it has read them
         prediction : of these cells, with the latents of `names.latents`
         """
-        rows, empty, names = self.cells.get_indexer(block.barcodes), block.empty, self.names
+        rows, empty, names, saved = self.cells.get_indexer(block.barcodes), block.empty, self.names, share.saved
         found = {}
         for column, for_empty in saved.task.columns_of(saved.fitted).items():
             values = prediction[column].copy()
@@ -67,6 +67,8 @@ class Output:
             found[column] = pd.Categorical(values) if values.dtype == object else values
         nothing = np.zeros(len(block), dtype=bool)
         found |= {column: block.measured.get(modality, nothing) for modality, column in MEASURED.items()}
+        if LABELLED_BY in names.columns:
+            found[LABELLED_BY] = pd.Categorical([share.name]).repeat(len(block))
         self.blocks.append((rows, found))
         for number in range(len(self.parts)):
             self._fill(number, names.embedding, rows, prediction.embedding)
@@ -93,7 +95,8 @@ class Output:
         The columns [cells of the file], which cells that were not read have no value in
         """
         names, root = self.names, self.parts[0]
-        columns = joined(self.blocks, self.cells).rename(columns=lambda column: names.prefix + column)
+        columns = joined(self.blocks, self.cells)[list(names.columns)]
+        columns = columns.rename(columns=lambda column: names.prefix + column)
         for part, rows in zip(self.parts, self.of_file, strict=True):
             part.columns(_rows_of(columns, rows, part.names))
         if names.provenance == STAMP and self.file.stamp is not None:
@@ -148,23 +151,51 @@ def _rows_of(columns: pd.DataFrame, rows: np.ndarray, names: pd.Index) -> pd.Dat
     return pd.DataFrame({name: _take(values._values, rows) for name, values in columns.items()}, index=names)
 
 
-def provenance(saved: SavedModel, query: Query, names: Names, choices: object = None) -> dict:
-    """The entry of uns that records what made the predictions."""
+def provenance(shares: list[Share], names: Names, choices: object = None) -> dict:
+    """The entry of uns that records what made the predictions; with several folders, also what is different in each."""
+    found = {share.name.replace("/", "|"): _provenance(share, choices) for share in shares}
+    first = next(iter(found.values()))
     entry = {
         "written": np.array(names.places, dtype=object),
-        "model": saved.path.resolve().name,
-        "model_hash": saved.hash,
         "scmomer_version": __version__,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "trained_on_simulated_cells": saved.is_simulated,
         "versions": {name: version(name) for name in ("torch", "anndata", "numpy")}
         | {"scmomer": __version__, "python": platform.python_version()},
-        "outputs": np.array(saved.outputs, dtype=object),
-        "reads": np.array(saved.model_config.inputs, dtype=object),
-        "n_labelled": int((~query.empty).sum()),
-        "n_unassigned": int(query.empty.sum()),
-        "warnings": np.array(query.warnings, dtype=object),
+    } | first
+    if len(found) == 1:
+        return entry
+    several = lambda key: np.array(list(dict.fromkeys(text for one in found.values() for text in one[key])), object)
+    together = lambda key: ", ".join(str(one[key]) for one in found.values())
+    return entry | {
+        "model": ", ".join(found),
+        "model_hash": together("model_hash"),
+        "calibration": "; ".join(f"{name}: {one['calibration']}" for name, one in found.items()),
+        "trained_on_simulated_cells": any(one["trained_on_simulated_cells"] for one in found.values()),
+        "reads": several("reads"),
+        "n_labelled": sum(one["n_labelled"] for one in found.values()),
+        "n_unassigned": sum(one["n_unassigned"] for one in found.values()),
+        "warnings": several("warnings"),
+        "left_out": several("left_out"),
+        "folders": found,
     }
+
+
+def _provenance(share: Share, choices: object) -> dict:
+    """What is recorded of one model folder and its cells."""
+    saved, query = share.saved, share.query
     how = {} if choices is None else {"choices": choices}
-    return entry | saved.task.provenance(saved.fitted, **how) | query.coverage
+    return (
+        {
+            "model": saved.path.resolve().name,
+            "model_hash": saved.hash,
+            "trained_on_simulated_cells": saved.is_simulated,
+            "outputs": np.array(saved.outputs, dtype=object),
+            "reads": np.array(saved.model_config.inputs, dtype=object),
+            "n_labelled": int((~query.empty).sum()),
+            "n_unassigned": int(query.empty.sum()),
+            "warnings": np.array(query.warnings, dtype=object),
+        }
+        | saved.task.provenance(saved.fitted, **how)
+        | query.coverage
+    )

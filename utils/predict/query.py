@@ -138,14 +138,8 @@ def read_query(
         coverage |= {f"{name}_coverage": ingested.alignment.coverage, f"{name}_count_coverage": ingested.count_coverage}
         ingests[name], rows[name] = ingested, ingested.barcodes.get_indexer(barcodes)
         measured[name] = ingested.measured[rows[name]]
-    if left_out := len(file.obs) - len(barcodes):
-        report.append(
-            f"{left_out:,} of {len(file.obs):,} cells were not measured in {' and '.join(inputs)} and get no prediction"
-        )
     target_sum = saved.stamp.get("target_sum")
     doubts, query = [], Query(file, barcodes, measured, report, warnings, coverage, ingests, rows, target_sum)
-    if query.empty.any():
-        report.append(f"{query.empty.sum():,} cells have no count in the model's features and stay unassigned")
     if saved.is_simulated:
         doubts.append(f"{saved.path} was trained on simulated cells; its predictions mean nothing for real ones")
     few = [name for name in inputs if saved.task and coverage[f"{name}_coverage"] < IngestConfig.min_gene_coverage]

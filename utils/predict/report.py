@@ -120,7 +120,6 @@ class QueriedRows:
 
 def labelled_cells(
     labelled: Labelled,
-    saved: SavedModel,
     out_path: str | Path,
     sample_column: str | None = None,
     label_column: str | None = None,
@@ -129,22 +128,24 @@ def labelled_cells(
 
     Parameters
     ----------
-    labelled, saved, out_path : as `label_file` returns it, the model, and the file that was written
+    labelled, out_path : as `label_file` returns it, and the file that was written
     sample_column, label_column : of obs: the sample of each cell, by default a column of that name; its true type
     """
-    query, names, entry = labelled.query, labelled.names, labelled.entry
-    obs = query.file.obs
+    file, names, entry = labelled.file, labelled.names, labelled.entry
+    obs = file.obs
     sample_column, samples = samples_of(obs, sample_column)
     truth = None if label_column is None else clean_labels(obs[label_column]).to_numpy(object)
     columns = labelled.columns[[names.prefix + column for column in names.columns if column in MEANINGS]]
-    modality = saved.model_config.inputs[0]
+    saved, modality = labelled.shares[0].saved, labelled.shares[0].saved.model_config.inputs[0]
+    # Folders differ in their features, so values of cells that several have labelled cannot be compared.
+    values = QueriedRows(labelled.shares[0].query, modality) if len(labelled.shares) == 1 else None
     return LabelledCells(
         columns.rename(columns=lambda column: column.removeprefix(names.prefix)),
         StoredRows(out_path, names.embedding),
-        {"file": f"{query.file.path.name}, {len(obs):,} cells"} | facts_of(saved, entry),
+        {"file": f"{file.path.name}, {len(obs):,} cells"} | facts_of(saved, entry),
         str(entry["command"]),
         [*map(str, entry["warnings"]), *map(str, entry.get("left_out", ()))],
-        QueriedRows(query, modality),
+        values,
         saved.features[modality],
         FEATURES[modality].removesuffix("s"),
         samples,
