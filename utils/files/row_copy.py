@@ -1,11 +1,12 @@
 """A matrix by rows in a temporary file, for layouts whose rows cannot be read in any order: CSC, compressed, dense.
 
-Copying reads and writes each value a fixed number of times, whatever the number of cells. Without it, a file by features
-is read once for every few blocks of cells, and cells in another order cost a block of the file each.
+Copying reads and writes each value a fixed number of times, whatever the number of cells. Without it, a file by
+features is read once for every few blocks of cells, and cells in another order cost a block of the file each.
 """
 
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -85,7 +86,7 @@ def copy_of_columns(content: CSCDataset, path: str | Path, block: int) -> FileRo
                 place = slice(ends[i], ends[i] + len(chosen))
                 data[place], indices[place], owners[place] = values[chosen], features[chosen], rows[chosen]
                 ends[i] = place.stop
-        for first, last in zip(edges[:-1], edges[1:], strict=True):
+        for first, last in pairwise(edges):
             place = slice(starts[first], starts[last])
             order = np.argsort(owners[place], kind="stable")  # within a cell, features stay in order
             data[place], indices[place] = data[place][order], indices[place][order]
