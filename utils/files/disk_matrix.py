@@ -25,7 +25,7 @@ COPY_FROM = 2
 """Blocks of scattered rows after which a matrix that is stored in another layout is copied by rows."""
 SCATTERED = 2
 """Rows that span more than this many times their number are read one by one."""
-IN_MEMORY = 8
+IN_MEMORY = 4
 """Blocks of a CSC file that are held in memory while it is sorted. A smaller file is read whole."""
 
 
@@ -92,7 +92,7 @@ class Matrix:
             if self.order is not None:
                 block = self._rows_in_order(self.order[start:stop])
             elif isinstance(self.content, CSCDataset):
-                block = self._rows_from_csc(start, stop)
+                block = self._by_rows()[np.arange(start, stop)]
             elif isinstance(self.content, CSRDataset):
                 block = self._rows_from_csr(start, stop)
             else:
@@ -153,7 +153,9 @@ class Matrix:
 
     def _in_any_order(self, n_rows: int) -> Rows | None:
         """The same matrix for scattered rows, copied if a large part of a large file is asked for; else None."""
-        if self._copy is None and self._file_rows is None and not isinstance(self.content, CSCDataset):
+        if isinstance(self.content, CSCDataset):
+            return self._by_rows()
+        if self._copy is None and self._file_rows is None:
             self._scattered += n_rows
             is_small = issparse(self.content) or isinstance(self.content, np.ndarray)
             if not is_small and self._scattered >= COPY_FROM * self.block_rows:
@@ -177,8 +179,8 @@ class Matrix:
         parts = (_without_half_precision(group["data"][entries]), group["indices"][entries], indptr - indptr[0])
         return csr_matrix(parts, shape=(stop - start, self.shape[1]))
 
-    def _rows_from_csc(self, start: int, stop: int) -> csr_matrix:
-        """Read rows of a matrix that is stored by features. They are sorted on disk once; a small file is in memory."""
+    def _by_rows(self) -> Rows:
+        """A matrix that is stored by features, by rows: sorted on disk once, or in memory if it is small."""
         if self._all._csc is None:
             if self.content.group["data"].shape[0] <= IN_MEMORY * BLOCK:
                 group = self.content.group
@@ -188,7 +190,7 @@ class Matrix:
                 self._all._csc = csr_matrix(whole)
             else:
                 self._all._csc = copy_of_columns(self.content, self.path, IN_MEMORY * BLOCK)
-        return self._all._csc[np.arange(start, stop)]
+        return self._all._csc
 
 
 def _without_half_precision(values):
