@@ -2,6 +2,7 @@
 
     python predict_cell_type.py --data_path my_pbmc.h5ad                                  # reference/pbmc
     python predict_cell_type.py --data_path new_cells.h5ad --model_path runs/celltype     # your own model
+    python predict_cell_type.py --data_path mixed.h5mu --model_path runs/both,runs/rna,runs/atac
 
 Without --model_path, the model that ships with the repository labels human blood (reference/pbmc); a file that does not
 look like human blood is refused.
@@ -15,10 +16,13 @@ Output: the same cells in the same order with everything that the file holds, an
   prediction_set                    the types that the cell may have: a share --coverage of the sets hold the true one
   novelty, is_novel                 how unlike validation cells it is, from 0 to 1; --reject leaves it unassigned
   rna_measured, atac_measured       whether the model has read the cell's RNA and ATAC
+  labelled_by                       with several model folders, the one that has labelled the cell: the first of them
+                                    that reads modalities in which the cell was measured
 in obsm the embeddings X_scmomer, X_scmomer_rna and X_scmomer_atac, and cell_type_probability; in uns["scmomer"] a
 record of the model and the command. <data>.predicted.csv holds the columns of obs. docs/predictions.md explains them.
 With --report, the page <data>.report.html shows them in figures and says what each column means.
-Predictions of an earlier run are replaced. Your own columns of these names are never replaced: choose other names with
+Memory holds some thousand cells at a time, and torchrun shares the cells among processes; the output of an .h5ad or
+.h5mu is a copy of the input, to which the predictions are added. Predictions of an earlier run are replaced. Your own columns of these names are never replaced: choose other names with
 --prefix.
 """
 
