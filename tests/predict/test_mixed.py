@@ -102,6 +102,9 @@ def test_a_folder_without_cells_is_passed_over(simulation, models, tmp_path, cap
     write_whole(mudata.MuData({"atac": simulation.mdata["atac"][:12].copy()}), tmp_path / "atac.h5mu")
     out = label(tmp_path / "atac.h5mu", tmp_path / "out.h5mu", models["rna"], models["both"], models["atac"])
     assert set(out.obs["labelled_by"]) == {"celltype_rna"}
+    write_whole(simulation.mdata[:12].copy(), tmp_path / "pairs.h5mu")
+    out = label(tmp_path / "pairs.h5mu", tmp_path / "out.h5mu", models["rna"], models["both"])
+    assert set(out.obs["labelled_by"]) == {"celltype_atac"} and out.uns["scmomer"]["folders"]["both"]["n_labelled"] == 0
     flags = {"data_path": tmp_path / "atac.h5mu", "model_path": f"{models['rna']},{models['both']}", "device": "cpu"}
     assert lacks(error_of(capsys, "predict_cell_type", **flags), "atac.h5mu", "--model_path") == []
 

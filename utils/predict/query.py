@@ -83,8 +83,8 @@ class Query:
         """
         places = [ingested.source.matrices[ingested.place][0] for ingested in self.ingested.values()]
         size = min(BLOCK_CELLS, FILE_BLOCKS * min(matrix.block_rows for matrix in places))
-        rounds = -(-len(self) // (size * n_shares))
-        size = -(-len(self) // (rounds * n_shares))
+        rounds = max(-(-len(self) // (size * n_shares)), 1)
+        size = max(-(-len(self) // (rounds * n_shares)), 1)
         return [np.arange(start, min(start + size, len(self))) for start in range(0, len(self), size)]
 
 
