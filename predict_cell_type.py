@@ -22,8 +22,8 @@ in obsm the embeddings X_scmomer, X_scmomer_rna and X_scmomer_atac, and cell_typ
 record of the model and the command. <data>.predicted.csv holds the columns of obs. docs/predictions.md explains them.
 With --report, the page <data>.report.html shows them in figures and says what each column means.
 Memory holds some thousand cells at a time, and torchrun shares the cells among processes; the output of an .h5ad or
-.h5mu is a copy of the input, to which the predictions are added. Predictions of an earlier run are replaced. Your own columns of these names are never replaced: choose other names with
---prefix.
+.h5mu is a copy of the input, to which the predictions are added. Predictions of an earlier run are replaced. Your own
+columns of these names are never replaced: choose other names with --prefix.
 """
 
 from dataclasses import dataclass

@@ -243,22 +243,16 @@ def predict_blocks(
     UserError
         If a result is not finite, on any process.
     """
-    model, blocks, size = saved.build(), query.blocks(runtime.world_size), runtime.world_size
+    model, blocks = saved.build(), query.blocks(runtime.world_size)
     alone = replace(runtime, rank=0, world_size=1)
+
+    def predict_block(rows: np.ndarray) -> Prediction:
+        cells = query.take(rows).dataset()
+        found = predict(saved, cells, config, alone, choices, with_latents=True, model=model)
+        release_memory()
+        return found
+
     with progress_bar(len(query), "predicting", shown=runtime.is_main) as bar:
-        for start in range(0, len(blocks), size):
-            mine = start + runtime.rank
-            found = None
-            if mine < len(blocks):
-                try:
-                    cells = query.take(blocks[mine]).dataset()
-                    found = predict(saved, cells, config, alone, choices, with_latents=True, model=model)
-                except UserError as error:
-                    found = error
-            shares = runtime.gather(found)
-            if errors := [share for share in shares if isinstance(share, UserError)]:
-                raise errors[0]
-            for rows, prediction in zip(blocks[start : start + size], shares, strict=False):
-                yield query.take(rows), prediction
-                bar.update(len(rows))
-            release_memory()
+        for rows, prediction in zip(blocks, runtime.in_turn(predict_block, blocks), strict=True):
+            yield query.take(rows), prediction
+            bar.update(len(rows))

@@ -150,7 +150,7 @@ def label_file(
     runtime, models = runtime or Runtime(torch.device("cpu")), saved if isinstance(saved, list) else [saved]
     names = Names.of(prefix, *models)
     replaced = names.claim(file)
-    shares = share_cells(file, models, ingest or IngestConfig(), progress=runtime.is_main)
+    shares = share_cells(file, models, ingest or IngestConfig(), runtime.is_main, runtime.in_turn)
     left_out = dict.fromkeys(line for share in shares for line in share.saved.task.left_out(share.saved.fitted))
     for line in [*lines_about(shares, file), *left_out, *replaced]:
         runtime.say(line)

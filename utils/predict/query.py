@@ -1,5 +1,6 @@
 """New cells for a trained model: what the file holds of its features, and their values, any cells at a time."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -104,6 +105,7 @@ def read_query(
     config: IngestConfig,
     progress: bool = False,
     inputs: tuple[str, ...] | None = None,
+    in_turn: Callable = map,
 ) -> Query:
     """Read cells once, so that they can be prepared as the model's training cells were, always from their counts.
 
@@ -114,6 +116,7 @@ def read_query(
     config : overrides for what cannot be inferred from the file
     progress : show progress bars
     inputs : modalities to prepare; by default those that the composed model reads
+    in_turn : as in `ingest`
 
     Raises
     ------
@@ -133,7 +136,7 @@ def read_query(
     config = replace(at_coverage_of(saved, config), genome=config.genome or saved.stamp.get("genome"))
     ingests, rows, measured, report, warnings, coverage = {}, {}, {}, list(file.notes), [], {}
     for name in inputs:
-        ingested = ingest(file.modalities[name], config, saved.features[name], progress)
+        ingested = ingest(file.modalities[name], config, saved.features[name], progress, in_turn)
         report, warnings = report + ingested.report(), warnings + ingested.warnings
         coverage |= {f"{name}_coverage": ingested.alignment.coverage, f"{name}_count_coverage": ingested.count_coverage}
         ingests[name], rows[name] = ingested, ingested.barcodes.get_indexer(barcodes)
