@@ -109,6 +109,11 @@ def test_a_folder_without_cells_is_passed_over(simulation, models, tmp_path, cap
     assert lacks(error_of(capsys, "predict_cell_type", **flags), "atac.h5mu", "--model_path") == []
 
 
+def test_a_folder_that_is_named_twice_is_refused(mixed, models, capsys):
+    flags = {"data_path": mixed, "model_path": f"{models['rna']},{models['rna']}", "device": "cpu"}
+    assert "twice" in error_of(capsys, "predict_cell_type", **flags)
+
+
 def test_folders_with_other_types_are_refused(mixed, models, tmp_path, capsys):
     def rename(folder):
         config = json.loads((folder / "config.json").read_text())

@@ -34,9 +34,11 @@ def check_alike(models: list[SavedModel]) -> None:
     Raises
     ------
     UserError
-        If they have other types or another width of the embedding than the first.
+        If they have other types or another width of the embedding than the first, or one is named twice.
     """
     first, *more = models
+    if len({saved.path.resolve() for saved in models}) < len(models):
+        raise UserError(f"--model_path {','.join(str(saved.path) for saved in models)}: names a folder twice")
     for saved in more:
         if (saved.kind, set(saved.outputs)) != (first.kind, set(first.outputs)):
             differ = sorted(set(saved.outputs) ^ set(first.outputs))
