@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from utils.cells.config import IngestConfig
-from utils.cells.in_memory import open_in_memory
 from utils.cells.preprocessed import read_raw
 from utils.files import disk_matrix
 from utils.predict import query as module
@@ -48,13 +47,3 @@ def test_cells_with_many_values_come_in_smaller_blocks(query, monkeypatch):
     whole = len(query.blocks())
     monkeypatch.setattr(disk_matrix, "BLOCK", 100)  # values, of which each cell has about 30
     assert len(query.blocks()) > 4 * whole
-
-
-def test_opening_cells_in_memory_leaves_them_as_they_are(simulation):
-    cells = simulation.mdata["rna"][:9].copy()
-    cells.var.index.name, cells.obs.index.name = "gene", "barcode"
-    before = cells.copy()
-    file = open_in_memory(cells)
-    assert file.simulated and list(file.modalities) == ["rna"] and file.content() is not cells
-    assert (cells.var.index.name, cells.obs.index.name) == ("gene", "barcode")
-    assert (cells.X != before.X).nnz == 0 and list(cells.obs) == list(before.obs)
