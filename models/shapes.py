@@ -93,7 +93,8 @@ class ScMomerConfig:
     Attributes
     ----------
     missing : the modality that the student replaces
-    other_modality : what is used for `missing`: the student's latent, zeros, or the measured modality
+    other_modality : what is used for `missing`: the student's latent, zeros, the measured modality, or none: then the
+        model is scBERT's classifier, which knows RNA alone
     """
 
     rna: RNAEncoderConfig | None = None
@@ -101,7 +102,7 @@ class ScMomerConfig:
     fusion: FusionConfig = FusionConfig()
     student: StudentConfig | None = None
     missing: Literal["atac", "rna"] = "atac"
-    other_modality: OtherModality = "measured"
+    other_modality: OtherModality | Literal["none"] = "measured"
 
     @property
     def inputs(self) -> tuple[str, ...]:

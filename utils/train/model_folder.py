@@ -30,7 +30,15 @@ from utils import __version__
 from utils.errors import UserError, reading
 from utils.train.folders import read_folder
 from utils.train.tasks import TRAINED, Trained, check_positive
-from utils.train.weights import check_declared, check_finite, check_shapes, load_strictly, shapes_of, stored_shapes
+from utils.train.weights import (
+    Shapes,
+    check_declared,
+    check_finite,
+    check_shapes,
+    load_strictly,
+    shapes_of,
+    stored_shapes,
+)
 
 PRETRAINED = {
     "rna": "an RNA encoder (pretrain_rna.py)",
@@ -174,6 +182,12 @@ class SavedModel:
             return make_head(self.options["latent_dim"])
         return ScMomer(self.model_config, n_features.get("rna", 0), n_features.get("atac", 0), make_head)
 
+    def shapes(self, n_features: dict[str, int]) -> Shapes:
+        """Names and shapes of the weights of the declared model, which is not built."""
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of parts without any feature
+            return shapes_of(self._fresh(n_features).state_dict())
+
     def check(self, n_features: dict[str, int], stored: dict[str, tuple[int, ...]]) -> None:
         """Compare the declared model with the shapes of the weights, without building it.
 
@@ -182,10 +196,7 @@ class SavedModel:
         UserError
             If they differ, or a constant is impossible.
         """
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of parts without any feature
-            expected = shapes_of(self._fresh(n_features).state_dict())
-        check_shapes(expected, stored, self.path, NEUTRAL)
+        check_shapes(self.shapes(n_features), stored, self.path, NEUTRAL)
         try:
             if "rna" in n_features:
                 check_positive("target_sum", self.stamp.get("target_sum"))
