@@ -3,8 +3,12 @@
 from functools import cache
 from pathlib import Path
 
+import anndata as ad
+import mudata
 import numpy as np
+import pandas as pd
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from tests.builders import gene_names
@@ -79,6 +83,27 @@ def genes(n: int = N_TOKENS) -> list[str]:
 
 
 PEAKS = [f"chr{1 + i // 30}:{1000 * (i % 30) + 100}-{1000 * (i % 30) + 600}" for i in range(N_PEAKS)]
+
+
+def raw_cells(path: Path, gene_names: list[str], peaks: list[str] | None = None, n_cells: int = 60) -> Path:
+    """Raw counts of labelled cells of three types and two batches; with peaks as .h5mu."""
+    rng = np.random.default_rng(3)
+    types = np.arange(n_cells) % 3
+    obs = {"cell_type": [CLASSES[i] for i in types], "batch": [f"b{i // 3 % 2}" for i in range(n_cells)]}
+    frame = pd.DataFrame(obs, index=[f"c{i}" for i in range(n_cells)])
+
+    def counts(names: list[str], mean: float) -> ad.AnnData:
+        means = rng.gamma(0.5, mean, (3, len(names)))[types]
+        values = rng.poisson(means).astype(np.float32)
+        values[:, 0] = 1
+        return ad.AnnData(csr_matrix(values), frame.copy(), pd.DataFrame(index=names))
+
+    rna = counts(gene_names, 20)
+    if peaks is None:
+        rna.write(path)
+    else:
+        mudata.MuData({"rna": rna, "atac": counts(peaks, 1)}).write(path)
+    return path
 
 
 def write_lists(folder: Path) -> None:

@@ -323,8 +323,16 @@ def check_fits(model: SavedModel, features: dict[str, np.ndarray], stamp: dict, 
                 f"{data_path}: its {len(features[name])} {FEATURES[name]} are not the {len(model.features[name])} "
                 f"of {model.path}, in their order; give the preprocessed file that the model was made from"
             )
-    both_have_rna = "rna" in model.features and "rna" in features  # ATAC is not normalised
-    for name in ("target_sum", "log_base") if both_have_rna else ():
+    if "rna" in features:
+        check_normalisation(model, stamp, data_path)
+
+
+def check_normalisation(model: SavedModel, stamp: dict, data_path: str | Path) -> None:
+    """Refuse data whose RNA was normalised in another way than the model's; ATAC is not normalised.
+
+    Parameters are those of `check_fits`.
+    """
+    for name in ("target_sum", "log_base") if "rna" in model.features else ():
         if model.stamp.get(name) != stamp.get(name):
             raise UserError(
                 f"{data_path}: was normalised with {name} {stamp.get(name)}, but {model.path} with "
