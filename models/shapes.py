@@ -7,7 +7,7 @@ from typing import Literal
 MODALITIES = ("rna", "atac")
 FEATURES = {"rna": "genes", "atac": "peaks"}
 """What the features of each modality are called, in messages and in the file names of a model folder."""
-OtherModality = Literal["student", "zeros", "measured"]
+OtherModality = Literal["student", "zeros", "measured", "none"]
 
 
 def other(modality: str) -> str:
@@ -102,7 +102,7 @@ class ScMomerConfig:
     fusion: FusionConfig = FusionConfig()
     student: StudentConfig | None = None
     missing: Literal["atac", "rna"] = "atac"
-    other_modality: OtherModality | Literal["none"] = "measured"
+    other_modality: OtherModality = "measured"
 
     @property
     def inputs(self) -> tuple[str, ...]:

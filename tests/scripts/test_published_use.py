@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import anndata as ad
+import mudata
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from tests.helpers import TRAINING, assert_same_tensors, last_weights, run, weights
+from tests.helpers import TRAINING, assert_same_tensors, error_of, lacks, last_weights, run, weights
 from tests.published import LAYOUTS, PEAKS, genes, import_state, raw_cells
 from utils.train.model_folder import load_model
 from utils.train.published import EXTRA_TOKEN
@@ -72,6 +73,40 @@ def test_fine_tuning_from_stage_1_alone(place, tmp_path):
         **FINE_TUNE,
     )
     assert load_model(tmp_path / "tuned", "celltype").features["rna"][-1] == EXTRA_TOKEN
+
+
+def test_fine_tuning_with_scberts_own_head_goes_back_to_its_layout(place, tmp_path, capsys):
+    panglao = import_state(tmp_path, "rna", gene_reference=tmp_path / "genes_but_one.txt")
+    flags = {"data_path": place / "scbert.h5mu", "ckpt_dir": tmp_path, "other_modality": "none"}
+    shape = {"classifier_hidden": 128, "learning_rate": 1e-3, "epochs": 12, "keep": "last"}
+    run("train_missing_celltype_func", **flags, **FINE_TUNE | shape, pretrained_model_path=panglao, model="tuned")
+    saved = load_model(tmp_path / "tuned", "celltype")
+    assert saved.state["towers.rna.pooling.projection.weight"].shape == (512, 97)
+    run("predict_cell_type", data_path=place / "raw.h5mu", model_path=tmp_path / "tuned", out_path=tmp_path / "p.h5mu")
+    table = pd.read_csv(tmp_path / "p.predicted.csv", comment="#", index_col="barcode")
+    truth = mudata.read_h5mu(place / "raw.h5mu")["rna"].obs["cell_type"].reindex(table.index)
+    assert (table["predicted_cell_type"] == truth).mean() > 0.8  # types differ in most genes
+
+    run("export_published", model_path=tmp_path / "tuned", out_path=tmp_path / "tuned.pth")
+    write_lines(tmp_path / "types.txt", saved.outputs)
+    lists = {"gene_reference": tmp_path / "genes_but_one.txt", "labels": tmp_path / "types.txt"}
+    run("import_published", checkpoint=tmp_path / "tuned.pth", ckpt_dir=tmp_path, model_name="back", **lists)
+    run("predict_cell_type", data_path=place / "raw.h5mu", model_path=tmp_path / "back", out_path=tmp_path / "b.h5mu")
+    again = pd.read_csv(tmp_path / "b.predicted.csv", comment="#", index_col="barcode")
+    assert (again["predicted_cell_type"] == table["predicted_cell_type"]).all()
+
+    line = error_of(
+        capsys,
+        "train_missing_celltype_func",
+        **flags | {"data_path": place / "student.h5mu"},
+        pretrained_model_path=place / "student",
+        model="x",
+    )
+    assert lacks(line, "--other_modality none", "pretrain_rna.py") == []
+
+
+def write_lines(path: Path, lines: list[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines))
 
 
 @pytest.mark.parametrize("layout", ["scbert", "celltype"])
