@@ -246,8 +246,11 @@ def _classifier(rest: Iterable[str], shapes: Shapes) -> tuple[str, str] | None:
     weights = {layer: shapes[f"{layer}.weight"] for layer in layers}
     if any(len(shape) != 2 for shape in weights.values()):
         return None
+    embedding = {
+        shapes[name][0] for name in ("to_out.bias", "to_out.weight", "rna_projection.weight") if name in shapes
+    }
     for first, second in (layers, layers[::-1]):
-        if weights[second][1] == weights[first][0] and weights[first][1] == shapes.get("to_out.bias", (0,))[0]:
+        if weights[second][1] == weights[first][0] and weights[first][1] in embedding:
             return first, second
     return None
 

@@ -5,6 +5,7 @@ running code, and `mmap=True` leaves the tensors on disk until they are used.
 """
 
 import re
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
@@ -67,7 +68,9 @@ def read_checkpoint(path: str | Path, prefix: str = "") -> Checkpoint:
     path = Path(path)
     _check_kind(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged and of very old files, which the errors below are about
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except MemoryError:
         raise
     except Exception as error:
@@ -110,14 +113,19 @@ def _check_kind(path: Path) -> None:
         if not zipfile.is_zipfile(path):
             raise UserError(f"{path}: is cut off, since the end of the zip archive is missing; {AGAIN}")
         with reading(path, "is a damaged zip archive", AGAIN), zipfile.ZipFile(path) as archive:
-            members = {name.rpartition("/")[2] for name in archive.namelist()}
-        if "constants.pkl" in members:
+            members = archive.infolist()
+            names = {member.filename.rpartition("/")[2] for member in members}
+            is_stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+            damaged = archive.testzip() if is_stored else None  # compares checksums, which torch.load does not
+        if "constants.pkl" in names:
             raise UserError(
                 f"{path}: is a TorchScript archive, a program and not only weights; save its weights: "
                 "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
             )
-        if "data.pkl" not in members:
+        if "data.pkl" not in names or not is_stored:  # torch.save compresses nothing
             raise UserError(f"{path}: is a zip archive, but none of torch.save; give a checkpoint, .pth")
+        if damaged:
+            raise UserError(f"{path}: is damaged in {damaged!r}; {AGAIN}")
     elif start.startswith(PICKLE):
         raise UserError(
             f"{path}: is a pickle or a file of torch before 1.6, and loading it could run code; if you trust it, save "
