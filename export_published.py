@@ -26,7 +26,7 @@ def main() -> None:
 
     from utils.files.checkpoint import write_checkpoint
     from utils.files.write import check_target
-    from utils.train.published import export_published
+    from utils.train.export_published import export_published
 
     check_target(flags.out_path, ".pth", [])
     tensors, notes = export_published(flags.model_path)

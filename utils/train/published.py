@@ -1,4 +1,4 @@
-"""Published checkpoints as model folders, and model folders as published checkpoints.
+"""Published checkpoints as model folders.
 
 What a file is follows from the names and shapes of its tensors (`models.published`). Each tensor gets a place in our
 model, is kept beside it for export, or is named in the error: nothing is left out silently.
@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from models import published
@@ -22,7 +21,7 @@ from utils.errors import UserError, reading
 from utils.features.normalise import LOG_BASE
 from utils.features.peaks import parse_peaks, place_peaks
 from utils.files.checkpoint import Checkpoint, check_numbers_of, read_array, read_checkpoint, read_class_names
-from utils.train.model_folder import NEUTRAL, PRETRAINED, SavedModel, load_model
+from utils.train.model_folder import SavedModel
 from utils.train.tasks import CELL_TYPES
 from utils.train.weights import check_shapes, shapes_of
 
@@ -124,11 +123,11 @@ def read_published(path: str | Path) -> Source:
     found = published.recognise(file.shapes)
     if found is None:
         raise UserError(
-            f"{path}: is no published model, with tensors like {_first(file.tensors, 3)}; give one of scBERT or scMomer"
+            f"{path}: is no published model, with tensors like {first_names(file.tensors, 3)}; give one of scBERT or scMomer"
         )
     source = Source(file, *found)
     if extra := file.tensors.keys() - source.table.keys() - published.without_a_place(source.layout):
-        raise UserError(f"{path}: {_words(source)} has no tensor named {_first(extra)}; {ANOTHER}")
+        raise UserError(f"{path}: {_words(source)} has no tensor named {first_names(extra)}; {ANOTHER}")
     return source
 
 
@@ -231,7 +230,7 @@ def _sizes(config: dict) -> str:
     return out
 
 
-def _first(names, most: int = 6) -> str:
+def first_names(names, most: int = 6) -> str:
     """The first names of tensors."""
     return ", ".join(sorted(names)[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
@@ -352,68 +351,3 @@ def _neutral(ours: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Our tensors that no published file has, with values that change nothing."""
     value = {"head.deviation": 1.0}
     return {name: torch.full(ours[name], value.get(name, 0.0)) for name in UNREAD if name in ours}
-
-
-def export_published(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights of a model folder under their published names.
-
-    Parameters
-    ----------
-    path : folder of stage I to III or of a classifier, trained here or imported
-
-    Returns
-    -------
-    Tensors by name, and notes on what the file cannot hold
-
-    Raises
-    ------
-    UserError
-        If the published layouts have no such model.
-    """
-    saved = load_model(path, *PRETRAINED, CELL_TYPES.name)
-    _check_exportable(saved)
-    layout, state, notes = saved.kind, dict(saved.state), []
-    if saved.options.get("other_modality") == "none":
-        layout = "scbert"
-    kept, names = {}, {}
-    if (saved.path / KEPT).is_file():
-        kept = load_file(saved.path / KEPT)
-        with safe_open(saved.path / KEPT, framework="pt") as file:
-            names = file.metadata() or {}
-    if "head.mean" in state and (state["head.mean"].any() or (state["head.deviation"] != 1).any()):
-        # The release does not standardise: the first layer does it instead.
-        weight, mean, deviation = state["head.layers.1.weight"], state["head.mean"], state["head.deviation"]
-        state["head.layers.1.bias"] = state["head.layers.1.bias"] - weight @ (mean / deviation)
-        state["head.layers.1.weight"] = weight / deviation
-    if saved.fitted.get("temperature", 1.0) != 1.0:
-        notes.append(f"divide logits by {saved.fitted['temperature']:.4f}: the file does not hold the temperature")
-    rna = saved.config.get("rna")
-    if rna is not None and rna.tokens == "expressed":
-        notes.append("the model was trained on expressed genes alone; the release reads all genes as tokens")
-    if rna is not None and (rna.binning == "round") != (layout not in ("rna", "scbert")):
-        notes.append(f"the model was trained with --binning {rna.binning}; the release does otherwise at this stage")
-    classifier = tuple(names.get("classifier", " ".join(published.CLASSIFIER)).split())
-    table = published.table_of(layout, *_depths(saved), classifier)
-    tensors = published.to_theirs(state, table)
-    if left := state.keys() - {place.ours for place in table.values()} - {*NEUTRAL, *UNREAD}:
-        raise UserError(f"{path}: {_first(left)} has no name in the published layouts; this model cannot be exported")
-    tensors = published.constants(layout) | tensors | kept
-    return {names.get("prefix", "") + name: tensor for name, tensor in tensors.items()}, notes
-
-
-def _check_exportable(saved: SavedModel) -> None:
-    """Refuse a model that the published layouts have no names for."""
-    options = saved.options
-    problem = ""
-    if "atac" in saved.config and saved.config["atac"].patch_maps == "own":
-        problem = "has a linear map for each patch (--patch_maps own)"
-    elif "student" in saved.config and options.get("missing") == "rna":
-        problem = "has a student that replaces RNA"
-    elif options.get("other_modality") == "zeros":
-        problem = "reads zeros in the place of a modality"
-    if problem:
-        raise UserError(f"{saved.path}: {problem}, which no published model does; train one as published")
-
-
-def _depths(saved: SavedModel) -> tuple[int, int]:
-    return tuple(saved.config[name].depth if name in saved.config else 0 for name in ("rna", "atac"))
