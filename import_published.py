@@ -1,6 +1,6 @@
 """Make a model folder of a published checkpoint of scBERT or scMomer.
 
-    python import_published.py --checkpoint panglao_pretrain.pth --gene_reference panglao_10000.h5ad \\
+    python import_published.py --checkpoint panglao_pretrain.pth --gene_reference panglao.h5ad \\
         --ckpt_dir runs --model_name panglao
     python import_published.py --checkpoint finetuned.pth --gene_reference genes.txt --labels labels.txt \\
         --ckpt_dir runs --model_name zheng

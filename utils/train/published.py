@@ -92,7 +92,7 @@ class Source:
     @property
     def has_student(self) -> bool:
         """Whether the file holds a student."""
-        return "encoder.encoder.0.weight" in self.shapes
+        return any(name.startswith("encoder.encoder.") for name in self.shapes)
 
     @property
     def has_classes(self) -> bool:
@@ -123,7 +123,8 @@ def read_published(path: str | Path) -> Source:
     found = published.recognise(file.shapes)
     if found is None:
         raise UserError(
-            f"{path}: is no published model, with tensors like {first_names(file.tensors, 3)}; give one of scBERT or scMomer"
+            f"{path}: is no published model, with tensors like {first_names(file.tensors, 3)}; give one of scBERT or "
+            "scMomer"
         )
     source = Source(file, *found)
     if extra := file.tensors.keys() - source.table.keys() - published.without_a_place(source.layout):
@@ -156,17 +157,9 @@ def import_published(
         If a list is missing, superfluous or of another length, or a tensor is missing, of another shape, not float32 or
         not finite; the message names it.
     """
-    path, layout = source.file.path, source.layout
-    wanted = {"gene_reference": "rna" in source.modalities, "peak_reference": "atac" in source.modalities}
-    given = {"gene_reference": gene_reference, "peak_reference": peak_reference, "labels": labels}
-    for flag, is_wanted in (wanted | {"labels": source.has_classes}).items():
-        if is_wanted and given[flag] is None:
-            raise UserError(f"--{flag} is missing: {path} is {_words(source)}, and does not name {LISTS[flag]}")
-        if not is_wanted and given[flag] is not None and (flag, layout) != ("peak_reference", "celltype"):
-            raise UserError(f"--{flag} {given[flag]}: {path} is {_words(source)}, which has none; leave the flag out")
-    if gene2vec is not None and layout == "atac":
-        raise UserError(f"--gene2vec {gene2vec}: {path} is {_words(source)}, which has no genes; leave the flag out")
-    report = []
+    path, report = source.file.path, []
+    lists = {"gene_reference": gene_reference, "peak_reference": peak_reference, "labels": labels}
+    _check_flags(source, lists, gene2vec)
     remedy = f"give the complete file of {_words(source)}"
     with reading(path, "has tensors of other shapes than a published model's", remedy):
         try:
@@ -182,11 +175,10 @@ def import_published(
         except KeyError as error:
             raise UserError(f"{path}: {error.args[0]} is missing; {remedy}") from None
     words = _words(source)
-    if layout == "rna":  # the same names: scBERT's has the additional token
+    if source.layout == "rna":  # the same names: scBERT's has the additional token
         words = "scBERT's masked language model" if EXTRA_TOKEN in features["rna"][-1:] else "an RNA encoder of stage I"
-    kind = "celltype" if source.has_classes else layout
     saved = SavedModel(
-        kind=kind,
+        kind="celltype" if source.has_classes else source.layout,
         config=config,
         features=features,
         stamp=_stamp(source, features, peak_reference),
@@ -200,18 +192,33 @@ def import_published(
     ours = saved.shapes({name: len(names) for name, names in features.items()})
     places = {name: place for name, place in source.table.items() if place.ours in ours}
     on_meta = {name: torch.empty(shape, device="meta") for name, shape in ours.items()}
-    expected = shapes_of(published.to_theirs(on_meta, places))
     found = {name: shape for name, shape in source.shapes.items() if name in places}
-    check_shapes(expected, found, path, remedy=remedy)
+    check_shapes(shapes_of(published.to_theirs(on_meta, places)), found, path, remedy=remedy)
     check_numbers_of(source.file, {name for name in source.shapes if name.endswith("calls_since_last_redraw")})
     saved.state = _neutral(ours) | published.to_ours(source.file.tensors, places)
     kept = {name: tensor for name, tensor in source.file.tensors.items() if name not in places}
-    report = [f"{path.name}: {words}{_sizes(config)}", *report]
-    report.append(f"  {len(found):,} tensors placed, {len(kept):,} that no model here reads kept for export")
-    if source.file.others:
-        report.append(f"  not read: {', '.join(source.file.others[:6])}")
+    report = [
+        f"{path.name}: {words}{_sizes(config)}",
+        *report,
+        f"  {len(found):,} tensors placed, {len(kept):,} that no model here reads kept for export",
+        *([f"  not read: {', '.join(source.file.others[:6])}"] if source.file.others else []),
+    ]
     names = {"prefix": source.file.prefix, "classifier": " ".join(source.classifier)}
     return Imported(saved, kept, names, report)
+
+
+def _check_flags(source: Source, lists: dict[str, str | None], gene2vec: str | None) -> None:
+    """Refuse a list that is missing, and one that the file has no use for."""
+    path, what = source.file.path, _words(source)
+    wanted = {"gene_reference": "rna" in source.modalities, "peak_reference": "atac" in source.modalities}
+    for flag, is_wanted in (wanted | {"labels": source.has_classes}).items():
+        if is_wanted and lists[flag] is None:
+            raise UserError(f"--{flag} is missing: {path} is {what}, and does not name {LISTS[flag]}")
+        may_be_given = is_wanted or (flag, source.layout) == ("peak_reference", "celltype")
+        if lists[flag] is not None and not may_be_given:
+            raise UserError(f"--{flag} {lists[flag]}: {path} is {what}, which has none; leave the flag out")
+    if gene2vec is not None and not wanted["gene_reference"]:
+        raise UserError(f"--gene2vec {gene2vec}: {path} is {what}, which has no genes; leave the flag out")
 
 
 def _words(source: Source) -> str:
@@ -288,8 +295,8 @@ def _peaks(source: Source, config: ATACEncoderConfig | None, path: str) -> np.nd
     most = least = source.shapes.get("ATAC.output_mean.0.bias", (len(peaks),))[0]
     if source.layout == "atac":
         # A stage I encoder does not say how many peaks its last patch has.
-        most = source.size("embeddings.patch_embeddings.projection.weight", 1) * config.n_patches
-        least = most - most // config.n_patches + 1
+        patch_size = source.size("embeddings.patch_embeddings.projection.weight", 1)
+        least, most = (patch_size - 1) * config.n_patches + 1, patch_size * config.n_patches
     if not least <= len(peaks) <= most:
         count = f"{most:,}" if least == most else f"{least:,} to {most:,}"
         raise UserError(
@@ -314,7 +321,7 @@ def _classes(source: Source, path: str) -> list[str]:
 def _with_gene2vec(source: Source, path: str) -> str:
     """Add the gene embedding to a file that lacks it, or compare it; returns a line about it."""
     name, flag = _gene_embedding(source), f"--gene2vec {path}"
-    given = read_array(path, "--gene2vec")
+    given = np.atleast_2d(read_array(path, "--gene2vec"))
     tokens = {"rna": "", "scbert": "to_out.fc1.weight"}.get(source.layout, "rna_projection.weight")
     n_tokens = source.size(name) if name in source.shapes else source.size(tokens, 1) if tokens else len(given)
     dim = source.size(name.replace("pos_emb.emb", "token_emb"), 1)
