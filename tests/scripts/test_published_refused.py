@@ -74,6 +74,27 @@ def test_a_tensor_of_another_shape_is_refused(layout, name, tmp_path, capsys):
     assert name in line or name.startswith(shows_a_size), line
 
 
+@pytest.mark.parametrize(
+    ("layout", "name", "shape"),
+    [
+        ("rna", "token_emb.weight", (7, 0)),
+        ("rna", "token_emb.weight", ()),
+        ("rna", "performer.net.layers.0.0.fn.fast_attention.projection_matrix", (10**9, 0)),
+        ("rna", "performer.net.layers.0.0.fn.fast_attention.projection_matrix", (0, 64)),
+        ("scbert", "to_out.fc1.weight", (10**12, 0)),
+        ("scbert", "to_out.conv1.weight", (1,)),
+        ("atac", "embeddings.position_embeddings", (1, 1, 48)),
+        ("atac", "embeddings.position_embeddings", (1, 10**12, 0)),
+        ("atac", "embeddings.cls_token", (48,)),
+        ("student", "rna_projection.weight", (10**12, 0)),
+        ("student", "encoder.encoder.0.weight", (0, 97)),
+    ],
+)
+def test_impossible_sizes(layout, name, shape, tmp_path, capsys):
+    line = refused(capsys, tmp_path, layout, state_of(layout) | {name: torch.zeros(shape)})
+    assert lacks(line, "file.pth") == []
+
+
 @pytest.mark.parametrize(("layout", "name"), CASES)
 def test_numbers_that_are_not_finite_float32(layout, name, tmp_path, capsys):
     for change, word in (

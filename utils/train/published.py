@@ -35,6 +35,7 @@ KEPT = "published.safetensors"
 UNREAD = ("head.mean", "head.deviation", "towers.atac.encoder.mask_token")
 """Tensors of ours that no published model after stage I has."""
 ANOTHER = "give the file as it was published"
+OTHER_SHAPES = "has tensors of other shapes than a published model's"
 LISTS = {
     "gene_reference": "the genes that the model was trained on, in their order",
     "peak_reference": "the peaks that the model was trained on, in their order",
@@ -161,7 +162,7 @@ def import_published(
     lists = {"gene_reference": gene_reference, "peak_reference": peak_reference, "labels": labels}
     _check_flags(source, lists, gene2vec)
     remedy = f"give the complete file of {_words(source)}"
-    with reading(path, "has tensors of other shapes than a published model's", remedy):
+    with reading(path, OTHER_SHAPES, remedy):
         try:
             if gene2vec is not None:
                 report.append(_with_gene2vec(source, gene2vec))
@@ -189,7 +190,8 @@ def import_published(
         training=training | {"published": words},
         parents={f"{path.name} ({words})": source.file.sha256},
     )
-    ours = saved.shapes({name: len(names) for name, names in features.items()})
+    with reading(path, OTHER_SHAPES, remedy):
+        ours = saved.shapes({name: len(names) for name, names in features.items()})
     places = {name: place for name, place in source.table.items() if place.ours in ours}
     on_meta = {name: torch.empty(shape, device="meta") for name, shape in ours.items()}
     found = {name: shape for name, shape in source.shapes.items() if name in places}
