@@ -1,6 +1,7 @@
 """Stage I, RNA: mask expressed genes and predict their expression bins with a Performer.
 
     python pretrain_rna.py --preset small --data_path cells.ready.h5mu --ckpt_dir runs --model_name rna
+    python pretrain_rna.py --continue_from runs/panglao --data_path cells.ready.h5ad --ckpt_dir runs --model_name rna
     torchrun --nproc_per_node=4 pretrain_rna.py --data_path … --ckpt_dir … --model_name …
 
 Input: a file from preprocess.py. Output: the model folder <ckpt_dir>/<model_name>. Each epoch prints the loss

@@ -1,8 +1,12 @@
 """Checkpoints of torch.save and the lists beside them, read without unpickling."""
 
+import argparse
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from numpy._core.multiarray import scalar
 
 from utils.errors import UserError
 from utils.files.checkpoint import check_numbers_of, read_array, read_checkpoint, read_class_names, write_checkpoint
@@ -29,8 +33,21 @@ def test_a_prefix_is_removed_only_if_all_names_have_it(tmp_path):
 
 
 def test_entries_beside_the_weights_are_named(tmp_path):
-    torch.save({"model_state_dict": {"a": torch.zeros(2)}, "optimizer_state_dict": {}, "epoch": 3}, tmp_path / "x.pth")
-    assert read_checkpoint(tmp_path / "x.pth").others == ["epoch", "optimizer_state_dict"]
+    others = {"optimizer_state_dict": {}, "epoch": 3, "loss": np.float64(0.3), "args": argparse.Namespace(lr=1e-4)}
+    torch.save({"model_state_dict": {"a": torch.zeros(2)}} | others, tmp_path / "x.pth")
+    assert read_checkpoint(tmp_path / "x.pth").others == sorted(others)
+
+
+def test_a_numpy_object_is_not_unpickled(tmp_path):
+    """numpy's scalars may hold pickled objects; those of numbers alone are read."""
+
+    class Planted:
+        def __reduce__(self):
+            return scalar, (np.dtype("O"), Path("x"))
+
+    torch.save({"model_state_dict": {"a": torch.zeros(2)}, "loss": Planted()}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="could run code"):
+        read_checkpoint(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("kind", ["sparse", "quantised", "complex"])

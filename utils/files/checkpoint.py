@@ -4,6 +4,7 @@ A .pth is a zip archive with a pickle that lists tensors. `torch.load(weights_on
 running code, and `mmap=True` leaves the tensors on disk until they are used.
 """
 
+import argparse
 import re
 import warnings
 import zipfile
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy._core.multiarray import scalar
 from torch import Tensor
 
 from utils.errors import UserError, first_line, reading
@@ -23,6 +25,13 @@ from utils.files.write import whole_file
 STATE = "model_state_dict"
 """Key of a published file under which its weights lie."""
 AGAIN = "download or copy it again"
+HARMLESS = [
+    argparse.Namespace,
+    *(np.dtype, *{type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")}),
+    *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+"""What training scripts save beside weights: their flags, and losses as numpy numbers. Making them runs no code, and
+they are not used."""
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 """First bytes of a zip archive, and of a pickle."""
 
@@ -68,7 +77,7 @@ def read_checkpoint(path: str | Path, prefix: str = "") -> Checkpoint:
     path = Path(path)
     _check_kind(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
             warnings.simplefilter("ignore")  # of damaged and of very old files, which the errors below are about
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except MemoryError:
