@@ -10,7 +10,6 @@ from models import published
 from utils.errors import UserError
 from utils.train.model_folder import NEUTRAL, PRETRAINED, SavedModel, load_model
 from utils.train.published import KEPT, UNREAD, first_names
-from utils.train.tasks import CELL_TYPES
 
 
 def export_published(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -29,7 +28,7 @@ def export_published(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
     UserError
         If the published layouts have no such model.
     """
-    saved = load_model(path, *PRETRAINED, CELL_TYPES.name)
+    saved = load_model(path, *PRETRAINED, "celltype")
     _check_exportable(saved)
     layout, state, notes = saved.kind, dict(saved.state), []
     if saved.options.get("other_modality") == "none":

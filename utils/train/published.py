@@ -22,7 +22,7 @@ from utils.features.normalise import LOG_BASE
 from utils.features.peaks import parse_peaks, place_peaks
 from utils.files.checkpoint import Checkpoint, check_numbers_of, read_array, read_checkpoint, read_class_names
 from utils.train.model_folder import SavedModel
-from utils.train.tasks import CELL_TYPES
+from utils.train.tasks import TRAINED
 from utils.train.weights import check_shapes, shapes_of
 
 TARGET_SUM = 1e4
@@ -184,8 +184,7 @@ def import_published(
         features=features,
         stamp=_stamp(source, features, peak_reference),
         outputs=classes,
-        # Nothing was fitted on validation cells: the confidence is as the classifier gives it, and is said to be so.
-        fitted=CELL_TYPES.fit_after_training({}, {"cell_type": np.empty(0, np.int64)}, classes) if classes else {},
+        fitted=_fitted_on_no_cells(classes) if classes else {},
         options=options,
         training=training | {"published": words},
         parents={f"{path.name} ({words})": source.file.sha256},
@@ -221,6 +220,11 @@ def _check_flags(source: Source, lists: dict[str, str | None], gene2vec: str | N
             raise UserError(f"--{flag} {lists[flag]}: {path} is {what}, which has none; leave the flag out")
     if gene2vec is not None and not wanted["gene_reference"]:
         raise UserError(f"--gene2vec {gene2vec}: {path} is {what}, which has no genes; leave the flag out")
+
+
+def _fitted_on_no_cells(classes: list[str]) -> dict:
+    """What a classifier has that was never shown a validation cell: its confidence is called uncalibrated."""
+    return TRAINED["celltype"].fit_after_training({}, {"cell_type": np.empty(0, np.int64)}, classes)
 
 
 def _words(source: Source) -> str:
