@@ -6,6 +6,7 @@ classifier, are the RNA encoder's without a prefix.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -263,26 +264,50 @@ def depths(shapes: Iterable[str]) -> tuple[int, int]:
     return found[0], found[1]
 
 
+def agreed(shapes: Shapes, *places: tuple[str, int]) -> int:
+    """The size that most tensors show, each at its axis; so a single wrong one is named when shapes are compared.
+
+    Parameters
+    ----------
+    shapes : name → shape
+    places : name of a tensor and its axis; those that are missing do not count
+
+    Raises
+    ------
+    KeyError
+        If all of them are missing; the first name is the exception's.
+    """
+    sizes = Counter(shapes[name][axis] for name, axis in places if name in shapes)
+    if not sizes:
+        raise KeyError(places[0][0])
+    return sizes.most_common(1)[0][0]
+
+
 def rna_config(shapes: Shapes, layout: str) -> RNAEncoderConfig:
     """Sizes of the RNA encoder of a file. Stage I of the release and scBERT round values down; later stages round.
 
     Raises
     ------
     KeyError
-        If a tensor that shows a size is missing; the name is the exception's.
+        If the tensors that show a size are missing; the name of one is the exception's.
     """
     is_alone = layout in ("rna", "scbert")
-    prefix = "" if is_alone else RNA
-    block = f"{prefix}performer.net.layers.0."
-    dim = shapes[f"{prefix}token_emb.weight"][1]
-    n_features, dim_head = shapes[f"{block}0.fn.fast_attention.projection_matrix"]
+    prefix, depth = "" if is_alone else RNA, depths(shapes)[0]
+    blocks = [f"{prefix}performer.net.layers.{i}." for i in range(depth)]
+    features = [f"{block}0.fn.fast_attention.projection_matrix" for block in blocks]
+    widths = ("token_emb.weight", 1), ("pos_emb.emb.weight", 1), ("norm.bias", 0)
+    dim = agreed(shapes, *((prefix + name, axis) for name, axis in widths))
+    dim_head = agreed(shapes, *((name, 1) for name in features))
+    inner = agreed(
+        shapes, *((f"{block}0.fn.{name}.weight", 0) for block in blocks for name in ("to_q", "to_k", "to_v"))
+    )
     return RNAEncoderConfig(
         dim=dim,
-        depth=depths(shapes)[0],
-        heads=shapes[f"{block}0.fn.to_q.weight"][0] // dim_head,
+        depth=depth,
+        heads=inner // dim_head,
         dim_head=dim_head,
-        n_features=n_features,
-        ff_mult=shapes[f"{block}1.fn.fn.w1.bias"][0] // dim,
+        n_features=agreed(shapes, *((name, 0) for name in features)),
+        ff_mult=agreed(shapes, *((f"{block}1.fn.fn.w1.bias", 0) for block in blocks)) // dim,
         tokens="all",
         freeze_gene_embedding=True,
         binning="floor" if is_alone else "round",
@@ -295,15 +320,18 @@ def atac_config(shapes: Shapes, layout: str, heads: int) -> ATACEncoderConfig:
     Raises
     ------
     KeyError
-        If a tensor that shows a size is missing; the name is the exception's.
+        If the tensors that show a size are missing; the name of one is the exception's.
     """
-    prefix = "" if layout == "atac" else ATAC
-    _, n_positions, dim = shapes[f"{prefix}embeddings.position_embeddings"]
+    prefix, depth = "" if layout == "atac" else ATAC, depths(shapes)[1]
+    layers = [f"{prefix}encoder.layer.{i}." for i in range(depth)]
+    positions = f"{prefix}embeddings.position_embeddings"
+    dim = agreed(shapes, (positions, 2), (f"{prefix}embeddings.cls_token", 2), (f"{prefix}layernorm.bias", 0))
+    parts = [f"{layer}attention.attention.{name}.bias" for layer in layers for name in ("query", "key", "value")]
     return ATACEncoderConfig(
-        n_patches=n_positions - 1,  # the first position is the CLS token's
+        n_patches=agreed(shapes, (positions, 1)) - 1,  # the first position is the CLS token's
         dim=dim,
-        depth=depths(shapes)[1],
+        depth=depth,
         heads=heads,
-        dim_head=shapes[f"{prefix}encoder.layer.0.attention.attention.query.weight"][0] // heads,
-        ff_mult=shapes[f"{prefix}encoder.layer.0.intermediate.dense.bias"][0] // dim,
+        dim_head=agreed(shapes, *((name, 0) for name in parts)) // heads,
+        ff_mult=agreed(shapes, *((f"{layer}intermediate.dense.bias", 0) for layer in layers)) // dim,
     )

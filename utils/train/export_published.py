@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models import published
-from utils.errors import UserError
-from utils.train.model_folder import NEUTRAL, PRETRAINED, SavedModel, load_model
+from utils.errors import UserError, reading
+from utils.train.model_folder import NEUTRAL, NO_MODEL, PRETRAINED, SavedModel, load_model
 from utils.train.published import KEPT, UNREAD, first_names
 
 
@@ -33,11 +33,7 @@ def export_published(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
     layout, state, notes = saved.kind, dict(saved.state), []
     if saved.options.get("other_modality") == "none":
         layout = "scbert"
-    kept, names = {}, {}
-    if (saved.path / KEPT).is_file():
-        kept = load_file(saved.path / KEPT)
-        with safe_open(saved.path / KEPT, framework="pt") as file:
-            names = file.metadata() or {}
+    kept, prefix, classifier = _kept(saved)
     if "head.mean" in state and (state["head.mean"].any() or (state["head.deviation"] != 1).any()):
         # The release does not standardise: the first layer does it instead.
         weight, mean, deviation = state["head.layers.1.weight"], state["head.mean"], state["head.deviation"]
@@ -50,7 +46,6 @@ def export_published(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
         notes.append("the model was trained on expressed genes alone; the release reads all genes as tokens")
     if rna is not None and (rna.binning == "round") != (layout not in ("rna", "scbert")):
         notes.append(f"the model was trained with --binning {rna.binning}; the release does otherwise at this stage")
-    classifier = tuple(names.get("classifier", " ".join(published.CLASSIFIER)).split())
     table = published.table_of(layout, *_depths(saved), classifier)
     tensors = published.to_theirs(state, table)
     if left := state.keys() - {place.ours for place in table.values()} - {*NEUTRAL, *UNREAD}:
@@ -58,7 +53,18 @@ def export_published(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
             f"{path}: {first_names(left)} has no name in the published layouts; this model cannot be exported"
         )
     tensors = published.constants(layout) | tensors | kept
-    return {names.get("prefix", "") + name: tensor for name, tensor in tensors.items()}, notes
+    return {prefix + name: tensor for name, tensor in tensors.items()}, notes
+
+
+def _kept(saved: SavedModel) -> tuple[dict[str, Tensor], str, tuple[str, str]]:
+    """Of an imported folder, the tensors kept for export, and how its file named all of them; else our own choice."""
+    path = saved.path / KEPT
+    if not path.is_file():
+        return {}, "", published.CLASSIFIER
+    with reading(path, *NO_MODEL), safe_open(path, framework="pt") as file:
+        names = file.metadata()
+        first, second = names["classifier"].split()
+        return load_file(path), names["prefix"], (first, second)
 
 
 def _check_exportable(saved: SavedModel) -> None:

@@ -258,18 +258,28 @@ def _shape(source: Source, atac_heads: int) -> tuple[dict, dict]:
         config["atac"] = published.atac_config(shapes, layout, atac_heads)
         if config["atac"].dim_head * atac_heads != config["atac"].dim:
             raise UserError(f"--atac_heads {atac_heads} does not divide the width {config['atac'].dim}; give another")
+    size = lambda *places: published.agreed(shapes, *places)
     if layout == "scbert":
-        config["fusion"] = FusionConfig(latent_dim=source.size("to_out.fc1.weight"))
-        config["head"] = ClassifierConfig(source.size("to_out.fc2.weight"), classifier_dropout=0.0)
+        hidden = [
+            size((f"to_out.fc{i}.bias", 0), (f"to_out.fc{i}.weight", 0), (f"to_out.fc{i + 1}.weight", 1))
+            for i in (1, 2)
+        ]
+        config["fusion"] = FusionConfig(latent_dim=hidden[0])
+        config["head"] = ClassifierConfig(hidden[1], classifier_dropout=0.0)
         options = {"missing": "atac", "other_modality": "none"}
     elif layout not in ("rna", "atac"):
-        pair_hidden = shapes.get("sub_task.linear1.weight", (FusionConfig.pair_hidden,))[0]
-        config["fusion"] = FusionConfig(source.size("rna_projection.weight"), pair_hidden)
+        latents = size(*((name, 0) for name in ("rna_projection.weight", "rna_ln.bias", "atac_ln.bias", "to_out.bias")))
+        pair = ("sub_task.linear1.bias", 0), ("sub_task.linear1.weight", 0), ("sub_task.linear2.weight", 1)
+        config["fusion"] = FusionConfig(latents, *([size(*pair)] if layout != "celltype" else []))
         if layout == "student" or source.has_student:
-            config["student"] = StudentConfig(source.size("encoder.encoder.0.weight"))
+            student = [(f"encoder.encoder.{name}", 0) for name in ("0.weight", "0.bias", "1.bias")]
+            config["student"] = StudentConfig(size(*student))
             options = {"missing": "atac", "other_modality": "student"}
         if layout == "celltype":
-            config["head"] = ClassifierConfig(source.size(f"{source.classifier[0]}.weight"))
+            first, second = source.classifier
+            config["head"] = ClassifierConfig(
+                size((f"{first}.weight", 0), (f"{first}.bias", 0), (f"{second}.weight", 1))
+            )
     return config, options
 
 
