@@ -156,7 +156,7 @@ def evaluated_cells(
     """
     entry = saved.task.provenance(saved.fitted, choices) | {
         "reads": saved.model_config.inputs,
-        "model": saved.path.resolve().name,
+        "model": saved.name,
         "model_hash": saved.hash,
         "scmomer_version": __version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
