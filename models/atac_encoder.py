@@ -61,7 +61,8 @@ class ATACEncoder(nn.Module):
         bag = atac.rows * self.config.n_patches + atac.indices // self.patch_size  # [nnz] increasing
         n_bags = len(atac) * self.config.n_patches
         offsets = F.pad(torch.bincount(bag, minlength=n_bags).cumsum(0), (1, -1))
-        sums = F.embedding_bag(atac.indices % len(self.peak_rows), self.peak_rows, offsets, mode="sum")
+        rows = atac.indices % len(self.peak_rows)
+        sums = F.embedding_bag(rows, self.peak_rows, offsets, mode="sum", per_sample_weights=atac.presence)
         return sums.unflatten(0, (len(atac), -1)) + self.patch_bias
 
     def forward(self, atac: Ragged, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,8 @@ class Ragged:
     offsets : [B + 1] int64, cell b owns entries offsets[b] … offsets[b + 1] - 1
     width : number of features
     padded_length : length to which `padded` pads each cell; 0 for the length of the longest cell
+    presence : [nnz] float32, 1 where an entry is there and 0 where it is as good as absent, or None for all 1. Its
+        gradient at 1 is what removing an entry would change, to first order (utils/predict/explain.py)
     """
 
     indices: Tensor
@@ -24,6 +26,7 @@ class Ragged:
     offsets: Tensor
     width: int
     padded_length: int = 0
+    presence: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -43,7 +46,9 @@ class Ragged:
         """The same cells with only the entries where `entries` [nnz] bool is true."""
         counts = torch.zeros_like(self.offsets)
         counts[1:].index_add_(0, self.rows, entries.long())
-        return replace(self, indices=self.indices[entries], values=self.values[entries], offsets=counts.cumsum(0))
+        presence = None if self.presence is None else self.presence[entries]
+        kept = {"indices": self.indices[entries], "values": self.values[entries], "presence": presence}
+        return replace(self, **kept, offsets=counts.cumsum(0))
 
     def dense(self) -> Tensor:
         """[B, width] float32 with zeros where a cell has no entry."""

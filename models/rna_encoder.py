@@ -16,11 +16,15 @@ N_TOKENS = 7
 
 
 class GeneTokens(NamedTuple):
-    """bins [B, L] int64; genes [L] or [B, L] int64; valid [B, L] bool, or None when nothing is padding."""
+    """bins [B, L] int64; genes [L] or [B, L] int64; valid [B, L] bool, or None when nothing is padding.
+
+    presence [B, L] float32 as in `Ragged`, or None.
+    """
 
     bins: Tensor
     genes: Tensor
     valid: Tensor | None
+    presence: Tensor | None = None
 
 
 class RNAEncoder(nn.Module):
@@ -51,13 +55,22 @@ class RNAEncoder(nn.Module):
         binned = replace(rna, values=bins)
         if self.config.tokens == "all":
             all_bins = binned.dense().long()
-            return GeneTokens(all_bins, torch.arange(self.n_genes, device=bins.device), None)
-        genes, padded_bins, valid = binned.keep(bins > 0).padded()
-        return GeneTokens(padded_bins.long().masked_fill(~valid, MASK_TOKEN), genes, valid)
+            presence = None if rna.presence is None else replace(rna, values=rna.presence).dense()
+            return GeneTokens(all_bins, torch.arange(self.n_genes, device=bins.device), None, presence)
+        expressed = binned.keep(bins > 0)
+        genes, padded_bins, valid = expressed.padded()
+        presence = None
+        if rna.presence is not None:
+            presence = replace(expressed, values=expressed.presence).padded()[1]
+        return GeneTokens(padded_bins.long().masked_fill(~valid, MASK_TOKEN), genes, valid, presence)
 
     def forward(self, tokens: GeneTokens) -> Tensor:
         """[B, L, dim] final states of the tokens."""
-        x = self.token_embedding(tokens.bins) + self.gene_embedding(tokens.genes)  # [B, L, D]
+        x = self.token_embedding(tokens.bins)  # [B, L, D]
+        if tokens.presence is not None and tokens.valid is None:  # all genes are tokens: an absent one has bin 0
+            absent = self.token_embedding.weight[0]
+            x = absent + tokens.presence[..., None] * (x - absent)
+        x = x + self.gene_embedding(tokens.genes)
         for block in self.blocks:
             x = block(x, tokens.valid)
         return self.norm(x)
@@ -90,6 +103,8 @@ class GenePooling(nn.Module):
         scalars = self.scalar(states).squeeze(-1).relu()  # [B, L]
         if tokens.valid is not None:
             scalars = scalars.masked_fill(~tokens.valid, 0.0)
+            if tokens.presence is not None:
+                scalars = scalars * tokens.presence
             by_gene = scalars.new_zeros(len(scalars), self.projection.in_features)
             scalars = by_gene.scatter_add(1, tokens.genes, scalars)  # padding adds 0 to gene 0
         return self.projection(scalars)
