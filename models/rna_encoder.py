@@ -55,7 +55,7 @@ class RNAEncoder(nn.Module):
         binned = replace(rna, values=bins)
         if self.config.tokens == "all":
             all_bins = binned.dense().long()
-            presence = None if rna.presence is None else replace(rna, values=rna.presence).dense()
+            presence = None if rna.presence is None else 1 + replace(rna, values=rna.presence - 1).dense()
             return GeneTokens(all_bins, torch.arange(self.n_genes, device=bins.device), None, presence)
         expressed = binned.keep(bins > 0)
         genes, padded_bins, valid = expressed.padded()
@@ -66,11 +66,7 @@ class RNAEncoder(nn.Module):
 
     def forward(self, tokens: GeneTokens) -> Tensor:
         """[B, L, dim] final states of the tokens."""
-        x = self.token_embedding(tokens.bins)  # [B, L, D]
-        if tokens.presence is not None and tokens.valid is None:  # all genes are tokens: an absent one has bin 0
-            absent = self.token_embedding.weight[0]
-            x = absent + tokens.presence[..., None] * (x - absent)
-        x = x + self.gene_embedding(tokens.genes)
+        x = self.token_embedding(tokens.bins) + self.gene_embedding(tokens.genes)  # [B, L, D]
         for block in self.blocks:
             x = block(x, tokens.valid)
         return self.norm(x)
@@ -98,13 +94,17 @@ class GenePooling(nn.Module):
         nn.init.ones_(self.scalar.bias)
         self.projection = nn.Linear(n_genes, latent_dim, bias=bias)
 
-    def forward(self, states: Tensor, tokens: GeneTokens) -> Tensor:
-        """states [B, L, dim] → [B, latent_dim]; genes that are no token contribute nothing."""
+    def forward(self, states: Tensor, tokens: GeneTokens, absent: Tensor | None = None) -> Tensor:
+        """states [B, L, dim] → [B, latent_dim]; genes that are no token contribute nothing.
+
+        `absent` [1, L, dim] are the states of genes that are not expressed, where these are tokens, too.
+        """
         scalars = self.scalar(states).squeeze(-1).relu()  # [B, L]
+        if tokens.presence is not None:
+            least = 0.0 if absent is None else self.scalar(absent).squeeze(-1).relu()
+            scalars = least + tokens.presence * (scalars - least)
         if tokens.valid is not None:
             scalars = scalars.masked_fill(~tokens.valid, 0.0)
-            if tokens.presence is not None:
-                scalars = scalars * tokens.presence
             by_gene = scalars.new_zeros(len(scalars), self.projection.in_features)
             scalars = by_gene.scatter_add(1, tokens.genes, scalars)  # padding adds 0 to gene 0
         return self.projection(scalars)

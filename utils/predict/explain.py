@@ -2,8 +2,9 @@
 
 The attribution of a gene (or peak) in a cell is gradient × input. The input is its presence, 1, in `Ragged.presence`;
 the output is the calibrated log-odds of the cell's predicted type. So it says, to first order, by how much the log-odds
-would fall without the gene. (The encoder reads whole bins of expression, so there is no gradient of the count itself.)
-Attributions are averaged over cells of a type; a cell that lacks the gene counts as 0.
+would fall without the gene. (The encoder reads whole bins of expression, so there is no gradient of the count itself.
+Integrated gradients from a cell without counts predict removal worse: the latent is scaled to length 1, and most of the
+path leads nowhere.) Attributions are averaged over cells of a type; a cell without the gene counts as 0.
 
 The check removes the top features from other cells of the type, and, for comparison, random ones of equal expression.
 """
@@ -42,7 +43,7 @@ RANDOM_SETS = 5
 NEAREST = 20
 """A top feature is matched to one of this many other features whose mean value in the type is nearest to its own."""
 GRADIENT_VALUES = 2**22
-"""About how many values [cells, tokens, width] one layer may hold for the gradient at a time: 16 MB."""
+"""About how many values [cells, patches, width] one layer may hold for the gradient at a time: 16 MB."""
 COLUMNS = ("type", "modality", "rank", "feature", "attribution", "cells")
 
 
@@ -75,8 +76,8 @@ class Explanation:
         what = FEATURES[row.modality]
         verdict = "the check holds" if row.holds else f"THE CHECK FAILS, so do not believe these {what}"
         return (
-            f"explanation of {row.type}: without the top {self.n} {what} the confidence falls by {row.top:.3f}, without "
-            f"as many random ones of equal expression by {row.random:.3f}; difference {row.difference:.3f} "
+            f"explanation of {row.type}: without its top {self.n} {what} the confidence falls by {row.top:.3f}, "
+            f"without as many random ones of equal expression by {row.random:.3f}; difference {row.difference:.3f} "
             f"[{row.low:.3f}, {row.high:.3f}], {row.cells:,} cells; {verdict}"
         )
 
@@ -239,13 +240,9 @@ def attribute(
 
 
 def _cells_at_a_time(saved: SavedModel) -> int:
-    """Cells per gradient: few where all genes are tokens and the gradient goes through all layers."""
-    widest = 1
-    if "rna" in saved.model_config.inputs and saved.config["rna"].tokens == "all":
-        widest = len(saved.features["rna"]) * saved.config["rna"].dim
-    if "atac" in saved.model_config.inputs:
-        widest = max(widest, saved.config["atac"].n_patches * saved.config["atac"].dim)
-    return max(1, GRADIENT_VALUES // widest)
+    """Cells per gradient: that of peaks passes through all layers of the encoder, which keep their values for it."""
+    shape = saved.config["atac"] if "atac" in saved.model_config.inputs else None
+    return GRADIENT_VALUES if shape is None else max(1, GRADIENT_VALUES // (shape.n_patches * shape.dim))
 
 
 def without(matrix: csr_matrix, features: np.ndarray) -> csr_matrix:
