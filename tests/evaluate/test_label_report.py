@@ -188,13 +188,15 @@ def explained(cells: LabelledCells, n_types: int, n: int = 10) -> LabelledCells:
 
 @pytest.mark.parametrize(("n_types", "figures"), [(1, 1), (3, 1), (15, 1), (40, 3)])
 def test_genes_of_an_explanation_are_drawn(n_types, figures, tmp_path):
-    cells = made(n_types, 800 if n_types > 10 else 240)
-    without, page = read(cells, tmp_path), read(explained(cells, n_types), tmp_path)
-    assert len(page.images) == len(without.images) + figures
+    page = read(explained(made(n_types, 800 if n_types > 10 else 240), n_types), tmp_path)
+    assert len(page.images) == {1: 5, 3: 6, 15: 6, 40: 8}[n_types] + figures
     assert "explanation of <all>: the check holds" in page.shown["li"]
     assert any("model has used" in heading for heading in page.shown["h2"])
-    none = read(replace(cells, explained=pd.DataFrame(columns=["type", "feature"])), tmp_path)
-    assert len(none.images) == len(without.images)
+
+
+def test_an_explanation_without_genes(tmp_path):
+    page = read(replace(made(), explained=pd.DataFrame(columns=["type", "feature"])), tmp_path)
+    assert len(page.images) == 6 and any("speaks for a type" in line for line in page.shown["p"])
 
 
 def test_listed_genes_have_the_means_of_the_cells():

@@ -6,11 +6,13 @@ import shutil
 import subprocess
 from io import BytesIO
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from tests.evaluate.test_label_report import explained, flat_umap, made  # noqa: F401
+from tests.evaluate.test_label_report import explained, made
 from tests.evaluate.test_report_page import Page
+from utils.evaluate import plots
 from utils.evaluate.label_report import write_label_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -22,11 +24,13 @@ PROBE = """<script>addEventListener("load", () => {
 """Added to a copy of the page: writes into it how wide each image is, 0 for one that is not shown."""
 
 
-@pytest.fixture(params=[3, 40])
-def page(request, tmp_path):
+@pytest.fixture(scope="module", params=[3, 40])
+def page(request, tmp_path_factory):
     """A page about 3 or 40 types, with an explanation."""
-    cells = explained(made(request.param, 800), request.param)
-    return write_label_report(cells, tmp_path / "page.html", "Cell types of <a>", "lead")
+    cells, path = explained(made(request.param, 800), request.param), tmp_path_factory.mktemp("page") / "page.html"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "umap_coordinates", lambda embedding, **how: np.asarray(embedding)[:, :2])
+        return write_label_report(cells, path, "Cell types of <a>", "lead")
 
 
 def test_everything_is_inside_and_nothing_runs(page):
