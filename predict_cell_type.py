@@ -69,7 +69,7 @@ def main() -> None:
     from utils.files.write import check_target, write_whole
     from utils.predict.annotate import Names
     from utils.predict.box import box_for
-    from utils.predict.explain import explain_labelled, explained_path
+    from utils.predict.explain import explain_query, explained_path
     from utils.predict.label import label_query
     from utils.predict.report import check_columns, labelled_cells, report_path, write_report_of
     from utils.predict.table import comments_of, table_path, write_table
@@ -103,8 +103,10 @@ def main() -> None:
             return
         names = Names.of(names.prefix, saved)
         if flags.explain:
-            found = explain_labelled(labelled, query, saved, names, flags.explain, config=config, device=runtime.device)
-            found.write(explained, comments_of(labelled.uns[names.provenance]))
+            types, entry = labelled.obs[f"{names.prefix}predicted_cell_type"], labelled.uns[names.provenance]
+            found = explain_query(query, saved, types, flags.explain, config=config, device=runtime.device)
+            found.write(explained, comments_of(entry))
+            entry["explanation"] = found.entry
             runtime.say("\n".join([*found.lines, f"wrote {explained}"]))
         write_whole(labelled, out_path)
         write_table(labelled, names, csv_path)

@@ -1,6 +1,7 @@
 """Explanations: attributions are what removal would change, a planted gene is found, and the check can fail."""
 
 import tracemalloc
+from functools import partial
 
 import anndata as ad
 import mudata
@@ -83,7 +84,7 @@ def own_genes(name: str) -> set[str]:
 
 def test_planted_genes_are_found_and_the_check_holds(planted):
     saved, dataset, codes = read(planted / "cells.h5ad", planted / "celltype")
-    found = explain(saved, dataset, codes, 2, CONFIG)
+    found = explain(saved, partial(take, dataset), codes, 2, CONFIG)
     right = [row.feature in own_genes(row.type) for row in found.table.itertuples()]
     assert len(right) == 6 and sum(right) >= 5  # a type may also be known by genes that all types have
     for name, mine in found.table.groupby("type"):
@@ -110,20 +111,20 @@ def test_the_check_fails_for_shuffled_attributions(planted, monkeypatch):
         return {name: rng.permuted(np.abs(total), axis=1) for name, total in sums.items()}
 
     monkeypatch.setattr(module, "attribute", shuffled)
-    found = explain(saved, dataset, codes, 2, CONFIG)
+    found = explain(saved, partial(take, dataset), codes, 2, CONFIG)
     overall = found.checks.set_index("type").loc[ALL]
     assert not overall["holds"] and "THE CHECK FAILS" in found.lines[0]
 
 
 def test_the_same_numbers_again_for_any_minibatch_size_and_another_draw_for_another_seed(planted):
     saved, dataset, codes = read(planted / "cells.h5ad", planted / "celltype")
-    first = explain(saved, dataset, codes, 3, CONFIG)
-    again = explain(saved, dataset, codes, 3, InferConfig(7, "cpu"))
+    first = explain(saved, partial(take, dataset), codes, 3, CONFIG)
+    again = explain(saved, partial(take, dataset), codes, 3, InferConfig(7, "cpu"))
     assert first.table.drop(columns="attribution").equals(again.table.drop(columns="attribution"))
     np.testing.assert_allclose(first.table["attribution"], again.table["attribution"], rtol=1e-5)
     np.testing.assert_allclose(first.checks["difference"], again.checks["difference"], rtol=1e-5)
-    assert explain(saved, dataset, codes, 3, CONFIG).checks.equals(first.checks)
-    other = explain(saved, dataset, codes, 3, CONFIG, seed=1)
+    assert explain(saved, partial(take, dataset), codes, 3, CONFIG).checks.equals(first.checks)
+    other = explain(saved, partial(take, dataset), codes, 3, CONFIG, seed=1)
     assert not np.allclose(other.checks["difference"], first.checks["difference"])
 
 
@@ -161,7 +162,7 @@ def test_at_most_so_many_cells_of_a_type_are_read(planted):
     for times in (4, 40):  # the model and a bounded number of cells are in memory, however large the file
         many = take(dataset, np.tile(np.arange(len(codes)), times))
         tracemalloc.start()
-        explain(saved, many, np.tile(codes, times), 2, CONFIG)
+        explain(saved, partial(take, many), np.tile(codes, times), 2, CONFIG)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0]
@@ -186,13 +187,13 @@ def test_removing_features_removes_them():
 def test_few_cells_are_not_checked(planted):
     saved, dataset, codes = read(planted / "cells.h5ad", planted / "celltype")
     some = np.concatenate([np.flatnonzero(codes == 0), np.flatnonzero(codes == 1)[:3]])
-    found = explain(saved, take(dataset, some), codes[some], 2, CONFIG)
+    found = explain(saved, partial(take, take(dataset, some)), codes[some], 2, CONFIG)
     assert set(found.checks["type"]) == {saved.outputs[0], ALL} and saved.outputs[1] in found.lines[-1]
-    one = explain(saved, take(dataset, some[:1]), codes[some[:1]], 2, CONFIG)
+    one = explain(saved, partial(take, take(dataset, some[:1])), codes[some[:1]], 2, CONFIG)
     assert one.checks.empty and len(one.table) == 2
-    none = explain(saved, take(dataset, some[:1]), np.array([-1]), 2, CONFIG)
+    none = explain(saved, partial(take, take(dataset, some[:1])), np.array([-1]), 2, CONFIG)
     assert none.table.empty and none.checks.empty
-    assert len(self_check(saved, dataset, [], CONFIG, CPU, np.random.default_rng(0))) == 0
+    assert len(self_check(saved, partial(take, dataset), [], CONFIG, CPU, np.random.default_rng(0))) == 0
 
 
 # The script ----------------------------------------------------------------------------------------------------------

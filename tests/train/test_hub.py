@@ -49,6 +49,7 @@ def test_a_folder_from_the_hub_is_the_folder(hub, runs):
     ours, theirs = load_model("hf://lab/blood", "celltype"), load_model(runs["celltype_atac"], "celltype")
     assert ours.hash == theirs.hash and ours.outputs == theirs.outputs
     assert (ours.name, theirs.name) == ("lab/blood", "celltype_atac")
+    assert load_model(Path("hf://lab/blood"), "celltype").address == ours.address == "hf://lab/blood"
     commit = ours.path.name
     asked = len(hub.asked)
     assert load_model(f"hf://lab/blood@{commit}", "celltype").path == ours.path

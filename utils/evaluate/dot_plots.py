@@ -40,7 +40,7 @@ def differing_genes(values, features, types: Types, per_type: int = 3, most_type
     DataFrame [genes, type · gene · difference], then for each compared type `mean 0`, … and `share 0`, …: its mean, and
     the share of its cells with a value above zero, by number of the type. Without two types to compare, no rows.
     """
-    compared, means, shares = _by_type(values, types, MIN_CELLS, most_types)
+    compared, means, shares = _by_type(values, len(features), types, MIN_CELLS, most_types)
     if len(compared) < 2:
         return pd.DataFrame(columns=["type", "gene", "difference"])
     above, more_cells = (table - (table.sum(axis=0) - table) / (len(compared) - 1) for table in (means, shares))
@@ -66,7 +66,7 @@ def listed_genes(values, features, types: Types, listed: pd.DataFrame, per_type:
     listed : with the columns type (a name) and feature, the most important first
     per_type : genes per type
     """
-    compared, means, shares = _by_type(values, types, 1, most_types)
+    compared, means, shares = _by_type(values, len(features), types, 1, most_types)
     number, found = pd.Index(features), []
     for i in compared:
         for gene in number.get_indexer(listed.loc[listed["type"] == types.names[i], "feature"][:per_type]):
@@ -75,11 +75,11 @@ def listed_genes(values, features, types: Types, listed: pd.DataFrame, per_type:
     return pd.DataFrame(found, columns=None if found else ["type", "gene"])
 
 
-def _by_type(values, types: Types, least: int, most_types: int) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Numbers of the largest types with enough cells; [types, features] mean value, and share of cells above zero."""
+def _by_type(values, n: int, types: Types, least: int, most_types: int) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Numbers of the largest types with enough cells; [types, n features] mean value, and share of cells above zero."""
     compared = [i for i, n in enumerate(types.sizes) if n >= least and types.names[i] != UNASSIGNED][:most_types]
     rng = np.random.default_rng(0)
-    means, shares = np.zeros((2, len(compared), values.shape[1]))
+    means, shares = np.zeros((2, len(compared), n))
     for at, i in enumerate(compared):
         rows = np.flatnonzero(types.codes == i)
         some = values[np.sort(rng.choice(rows, min(len(rows), CELLS_PER_TYPE), replace=False))]

@@ -10,11 +10,10 @@ The check removes the top features from other cells of the type, and, for compar
 """
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import anndata as ad
-import mudata
 import numpy as np
 import pandas as pd
 import torch
@@ -28,7 +27,7 @@ from utils.errors import UserError
 from utils.evaluate.comparison import percentiles
 from utils.files.disk_rows import select
 from utils.files.write import whole_file
-from utils.predict.annotate import Names, Query
+from utils.predict.annotate import Query
 from utils.predict.infer import decode, stream
 from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
@@ -117,7 +116,7 @@ class Chosen:
 
 def explain(
     saved: SavedModel,
-    dataset: CellDataset,
+    read: Callable[[np.ndarray], CellDataset],
     codes: np.ndarray,
     n: int,
     config: InferConfig | None = None,
@@ -131,7 +130,7 @@ def explain(
     Parameters
     ----------
     saved : the model
-    dataset : the cells, with the modalities that the model reads
+    read : numbers of cells → these cells, with the modalities that the model reads
     codes : [cells] number of each cell's predicted type among `saved.outputs`; -1 for cells to leave out
     n : features of each modality to find, for each type
     config, device : how to run the model, in this process alone, and where; by default on the CPU
@@ -147,8 +146,9 @@ def explain(
         raise UserError(f"--explain {n}: {saved.path} knows one type only, so nothing tells it from others")
     runtime, rng = Runtime(device or torch.device("cpu")), np.random.default_rng(seed)
     types = choose_cells(codes, rng)
-    ranked = take(dataset, np.concatenate([chosen.rank for chosen in types]) if types else np.arange(0))
-    sums = attribute(saved, ranked, np.repeat([t.code for t in types], [len(t.rank) for t in types]), config, runtime)
+    every = np.concatenate([chosen.rank for chosen in types]) if types else np.arange(0)
+    of_cell = np.repeat([chosen.code for chosen in types], [len(chosen.rank) for chosen in types])
+    sums = attribute(saved, read(every), of_cell, config, runtime)
     rows = []
     for chosen in types:
         for modality, total in sums.items():
@@ -158,26 +158,21 @@ def explain(
                 (saved.outputs[chosen.code], modality, at, str(saved.features[modality][i]), mean[i], len(chosen.rank))
                 for at, i in enumerate(top, 1)
             ]
-    checks = self_check(saved, dataset, types, config, runtime, rng)
+    checks = self_check(saved, read, types, config, runtime, rng)
     return Explanation(pd.DataFrame(rows, columns=list(COLUMNS)), checks, n, seed)
 
 
-def explain_labelled(
-    labelled: ad.AnnData | mudata.MuData, query: Query, saved: SavedModel, names: Names, n: int, **how
-) -> Explanation:
-    """Explain the types that a file was labelled with, and keep the explanation in its uns.
+def explain_query(query: Query, saved: SavedModel, labels: pd.Series, n: int, **how) -> Explanation:
+    """Explain the types that the cells of a file were given.
 
     Parameters
     ----------
-    labelled, query : as `label_query` returns them
-    saved, names : the model, and the names that it has written
+    query, saved : the cells as the model has read them, and the model
+    labels : predicted types by barcode
     n, how : as for `explain`
     """
-    labels = labelled.obs[f"{names.prefix}predicted_cell_type"].reindex(query.barcodes)
-    codes = pd.Categorical(labels, categories=saved.outputs).codes  # -1 for unassigned
-    found = explain(saved, query.dataset, codes.astype(int), n, **how)
-    labelled.uns[names.provenance]["explanation"] = found.entry
-    return found
+    codes = pd.Categorical(labels.reindex(query.barcodes), categories=saved.outputs).codes  # -1 for unassigned
+    return explain(saved, lambda rows: take(query.dataset, rows), codes.astype(int), n, **how)
 
 
 def choose_cells(codes: np.ndarray, rng: np.random.Generator) -> list[Chosen]:
@@ -273,7 +268,7 @@ def random_match(mean: np.ndarray, top: np.ndarray, rng: np.random.Generator) ->
 
 def self_check(
     saved: SavedModel,
-    dataset: CellDataset,
+    read: Callable[[np.ndarray], CellDataset],
     types: list[Chosen],
     config: InferConfig,
     runtime: Runtime,
@@ -286,7 +281,7 @@ def self_check(
 
     Parameters
     ----------
-    saved, dataset, config, runtime, rng : the model, the cells, how to run it, where, and the draws
+    saved, read, config, runtime, rng : the model, the cells as in `explain`, how to run it, where, and the draws
     types : with the numbers of their `top` features
 
     Returns
@@ -298,7 +293,7 @@ def self_check(
     for modality in saved.model_config.inputs if types else ():
         falls = {}
         for chosen in types:
-            cells = take(dataset, chosen.check)
+            cells = read(chosen.check)
             own = cells.values[modality]
             mean = np.asarray(own.mean(axis=0)).ravel()
             top = chosen.top[modality]

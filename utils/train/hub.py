@@ -16,7 +16,12 @@ NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
 
 def is_on_hub(path: str | Path) -> bool:
     """Return whether a folder's path is an address on the hub."""
-    return str(path).startswith(HUB)
+    return str(path).startswith("hf:/")  # a Path holds one slash
+
+
+def address_of(path: str | Path) -> str:
+    """Return the address on the hub as it is written, hf://owner/name, also of a Path; empty for a local folder."""
+    return re.sub("^hf:/+", HUB, str(path)) if is_on_hub(path) else ""
 
 
 def local_folder(path: str | Path) -> Path:
@@ -33,14 +38,15 @@ def local_folder(path: str | Path) -> Path:
     UserError
         If the address is malformed, or the folder does not exist, is private, or cannot be reached.
     """
-    if not is_on_hub(path):
+    address = address_of(path)
+    if not address:
         return Path(path)
-    found = re.fullmatch(rf"{HUB}({NAME})(?:@([^@\s]+))?", str(path), flags=re.ASCII)
+    found = re.fullmatch(rf"{HUB}({NAME})(?:@([^@\s]+))?", address, flags=re.ASCII)
     if not found:
-        raise UserError(f"{path}: is not an address on the hub; give hf://owner/name or hf://owner/name@revision")
+        raise UserError(f"{address}: is not an address on the hub; give hf://owner/name or hf://owner/name@revision")
     from huggingface_hub import snapshot_download  # late: local folders do not wait for it
 
-    with _hub_errors(str(path)):
+    with _hub_errors(address):
         return Path(snapshot_download(found[1], revision=found[2]))
 
 

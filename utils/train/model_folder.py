@@ -29,7 +29,7 @@ from models.shapes import (
 from utils import __version__
 from utils.errors import UserError, reading
 from utils.train.folders import read_folder
-from utils.train.hub import HUB, front_matter, is_on_hub, local_folder
+from utils.train.hub import HUB, address_of, front_matter, local_folder
 from utils.train.tasks import TRAINED, Trained, check_positive
 from utils.train.weights import (
     Shapes,
@@ -243,7 +243,7 @@ def load_model(path: str | Path, *kinds: str) -> SavedModel:
         If the folder cannot be downloaded, is damaged or of another kind, its weights do not belong to the declared
         model, or a number is not finite.
     """
-    folder = local_folder(path)
+    folder, address = local_folder(path), address_of(path)
 
     def load(place: Path, digest: str) -> SavedModel:
         with reading(folder, *NO_MODEL):
@@ -252,10 +252,10 @@ def load_model(path: str | Path, *kinds: str) -> SavedModel:
     try:
         saved = read_folder(folder, load, WEIGHTS, "config.json")
     except UserError as error:
-        if is_on_hub(path):
-            raise UserError(f"{error} (downloaded to {folder})".replace(str(folder), str(path), 1)) from error
+        if address:
+            raise UserError(f"{error} (downloaded to {folder})".replace(str(folder), address, 1)) from error
         raise
-    saved.address = str(path) if is_on_hub(path) else ""
+    saved.address = address
     return saved
 
 
