@@ -97,6 +97,7 @@ def test_planted_genes_are_found_and_the_check_holds(planted):
     assert overall["top"] > 0.3 and abs(overall["random"]) < 0.1
     assert overall["low"] <= overall["difference"] <= overall["high"]
     assert overall["difference"] == pytest.approx(overall["top"] - overall["random"])
+    assert overall["random_value"] == pytest.approx(overall["top_value"], rel=0.1)
     (line,) = found.lines
     assert f"{overall['top']:.3f}" in line and "the check holds" in line
 

@@ -39,7 +39,7 @@ LEAST = 5
 """A type with fewer cells for the check is not checked."""
 RANDOM_SETS = 5
 """Random sets of features that are removed for comparison."""
-NEAREST = 20
+NEAREST = 8
 """A top feature is matched to one of this many other features whose mean value in the type is nearest to its own."""
 GRADIENT_VALUES = 2**22
 """About how many values [cells, patches, width] one layer may hold for the gradient at a time: 16 MB."""
@@ -54,7 +54,8 @@ class Explanation:
     ----------
     table : type, modality, rank (from 1), feature, attribution (log-odds per cell), and number of cells
     checks : type, modality, number of cells, and the mean fall of the confidence in the type without the top features,
-        without random ones, their difference with its 95 % interval (low, high), and whether the check holds: low > 0
+        without random ones, their difference with its 95 % interval (low, high), whether the check holds: low > 0, and
+        the mean value of the top and of the random features in the type, which should be alike
     n, seed : features per type and modality; of all draws
     """
 
@@ -291,7 +292,7 @@ def self_check(
     rows = []
     types = [chosen for chosen in types if len(chosen.check) >= LEAST]
     for modality in saved.model_config.inputs if types else ():
-        falls = {}
+        falls, means = {}, {}
         for chosen in types:
             cells = read(chosen.check)
             own = cells.values[modality]
@@ -306,16 +307,21 @@ def self_check(
             _, decoded = decode(saved, CellDataset(values, names), config, runtime, "checking the explanation")
             found = saved.task.predict(decoded, saved.outputs, saved.fitted)["probability"][:, chosen.code]
             whole, without_top, *without_random = found.reshape(len(removed), -1).astype(float)
-            falls[saved.outputs[chosen.code]] = np.stack([whole - without_top, whole - np.mean(without_random, 0)])
+            name = saved.outputs[chosen.code]
+            means[name] = np.array([mean[top].mean(), mean[np.concatenate(removed[2:])].mean()])
+            falls[name] = np.stack([whole - without_top, whole - np.mean(without_random, 0)])
         drawn = {name: _bootstrap(fall[0] - fall[1], rng) for name, fall in falls.items()}
         sizes = np.array([fall.shape[1] for fall in falls.values()])
         falls[ALL] = np.concatenate(list(falls.values()), axis=1)
         drawn[ALL] = np.average(list(drawn.values()), axis=0, weights=sizes)
+        means[ALL] = np.average(list(means.values()), axis=0, weights=sizes)
         for name, fall in falls.items():
             top, random = fall.mean(axis=1)
             low, high = percentiles(drawn[name])
-            rows.append((name, modality, fall.shape[1], top, random, top - random, low, high, bool(low > 0)))
+            found = (fall.shape[1], top, random, top - random, low, high, bool(low > 0), *means[name])
+            rows.append((name, modality, *found))
     columns = ["type", "modality", "cells", "top", "random", "difference", "low", "high", "holds"]
+    columns += ["top_value", "random_value"]
     return pd.DataFrame(rows, columns=columns)
 
 
