@@ -33,7 +33,8 @@ ROOT = Path(__file__).parents[1]
 # Autocast knows the operators of CPUs and of CUDA. Here it is told of those that our models use, as for CUDA.
 HALVED = ("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "scaled_dot_product_attention")
 IN_FULL = ("layer_norm", "softplus", "mse_loss", "cross_entropy_loss", "binary_cross_entropy_with_logits")
-_library = torch.library.Library("aten", "IMPL")
+_library, _others = torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL")
+_others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
 
 
 def _cast_to(dtype: torch.dtype, function):
@@ -135,7 +136,7 @@ class PretendGPU(TorchDispatchMode):
         onto_cpu = func is aten.copy_.default and not isinstance(args[0], OnGPU)
         unsized = func is aten.repeat_interleave.Tensor and kwargs.get("output_size") is None
         if func in READS | SIZED_BY_VALUES or by_mask or goes_back or onto_cpu or unsized:
-            frames = [f for f in traceback.extract_stack() if f.filename.startswith(str(ROOT))]
-            place = next((f for f in reversed(frames) if f.filename != __file__), None)
-            where = "" if place is None else f"{Path(place.filename).relative_to(ROOT)}:{place.lineno}"
+            frames = [f for f in traceback.extract_stack() if Path(f.filename).is_relative_to(ROOT)]
+            ours = [f for f in frames if f.filename != __file__ and ".venv" not in f.filename]
+            where = f"{Path(ours[-1].filename).relative_to(ROOT)}:{ours[-1].lineno}" if ours else ""
             self.waits[func.__name__.split(".")[0], where] += 1
