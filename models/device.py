@@ -1,4 +1,4 @@
-"""How much a step holds in memory at a time: sizes for a CPU's cache, or for a GPU's memory."""
+"""What differs between devices: how much a step holds in memory at a time, and when the CPU waits."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,6 +51,12 @@ def sizes_for(device: torch.device) -> Sizes:
     elif device.type == "mps":
         memory = torch.mps.recommended_max_memory()
     return Sizes(0, memory // 320, 2**62, memory // 768, memory // 256)
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was given, to measure its time."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
 
 
 def is_cpu(x: torch.Tensor) -> bool:
