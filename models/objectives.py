@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.atac_encoder import ATACEncoder, PatchHead
-from models.heads import Head
 from models.device import sizes_for
+from models.heads import Head
 from models.masking import drop_features, mask_genes, mask_patches, most_hidden, places
 from models.minibatch import Minibatch, Ragged
 from models.rna_encoder import MASK_TOKEN, N_TOKENS, RNAEncoder

@@ -31,7 +31,7 @@ DEVICE = torch.device("pretend", 0)
 ROOT = Path(__file__).parents[1]
 
 # Autocast knows the operators of CPUs and of CUDA. Here it is told of those that our models use, as for CUDA.
-HALVED = ("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "scaled_dot_product_attention")
+HALVED = ("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "conv1d", "scaled_dot_product_attention")
 IN_FULL = ("layer_norm", "softplus", "mse_loss", "cross_entropy_loss", "binary_cross_entropy_with_logits")
 _library, _others = torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL")
 _others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
@@ -53,9 +53,7 @@ for _dtype, _names in ((torch.bfloat16, HALVED), (torch.float32, IN_FULL)):
         _operator = getattr(torch.ops.aten, _name)
         for _overload in ("default", "int") if _name == "cross_entropy_loss" else ("default",):
             if _overload in _operator.overloads():
-                _library.impl(
-                    f"{_name}", _cast_to(_dtype, getattr(_operator, _overload)), "AutocastPrivateUse1"
-                )
+                _library.impl(f"{_name}", _cast_to(_dtype, getattr(_operator, _overload)), "AutocastPrivateUse1")
 
 aten = torch.ops.aten
 READS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}

@@ -13,6 +13,7 @@ from models.device import ON_CPU
 from models.favor import favor_attention
 from models.performer import orthogonal_features
 from tests.models.plain_favor import plain_attention
+from tests.pretend_gpu import PretendGPU
 
 SHAPES = [(1, 3, 700, 16), (3, 2, 300, 32), (5, 1, 30, 8), (2, 10, 257, 64), (4, 2, 1, 16)]
 
@@ -101,14 +102,18 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_autocast_projects_in_half_precision():
+@pytest.mark.parametrize("device", ["cpu", "pretend"])
+def test_autocast_projects_in_half_precision(device):
+    """A GPU multiplies the features in half precision as well."""
     inputs, features, _ = draw((2, 2, 40, 16), 5, padded=False)
-    ours = [x.float().requires_grad_() for x in inputs]
-    with torch.autocast("cpu", torch.bfloat16):
-        out = favor_attention(*ours, features.float())
-    assert out.dtype == torch.bfloat16
+    with PretendGPU():
+        ours = [x.float().to(device).requires_grad_() for x in inputs]
+        with torch.autocast(device, torch.bfloat16):
+            out = favor_attention(*ours, features.float().to(device))
+        assert out.dtype == torch.bfloat16
+        found = [out.detach(), *torch.autograd.grad(out.float().sin().sum(), ours)]
+        found = [tensor.cpu() for tensor in found]
     expected = results(plain_attention, inputs, features, None, torch.float64)
-    found = [out.detach(), *torch.autograd.grad(out.float().sin().sum(), ours)]
     assert all(gradient.dtype == torch.float32 for gradient in found[1:])
     for half, truth in zip(found, expected, strict=True):
         assert (half.double() - truth).norm() <= 2e-2 * truth.norm()

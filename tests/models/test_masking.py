@@ -210,7 +210,11 @@ def test_dropout_is_a_function_of_the_cells_key_in_any_minibatch():
 def test_places_are_the_true_ones_in_order():
     mask = torch.tensor([[False, True, True, False, True], [False] * 5, [True] * 5])
     found, valid = places(mask, 5)
-    assert [row[is_true].tolist() for row, is_true in zip(found, valid, strict=True)] == [[1, 2, 4], [], [0, 1, 2, 3, 4]]
+    assert [row[is_true].tolist() for row, is_true in zip(found, valid, strict=True)] == [
+        [1, 2, 4],
+        [],
+        [0, 1, 2, 3, 4],
+    ]
     assert found[~valid].tolist() == [0] * 7
     assert places(torch.zeros(2, 0, dtype=torch.bool), 0)[0].shape == (2, 0)
 

@@ -1,13 +1,20 @@
 """Training on a device that is not the CPU: every tensor in its place, the same numbers, no waiting within a pass."""
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from models.drug_head import DrugHead, DrugHeadConfig
+from models.objectives import OnEmbeddings
+from models.perturbation_head import PerturbationConfig, PerturbationHead
 from tests.helpers import CPU, KINDS, last_weights, make_stage, records, take, train
 from tests.pretend_gpu import PretendGPU
-from utils.cells.minibatches import Plan
+from utils.cells.minibatches import CellDataset, Plan
 from utils.train.distributed import Runtime
 from utils.train.loop import TrainConfig, run
+
+N_CELLS, WIDTH = 8, 12
 
 DROPPING = {"pairs": 0.3, "student": 0.3, "celltype": 0.3}
 """Share of features that these objectives leave out, which is done another way on a GPU."""
@@ -18,6 +25,46 @@ def stage_of(kind: str, cells):
     if kind in DROPPING:
         stage.objective.feature_dropout = DROPPING[kind]
     return stage
+
+
+def drug_stage(**config):
+    """A head for drug responses on random embeddings, and its cells."""
+    torch.manual_seed(0)
+    rng, n_drugs = np.random.default_rng(0), 5
+    head = DrugHead(DrugHeadConfig(n_lines=3, n_known=n_drugs, n_features=16, n_atoms=4, **config), WIDTH, n_drugs)
+    head.drugs.copy_(torch.randint(0, 2, head.drugs.shape))
+    if head.bonds is not None:
+        head.bonds.copy_(torch.eye(4))
+    head.set_means(torch.zeros(n_drugs), torch.zeros(3), torch.ones(n_drugs))
+    given = {"drug": rng.integers(0, n_drugs, N_CELLS), "line": rng.integers(0, 4, N_CELLS)}
+    return OnEmbeddings(head), on_embeddings({"ln_ic50": rng.normal(size=N_CELLS).astype(np.float32)}, given)
+
+
+def perturbation_stage():
+    """A head for perturbations on random embeddings, and its cells."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    head = PerturbationHead(PerturbationConfig("A,B,C", vector_dim=6), WIDTH, 20)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    genes = np.stack([rng.integers(0, 3, N_CELLS), rng.integers(-1, 3, N_CELLS)], 1)
+    return OnEmbeddings(head), on_embeddings(
+        {"change": rng.normal(size=(N_CELLS, 20)).astype(np.float32)}, {"genes": genes}
+    )
+
+
+def on_embeddings(target: dict, given: dict) -> CellDataset:
+    cell = np.random.default_rng(1).normal(size=(N_CELLS, WIDTH)).astype(np.float32)
+    barcodes = pd.Index([f"cell {i}" for i in range(N_CELLS)])
+    return CellDataset({}, barcodes, targets=target, latents={"cell": cell}, conditions=given)
+
+
+HEADS = {
+    "drug fingerprints": drug_stage,
+    "drug graphs": lambda: drug_stage(drug="graph"),
+    "published drug head": lambda: drug_stage(head="published"),
+    "perturbation": perturbation_stage,
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -39,23 +86,27 @@ def test_a_run_on_another_device_has_the_numbers_of_the_cpu(kind, cells, tmp_pat
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *HEADS])
 def test_a_pass_never_waits_for_the_device(kind, precision, cells):
-    stage = stage_of(kind, take(cells, 8, 4))
+    if kind in HEADS:
+        objective, dataset = HEADS[kind]()
+    else:
+        stage = stage_of(kind, take(cells, N_CELLS, 4))
+        objective, dataset = stage.objective, stage.train
     config = TrainConfig(precision=precision, device="cpu")
-    batch = stage.train[next(iter(Plan(stage.train.lengths, 8)))]
+    batch = dataset[next(iter(Plan(dataset.lengths, N_CELLS)))]
     losses = []
     for runtime, device in ((CPU, "cpu"), (Runtime(PretendGPU.device), "pretend")):
         with PretendGPU() as gpu:
-            stage.objective.to(device).train()
+            objective.to(device).train()
             gpu.waits.clear()
-            loss, _ = run(stage.objective, batch, config, runtime)
+            loss, _ = run(objective, batch, config, runtime)
             loss.sum().backward()
-            stage.objective.zero_grad(set_to_none=True)
+            objective.zero_grad(set_to_none=True)
             assert not gpu.waits
             assert bool(gpu.operators) == (device == "pretend")
             losses.append(loss.detach().cpu())
-            stage.objective.to("cpu")
+            objective.to("cpu")
     torch.testing.assert_close(losses[1], losses[0], rtol=2e-2 if precision == "bf16" else 1e-4, atol=1e-4)
 
 
