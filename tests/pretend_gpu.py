@@ -50,10 +50,7 @@ def _cast_to(dtype: torch.dtype, function):
 
 for _dtype, _names in ((torch.bfloat16, HALVED), (torch.float32, IN_FULL)):
     for _name in _names:
-        _operator = getattr(torch.ops.aten, _name)
-        for _overload in ("default", "int") if _name == "cross_entropy_loss" else ("default",):
-            if _overload in _operator.overloads():
-                _library.impl(f"{_name}", _cast_to(_dtype, getattr(_operator, _overload)), "AutocastPrivateUse1")
+        _library.impl(_name, _cast_to(_dtype, getattr(torch.ops.aten, _name).default), "AutocastPrivateUse1")
 
 aten = torch.ops.aten
 READS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
