@@ -19,11 +19,19 @@ autocast to bfloat16, a GPU also multiplies features in bfloat16 and adds up in 
 normalisers are float32 everywhere.
 """
 
+from functools import lru_cache
+from warnings import warn
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.device import is_cpu, sizes_for
+
+FUSED = True
+"""Whether an NVIDIA GPU may use the kernels of `models.favor_kernels`."""
+LARGEST_DIFFERENCE = 0.05
+"""Between the kernels and the plain path on a small problem; in bfloat16, roundings alone give 0.02."""
 
 FEATURE_EPS = 1e-4  # keeps every feature above zero, so that the normaliser never vanishes
 TINY = torch.finfo(torch.float32).tiny
@@ -63,10 +71,57 @@ def favor_attention(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with torch.autocast(device, enabled=False):
         weights = (weight.to(dtype) for weight in (to_q, to_k, to_v, to_out, bias))
-        return _Favor.apply(x.to(dtype), *weights, features.float(), valid)
+        function = fused_favor(x.device, dtype, features.shape[1]) or Favor
+        return function.apply(x.to(dtype), *weights, features.float(), valid)
 
 
-class _Favor(torch.autograd.Function):
+@lru_cache
+def fused_favor(device: torch.device, dtype: torch.dtype, dim_head: int) -> type[torch.autograd.Function] | None:
+    """The kernels of `models.favor_kernels`, if they can be used on a device; else None.
+
+    They are tried once on a small problem. If that fails, or gives other numbers than the plain path, a warning says so
+    and the plain path is used.
+    """
+    if device.type != "cuda" or not FUSED:
+        return None
+    try:
+        from models.favor_kernels import WIDTHS, FusedFavor
+
+        if dim_head not in WIDTHS:
+            return None
+        error = _difference(FusedFavor, device, dtype, dim_head)
+    except Exception as failure:  # whatever a compiler, a driver or an old GPU may raise
+        warn(
+            f"attention by the plain path, which is slower: {type(failure).__name__}: {str(failure)[:200]}",
+            stacklevel=2,
+        )
+        return None
+    if error > LARGEST_DIFFERENCE:
+        warn(f"attention by the plain path, which is slower: the kernels differ from it by {error:.1%}", stacklevel=2)
+        return None
+    return FusedFavor
+
+
+def _difference(function, device: torch.device, dtype: torch.dtype, dim_head: int) -> float:
+    """Relative difference of `function` from the plain path: the largest of the result's and the gradients'."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *size: torch.randn(size, generator=generator).to(device, dtype)
+    n_heads, width, n_features = 2, 32, 3 * dim_head + 5
+    weights = [width**-0.5 * draw(n_heads * dim_head, width) for _ in range(3)]
+    inputs = [draw(2, 150, width), *weights, draw(width, n_heads * dim_head) / width, draw(width)]
+    features, valid = draw(n_features, dim_head).float(), torch.ones(2, 150, dtype=torch.bool, device=device)
+    valid[1, 70:] = False
+    found = []
+    for path in (function, Favor):
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        with torch.enable_grad():
+            out = path.apply(*leaves, features, valid) * valid[..., None]
+        found.append([out.detach(), *torch.autograd.grad(out.float().sin().sum(), leaves)])
+    differences = [((ours - theirs).norm() / theirs.norm()).item() for ours, theirs in zip(*found, strict=True)]
+    return max(differences, key=lambda value: value if value == value else float("inf"))
+
+
+class Favor(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, to_q, to_k, to_v, to_out, bias, features, valid):
         heads, to_kv = len(to_q) // features.shape[1], torch.cat([to_k, to_v])
@@ -74,7 +129,7 @@ class _Favor(torch.autograd.Function):
         shape = len(x), heads, len(features), features.shape[1] + 1  # [B, H, m, d + 1]
         context = x.new_zeros(shape, dtype=torch.float32)
         tops = x.new_full((len(x), 1, 1, 1), -torch.inf, dtype=torch.float32)
-        block_cells, block_tokens = _blocks(x, heads, features)
+        block_cells, block_tokens = blocks(x, heads, features)
         for cells in block_cells:
             # First pass, over the keys: C = φ(K)ᵀ [V 1]. The last column sums φ(K), for the normaliser.
             c, top, bias_of_c = context[cells], tops[cells], torch.zeros_like(context[cells][:, :, :1])
@@ -112,7 +167,7 @@ def _gradients(dy, x, to_q, to_k, to_v, to_out, features, valid, context, tops) 
     heads, to_kv = len(to_q) // features.shape[1], torch.cat([to_k, to_v])
     dx = torch.empty_like(x)
     d_q, d_kv, d_out = (torch.zeros_like(weight, dtype=torch.float32) for weight in (to_q, to_kv, to_out))
-    block_cells, block_tokens = _blocks(x, heads, features)
+    block_cells, block_tokens = blocks(x, heads, features)
     for cells in block_cells:
         c, top = context[cells], tops[cells].masked_fill(tops[cells].isinf(), 0.0)
         dc = torch.zeros_like(c)
@@ -122,13 +177,13 @@ def _gradients(dy, x, to_q, to_k, to_v, to_out, features, valid, context, tops) 
             e = _query_features(q, features, _padding(valid, cells, tokens))
             u = _bmm_with_eps(e, c)
             norm = u[..., -1:].clamp(min=TINY)
-            _add_weight_gradient(d_out, d_part, _merged(u[..., :-1] / norm, x.dtype))
+            add_weight_gradient(d_out, d_part, _merged(u[..., :-1] / norm, x.dtype))
             du = (d_part @ to_out).unflatten(-1, (heads, -1)).transpose(1, 2).float()
             du = (du / norm).masked_fill(u[..., -1:] < TINY, 0.0)  # a cell of padding alone
             du = torch.cat([du, -(du * u[..., :-1]).sum(-1, keepdim=True) / norm], -1)
             dc += _bmm(e.mT, du).add_(du.sum(-2, keepdim=True), alpha=FEATURE_EPS)
             dq = _merged(_to_input(_bmm(du.to(q.dtype), c.mT).mul_(e), q, features), x.dtype)
-            _add_weight_gradient(d_q, dq, part)
+            add_weight_gradient(d_q, dq, part)
             dx[cells, tokens] = dq @ to_q
         for tokens in block_tokens:
             part, pad = x[cells, tokens], _padding(valid, cells, tokens)
@@ -140,14 +195,14 @@ def _gradients(dy, x, to_q, to_k, to_v, to_out, features, valid, context, tops) 
             dv = dv if pad is None else dv.masked_fill(pad, 0.0)
             dk = _to_input(_bmm(values, dc.mT).mul_(e), k, features)
             dkv = _merged(torch.cat([dk, dv], dim=1), x.dtype)
-            _add_weight_gradient(d_kv, dkv, part)
+            add_weight_gradient(d_kv, dkv, part)
             dx[cells, tokens] += dkv @ to_kv
     d_k, d_v = d_kv.split(len(to_k))
     weights = (gradient.to(x.dtype) for gradient in (d_q, d_k, d_v, d_out, dy.sum((0, 1))))
     return dx, *weights
 
 
-def _blocks(x: Tensor, heads: int, features: Tensor) -> tuple[list[slice], list[slice]]:
+def blocks(x: Tensor, heads: int, features: Tensor) -> tuple[list[slice], list[slice]]:
     """Blocks of cells and blocks of tokens of [B, L, D]; a block has one cell only if all have.
 
     Libraries multiply one matrix by another algorithm than a batch of matrices. With such blocks a cell's numbers do
@@ -183,7 +238,7 @@ def _merged(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype).transpose(1, 2).flatten(2)
 
 
-def _add_weight_gradient(total: Tensor, d_out: Tensor, x: Tensor) -> None:
+def add_weight_gradient(total: Tensor, d_out: Tensor, x: Tensor) -> None:
     """Add a block's share of the gradient of the weight [out, in] between x [b, l, in] and [b, l, out]."""
     d_out, x = d_out.flatten(0, 1).mT, x.flatten(0, 1)
     total += d_out @ x if is_cpu(x) else _product(d_out[None], x[None])[0]

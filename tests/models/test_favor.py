@@ -124,7 +124,7 @@ def test_autocast_projects_in_half_precision(device):
 def test_no_cell_is_left_alone(n_cells, per_block, monkeypatch):
     """The last cell joins the block before: alone it would be multiplied by another route."""
     cut_into(monkeypatch, 256, per_block * 10 * 8)
-    blocks, _ = favor._blocks(torch.zeros(n_cells, 10, 3), 1, torch.zeros(8, 4))
+    blocks, _ = favor.blocks(torch.zeros(n_cells, 10, 3), 1, torch.zeros(8, 4))
     covered = [cell for block in blocks for cell in range(n_cells)[block]]
     assert covered == list(range(n_cells))
     sizes = {block.stop - block.start for block in blocks}
