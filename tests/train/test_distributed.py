@@ -312,7 +312,10 @@ def test_the_first_gpu_there_is_is_chosen(monkeypatch):
     with pytest.raises(UserError, match="--device mps: "):
         choose_device("mps", is_alone=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("auto", 1, is_alone=False) == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="process 2"):
+        choose_device("auto", 2, is_alone=False)
     assert choose_device("cpu") == torch.device("cpu")
 
 

@@ -103,7 +103,14 @@ def choose_device(name: str, local_rank: int = 0, is_alone: bool = True) -> torc
         raise UserError(f"--device {name}: no such device is visible here; use --device auto or --device cpu")
     if name == "mps" and not is_alone:
         raise UserError("--device mps: several processes cannot share it; start one, or use --device cpu")
-    return torch.device("cuda", local_rank) if name == "cuda" else torch.device(name)
+    if name != "cuda":
+        return torch.device(name)
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local_rank} has no GPU of its own, because {torch.cuda.device_count()} are visible here; start "
+            "as many processes as GPUs"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def set_up(device: torch.device, deterministic: bool = True) -> None:
