@@ -7,7 +7,8 @@ Input: labelled cells from preprocess.py and a folder of pretrain_missing_mod.py
 reads is used. For comparison, --other_modality zeros leaves the student out, and --other_modality measured (with a
 folder of pretrain_multimodal.py) reads both modalities. If no cell was measured in both, start from a folder of
 pretrain_rna.py or pretrain_atac.py with --other_modality zeros. If few cells are labelled, train twice: the second time
-with --pseudo_labels_from the first folder, so that the model learns from all training cells.
+with --pseudo_labels_from the first folder, so that the model learns from all training cells. --other_modality none has
+the classifier of scBERT instead of ours: three linear layers on one number per gene (--classifier_hidden 128 as there).
 
 Output: <ckpt_dir>/<model_name>, for predict_cell_type.py. Each epoch prints the loss (cross-entropy) and the
 accuracy; at the end a temperature is fitted on the validation cells, which calibrates the confidence, and so are the
@@ -30,7 +31,9 @@ class Flags:
     model: str = flag("name of the model folder to write", aliases=("--model_name",))
     label_column: str = flag("column of obs with cell types", "cell_type")
     other_modality: OtherModality = flag(
-        "what replaces the other modality: the student's latent, zeros, or the measured modality itself", "student"
+        "what replaces the other modality: the student's latent, zeros, the measured modality itself, or none: RNA "
+        "alone through a classifier like scBERT's",
+        "student",
     )
     missing: Literal["atac", "rna"] = flag("modality to leave out with --other_modality zeros", "atac")
     trainable_blocks: int = flag(
@@ -84,7 +87,7 @@ def main() -> None:
 
         torch.manual_seed(config.seed)
         model = with_head(parent, parts, options, CELL_TYPES.make_head(shape, types))
-        if stage.starts_anew:
+        if stage.starts_anew and flags.other_modality != "none":  # scBERT's head takes its hidden layer as is
             model.head.standardise(embed_sample(model, train, stage.infer_config, stage.runtime, config.seed))
         model.head.class_weight = class_weights(train.targets["cell_type"], len(types), flags.class_balance)
 

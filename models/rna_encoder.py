@@ -73,18 +73,18 @@ class RNAEncoder(nn.Module):
 
 
 class GenePooling(nn.Module):
-    """Gene states → one number per gene (ReLU of an affine map) → bias-free linear map over genes.
+    """Gene states → one number per gene (ReLU of an affine map) → linear map over genes, without bias as published.
 
     The numbers start around 1, so that the latent starts as the plain sum over the token genes. When they started
     around 0, they fell below 0 for all genes within the first epochs of stage II. ReLU has no gradient there: the tower
     then gave all cells the same latent and could not recover.
     """
 
-    def __init__(self, dim: int, n_genes: int, latent_dim: int):
+    def __init__(self, dim: int, n_genes: int, latent_dim: int, bias: bool = False):
         super().__init__()
         self.scalar = nn.Linear(dim, 1)
         nn.init.ones_(self.scalar.bias)
-        self.projection = nn.Linear(n_genes, latent_dim, bias=False)
+        self.projection = nn.Linear(n_genes, latent_dim, bias=bias)
 
     def forward(self, states: Tensor, tokens: GeneTokens) -> Tensor:
         """states [B, L, dim] → [B, latent_dim]; genes that are no token contribute nothing."""

@@ -82,6 +82,17 @@ FLAGS = {
         **TRAINING,
         "patience": 5,
     },
+    "import_published": {
+        "checkpoint": REQUIRED,
+        **OUTPUT,
+        "gene_reference": None,
+        "peak_reference": None,
+        "gene2vec": None,
+        "labels": None,
+        "atac_heads": 8,
+        "overwrite": False,
+    },
+    "export_published": {"model_path": REQUIRED, "out_path": REQUIRED},
     "predict_cell_type": {
         "data_path": None,
         "rna_path": None,
@@ -97,7 +108,10 @@ CELLS = {"data_path", "rna_path", "atac_path", "out_path", "genome"}
 OPTIONAL = {
     "preprocess": {*CELLS, "gene_reference", "split_by", "test_groups"},
     "get_latent_emb": {"ckpt_dir", "out_path", "genome"},
+    "pretrain_rna": {"continue_from"},
+    "pretrain_atac": {"continue_from"},
     "pretrain_multimodal": {"pairs_within"},
+    "import_published": {"gene_reference", "peak_reference", "gene2vec", "labels"},
     "train_missing_celltype_func": {"pseudo_labels_from"},
     "predict_cell_type": {*CELLS, "model_path", "prefix", "sample_column", "label_column"},
 }

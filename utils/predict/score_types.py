@@ -180,7 +180,7 @@ def fit_baselines(saved: SavedModel, cells: Cells, labels: pd.Series) -> dict[st
     """
     known_types = label_codes(labels, sorted(set(labels.dropna())))
     per_type = saved.training.get("labels_per_type", 0)
-    is_known = limit_labels(known_types, cells, per_type, saved.training["seed"]) >= 0
+    is_known = limit_labels(known_types, cells, per_type, saved.training.get("seed", 0)) >= 0
     train, val = (rows[is_known[rows]] for rows in (cells.rows("train"), cells.rows("val")))
     inputs = saved.model_config.inputs
     x_train, x_val, x_all = (features(cells, inputs, rows) for rows in (train, val, cells.rows("train")))

@@ -30,7 +30,15 @@ from utils import __version__
 from utils.errors import UserError, reading
 from utils.train.folders import read_folder
 from utils.train.tasks import TRAINED, Trained, check_positive
-from utils.train.weights import check_declared, check_finite, check_shapes, load_strictly, shapes_of, stored_shapes
+from utils.train.weights import (
+    Shapes,
+    check_declared,
+    check_finite,
+    check_shapes,
+    load_strictly,
+    shapes_of,
+    stored_shapes,
+)
 
 PRETRAINED = {
     "rna": "an RNA encoder (pretrain_rna.py)",
@@ -174,6 +182,12 @@ class SavedModel:
             return make_head(self.options["latent_dim"])
         return ScMomer(self.model_config, n_features.get("rna", 0), n_features.get("atac", 0), make_head)
 
+    def shapes(self, n_features: dict[str, int]) -> Shapes:
+        """Names and shapes of the weights of the declared model, which is not built."""
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of parts without any feature
+            return shapes_of(self._fresh(n_features).state_dict())
+
     def check(self, n_features: dict[str, int], stored: dict[str, tuple[int, ...]]) -> None:
         """Compare the declared model with the shapes of the weights, without building it.
 
@@ -182,10 +196,7 @@ class SavedModel:
         UserError
             If they differ, or a constant is impossible.
         """
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of parts without any feature
-            expected = shapes_of(self._fresh(n_features).state_dict())
-        check_shapes(expected, stored, self.path, NEUTRAL)
+        check_shapes(self.shapes(n_features), stored, self.path, NEUTRAL)
         try:
             if "rna" in n_features:
                 check_positive("target_sum", self.stamp.get("target_sum"))
@@ -312,8 +323,16 @@ def check_fits(model: SavedModel, features: dict[str, np.ndarray], stamp: dict, 
                 f"{data_path}: its {len(features[name])} {FEATURES[name]} are not the {len(model.features[name])} "
                 f"of {model.path}, in their order; give the preprocessed file that the model was made from"
             )
-    both_have_rna = "rna" in model.features and "rna" in features  # ATAC is not normalised
-    for name in ("target_sum", "log_base") if both_have_rna else ():
+    if "rna" in features:
+        check_normalisation(model, stamp, data_path)
+
+
+def check_normalisation(model: SavedModel, stamp: dict, data_path: str | Path) -> None:
+    """Refuse data whose RNA was normalised in another way than the model's; ATAC is not normalised.
+
+    Parameters are those of `check_fits`.
+    """
+    for name in ("target_sum", "log_base") if "rna" in model.features else ():
         if model.stamp.get(name) != stamp.get(name):
             raise UserError(
                 f"{data_path}: was normalised with {name} {stamp.get(name)}, but {model.path} with "
