@@ -68,9 +68,9 @@ def main() -> None:
     from utils.predict.calibrate import calibrate
     from utils.predict.infer import embed_sample
     from utils.predict.pseudo_labels import pseudo_labels
+    from utils.train.cell_types import CELL_TYPES
     from utils.train.fine_tune import parts_for_head, with_head
     from utils.train.stage import training_stage
-    from utils.train.tasks import CELL_TYPES
 
     with training_stage("celltype", flags, config) as stage:
         parent = stage.start_from("pretrained", flags.pretrained_model_path, "student", "multimodal", *MODALITIES)

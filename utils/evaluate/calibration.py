@@ -103,7 +103,7 @@ def fit_temperature(logits, labels) -> float:
     return temperature if len(labels) >= ENOUGH_CELLS else max(temperature, 1.0)
 
 
-def expected_calibration_error(prob, labels, bins: int = 15) -> float:
+def expected_calibration_error(prob, labels, bins: int = 10) -> float:
     """Return the mean gap between confidence and accuracy (Naeini et al., AAAI 2015; Guo et al., ICML 2017, eq. 3).
 
     Cells are grouped by their largest probability into bins of equal width. The gap of a bin is weighted by its cells.

@@ -26,8 +26,8 @@ from utils.cells.preprocessed import STAMP, STAMPED, RawFile, common_barcodes
 from utils.errors import UserError
 from utils.features.normalise import model_values
 from utils.predict.infer import Prediction, latents_of
+from utils.train.cell_types import CELL_TYPES
 from utils.train.model_folder import SavedModel
-from utils.train.tasks import CELL_TYPES
 
 MEASURED = {"rna": "rna_measured", "atac": "atac_measured"}
 """Modality → column of obs: whether the model has read this modality of a cell, which is else inferred or missing."""

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import utils.train.cell_types  # noqa: F401  # registers the task, so that its folders are known
 from models.atac_encoder import ATACEncoder
 from models.objectives import MaskedATAC, MaskedRNA
 from models.rna_encoder import RNAEncoder
