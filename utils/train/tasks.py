@@ -13,6 +13,9 @@ from typing import ClassVar
 import numpy as np
 
 from models.heads import Head
+from utils.cells.minibatches import CellDataset
+from utils.evaluate.across import LeftOut
+from utils.files.disk_rows import Rows
 
 
 class Trained:
@@ -38,8 +41,21 @@ class Trained:
     def check(self, fitted: dict) -> None:
         """Raise ValueError, naming the value, if the fitted values of a folder are impossible."""
 
+    def check_arrays(self, arrays: dict[str, np.ndarray], fitted: dict, n_features: int, n_outputs: int) -> None:
+        """Raise ValueError if the fitted arrays of a folder do not belong to its model.
+
+        Parameters
+        ----------
+        arrays, fitted : as `Task.fit_on_values` returned them
+        n_features, n_outputs : features of all modalities that the model reads, and outputs of its head
+        """
+
     def describe(self, fitted: dict) -> str:
         """A line of text about what was fitted; empty if nothing was."""
+        return ""
+
+    def card(self, fitted: dict) -> str:
+        """A section of the model card, in Markdown; empty for none."""
         return ""
 
 
@@ -100,6 +116,36 @@ class Task(Trained, ABC):
         """
         return {}
 
+    def fit_on_values(
+        self, train: CellDataset, val: CellDataset, features: dict[str, np.ndarray], outputs: list[str]
+    ) -> tuple[dict, dict[str, np.ndarray]]:
+        """Fit on the cells themselves after training, to be saved together with what the others return.
+
+        Parameters
+        ----------
+        train, val : cells with a target
+        features : modality that the model reads → names of the columns of its values
+        outputs : names of the head's outputs
+
+        Returns
+        -------
+        Plain numbers and text, and larger arrays, which a file of their own holds
+        """
+        return {}, {}
+
+    def fit_across(
+        self, fitted: dict, left_out: LeftOut, decoded: dict, targets: dict[str, np.ndarray], outputs: list[str]
+    ) -> dict:
+        """What was fitted, with the constants that cells of batches left out determine.
+
+        Parameters
+        ----------
+        fitted : from the methods above
+        left_out : such cells
+        decoded, targets, outputs : of the validation cells, as in `fit_after_training`
+        """
+        return fitted
+
     def columns_of(self, fitted: dict) -> dict[str, object]:
         """Those of `columns` that a folder with these fitted values can fill."""
         return self.columns
@@ -122,6 +168,19 @@ class Task(Trained, ABC):
 
         `decoded` also holds the `embedding` of the cells.
         """
+
+    def predict_on_values(
+        self, arrays: dict[str, np.ndarray], values: dict[str, Rows], found: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """More predictions, from a model folder's fitted arrays and the values of the cells.
+
+        Parameters
+        ----------
+        arrays : from `fit_on_values`
+        values : modality → [cells, features] model values
+        found : from `predict`
+        """
+        return {}
 
     @abstractmethod
     def scores(self, truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
