@@ -53,12 +53,12 @@ class Calibration:
         return self.n_cells >= ENOUGH_CELLS
 
     def __str__(self) -> str:
+        kind = f"cells of batches left out (by {self.across})" if self.across else "validation cells"
         if not self.is_enough:
             return (
-                f"confidence is not calibrated: {self.n_cells:,} labelled validation cells are fewer than "
+                f"confidence is not calibrated: {self.n_cells:,} labelled {kind} are fewer than "
                 f"{ENOUGH_CELLS}; use it to rank cells, not as a probability"
             )
-        kind = f"cells of batches left out (by {self.across})" if self.across else "validation cells"
         text = f"confidence is calibrated on {self.n_cells:,} {kind}"
         if not self.few:
             return text
