@@ -30,6 +30,8 @@ class Flags:
 def main() -> None:
     (flags,) = parse_flags(__doc__, Flags)
 
+    import json
+
     import anndata as ad
     import numpy as np
     import pandas as pd
@@ -72,6 +74,57 @@ def main() -> None:
     table = pd.DataFrame(rows).set_index(["test cells", "method"])
     table.to_csv(out / "across_batches.csv")
     print(table.round(3).to_string())
+    found = {name: doubts(out, name) for name in batches}
+    print(json.dumps(pooled(found, flags.seed), indent=1))
+
+
+def doubts(out: Path, name: str) -> tuple:
+    """Return for the test cells of one batch whether the model was wrong, its confidence, and the agreement [cells]."""
+    import torch
+
+    from utils.cells.minibatches import CellDataset
+    from utils.cells.preprocessed import read_cells
+    from utils.predict.infer import predict
+    from utils.train.config import InferConfig
+    from utils.train.distributed import Runtime
+    from utils.train.model_folder import load_model
+
+    cells = read_cells(out / f"{name}.h5ad", ("rna",))
+    labels = cells.labels("cell_type")
+    rows = cells.rows("test")
+    rows = rows[labels.notna().to_numpy()[rows]]
+    dataset = CellDataset({"rna": cells.values["rna"][rows]}, cells.obs.index[rows])
+    found = predict(
+        load_model(out / name, "celltype"), dataset, InferConfig(device="cpu"), Runtime(torch.device("cpu"))
+    )
+    wrong = found["predicted_cell_type"] != labels.iloc[rows].to_numpy()
+    return wrong, found["confidence"], found["agreement"]
+
+
+def pooled(found: dict[str, tuple], seed: int) -> dict:
+    """Return the AUROC of each doubt over all batches with its 95% bootstrap interval, and the accuracy per agreement.
+
+    Parameters
+    ----------
+    found : batch → from `doubts`
+    seed : of the resamples
+    """
+    import numpy as np
+
+    from utils.evaluate.calibration import error_auroc
+
+    wrong, confidence, agreement = map(np.concatenate, zip(*found.values(), strict=True))
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(0, len(wrong), (1000, len(wrong)))
+    sure = {"agreement": agreement, "confidence": confidence, "both": agreement + confidence}
+    out = {}
+    for name, values in sure.items():
+        low, high = np.nanpercentile([error_auroc(wrong[rows], -values[rows]) for rows in draws], [2.5, 97.5])
+        out[name] = {"auroc": error_auroc(wrong, -values), "95%": [low, high]}
+    levels = np.unique(agreement)
+    return out | {
+        f"accuracy at {v:g}": [float(1 - wrong[agreement == v].mean()), int((agreement == v).sum())] for v in levels
+    }
 
 
 def scores(folder: Path, name: str, how: str) -> list[dict]:
