@@ -257,6 +257,13 @@ def test_markers_separate_the_types_of_the_training_cells(query, trusted, cells)
     assert lacks((trusted / "README.md").read_text(), *every) == []
 
 
+def test_a_model_of_atac_has_marker_peaks(runs, cells):
+    saved = load_model(runs["celltype_rna"], "celltype")
+    assert "marker_genes" not in saved.fitted and set(saved.fitted["marker_peaks"]) == set(saved.outputs)
+    assert set().union(*saved.fitted["marker_peaks"].values()) <= set(cells.features["atac"])
+    boxed_types(saved.arrays, cells.values["atac"])  # they read the same peaks
+
+
 def test_the_parent_is_what_the_types_of_a_set_have_in_common(query, trusted, tmp_path):
     """Without a hierarchy there is no column; with one, it is recorded, too."""
     first, second, third = load_model(trusted, "celltype").outputs
