@@ -24,10 +24,10 @@ from utils.cells.labels import encode_labels
 from utils.cells.minibatches import CellDataset, train_and_val
 from utils.cells.preprocessed import Cells
 from utils.cli import run_script
+from utils.train.cell_types import CELL_TYPES
 from utils.train.distributed import Runtime
 from utils.train.log import METRICS, training_folder
 from utils.train.loop import TrainConfig, fit
-from utils.train.tasks import CELL_TYPES
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = Runtime(torch.device("cpu"))

@@ -112,7 +112,7 @@ OPTIONAL = {
     "pretrain_atac": {"continue_from"},
     "pretrain_multimodal": {"pairs_within"},
     "import_published": {"gene_reference", "peak_reference", "gene2vec", "labels"},
-    "train_missing_celltype_func": {"pseudo_labels_from"},
+    "train_missing_celltype_func": {"pseudo_labels_from", "calibrate_across", "label_hierarchy"},
     "predict_cell_type": {*CELLS, "model_path", "prefix", "sample_column", "label_column"},
 }
 CHOICES = [

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, hstack
 
 from utils.errors import reading
 
@@ -239,6 +239,31 @@ Rows = csr_matrix | FileRows
 def select(matrix: Rows, rows: np.ndarray) -> Rows:
     """Return some of the cells, in the given order; the rows of a file stay in the file."""
     return matrix.take(rows) if isinstance(matrix, FileRows) else matrix[rows]
+
+
+class SideBySide:
+    """Matrices of the same cells, read as one whose columns are theirs, in order.
+
+    Parameters
+    ----------
+    matrices : [cells, …] each
+    """
+
+    def __init__(self, matrices: list[Rows]):
+        self.matrices = matrices
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of cells and of all columns."""
+        return self.matrices[0].shape[0], sum(matrix.shape[1] for matrix in self.matrices)
+
+    def __getitem__(self, rows) -> csr_matrix:
+        return hstack([matrix[rows] for matrix in self.matrices], format="csr")
+
+
+def side_by_side(values: dict[str, Rows]) -> Rows | SideBySide:
+    """Return the values of all modalities of the same cells as one matrix, in their order."""
+    return next(iter(values.values())) if len(values) == 1 else SideBySide(list(values.values()))
 
 
 def row_lengths(matrix: Rows) -> np.ndarray:

@@ -211,4 +211,6 @@ def predict(
     latents = {name: decoded.pop(f"latent {name}") for name in names}
     how = {} if choices is None else {"choices": choices}
     values = saved.task.predict(decoded | {"embedding": embedding}, saved.outputs, saved.fitted, **how)
+    read = {name: dataset.values[name] for name in saved.model_config.inputs}
+    values |= saved.task.predict_on_values(saved.arrays, read, values)
     return Prediction(values, embedding, latents)

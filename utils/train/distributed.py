@@ -82,6 +82,13 @@ class Runtime:
             dist.barrier()
 
 
+class Quiet(Runtime):
+    """A process that does not print: the runs of folds would hide the results."""
+
+    def say(self, text: str) -> None:
+        pass
+
+
 def choose_device(name: str, local_rank: int = 0, is_alone: bool = True) -> torch.device:
     """Return the device for --device: `auto` is an NVIDIA GPU, else an Apple GPU, else the CPU.
 
