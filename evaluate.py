@@ -58,10 +58,10 @@ def main() -> None:
     from utils.evaluate.label_report import check_column
     from utils.predict.score_translation import score_translation
     from utils.predict.score_types import score_types
-    from utils.train.distributed import Runtime, choose_device
+    from utils.train.distributed import lone_process
     from utils.train.model_folder import check_fits, load_model
 
-    runtime = Runtime(choose_device(config.device))
+    runtime = lone_process(config.device)
     saved = load_model(flags.model_path, "celltype", "student")
     out = Path(flags.out_path or saved.path / "evaluation")
     is_types = saved.kind == "celltype"

@@ -53,6 +53,7 @@ class RNAEncoder(nn.Module):
             all_bins = binned.dense().long()
             return GeneTokens(all_bins, torch.arange(self.n_genes, device=bins.device), None)
         genes, padded_bins, valid = binned.keep(bins > 0).padded()
+        valid = valid & (padded_bins > 0)
         return GeneTokens(padded_bins.long().masked_fill(~valid, MASK_TOKEN), genes, valid)
 
     def forward(self, tokens: GeneTokens) -> Tensor:
@@ -89,7 +90,7 @@ class GenePooling(nn.Module):
         """states [B, L, dim] → [B, latent_dim]; genes that are no token contribute nothing."""
         scalars = self.scalar(states).squeeze(-1).relu()  # [B, L]
         if tokens.valid is not None:
-            scalars = scalars.masked_fill(~tokens.valid, 0.0)
-            by_gene = scalars.new_zeros(len(scalars), self.projection.in_features)
-            scalars = by_gene.scatter_add(1, tokens.genes, scalars)  # padding adds 0 to gene 0
+            n_genes = self.projection.in_features
+            genes = tokens.genes.masked_fill(~tokens.valid, n_genes)  # padding goes to a column that is cut off
+            scalars = scalars.new_zeros(len(scalars), n_genes + 1).scatter(1, genes, scalars)[:, :n_genes]
         return self.projection(scalars)

@@ -117,7 +117,7 @@ OPTIONAL = {
 }
 CHOICES = [
     *[(script, "precision", ("fp32", "bf16")) for script in FLAGS if "precision" in FLAGS[script]],
-    *[(script, "device", ("auto", "cpu", "cuda")) for script in FLAGS if "device" in FLAGS[script]],
+    *[(script, "device", ("auto", "cpu", "cuda", "mps")) for script in FLAGS if "device" in FLAGS[script]],
     ("pretrain_missing_mod", "missing", ("atac", "rna")),
     ("get_latent_emb", "what", ("teacher", "cells", "genes")),
     *[(script, "values", ("auto", "counts", "log1p", "log2", "cpm")) for script in ("preprocess", "predict_cell_type")],

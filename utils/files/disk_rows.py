@@ -10,12 +10,15 @@ import os
 from copy import copy
 from io import FileIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 from scipy.sparse import csr_matrix, hstack
 
 from utils.errors import reading
+
+if TYPE_CHECKING:  # training on values in memory needs no HDF5
+    import h5py
 
 BLOCK_CELLS = 64
 """Neighbouring cells that `shuffled` keeps near each other, and that are read ahead together."""
@@ -69,7 +72,7 @@ class PlainArray:
         If the dataset is compressed, incomplete, or not stored as plain numbers in its own file.
     """
 
-    def __init__(self, dataset: h5py.Dataset):
+    def __init__(self, dataset: "h5py.Dataset"):
         self.dtype, self.size = dataset.dtype, int(dataset.shape[0])
         if dataset.ndim != 1 or self.dtype.kind not in "iuf" or not self.dtype.isnative:
             raise ValueError("not a list of plain numbers")
@@ -145,7 +148,7 @@ class FileRows:
         If the matrix is stored in another way.
     """
 
-    def __init__(self, group: h5py.Group, path: str | Path):
+    def __init__(self, group: "h5py.Group", path: str | Path):
         self.path = Path(path).resolve()
         self.values, self.indices = PlainArray(group["data"]), PlainArray(group["indices"])
         self.row_starts = group["indptr"][:].astype(np.int64)

@@ -103,8 +103,9 @@ class SavedModel:
 
     @property
     def identity(self) -> dict:
-        """What identifies this training run: its settings and the models it starts from."""
-        return self.training | {"parents": self.parents}
+        """What identifies this training run: its settings, the shapes of its parts and the models it starts from."""
+        shapes = {name: value for part in self.config.values() for name, value in asdict(part).items()}
+        return self.training | shapes | {"parents": self.parents}
 
     def write(self, folder: Path) -> None:
         """Write all files into an empty folder (see `utils.train.folders.write_folder`)."""
