@@ -127,7 +127,14 @@ def test_an_existing_model_and_nothing_to_resume(script, ready_file, runs, tmp_p
 
 @pytest.mark.parametrize(
     "change",
-    [{"learning_rate": 5e-4}, {"batch_size": 4}, {"seed": 3}, {"mask_ratio": 0.3}, {"tokens": "expressed"}, {"depth": 3}],
+    [
+        {"learning_rate": 5e-4},
+        {"batch_size": 4},
+        {"seed": 3},
+        {"mask_ratio": 0.3},
+        {"tokens": "expressed"},
+        {"depth": 3},
+    ],
     ids=str,
 )
 def test_resuming_with_other_settings(change, ready_file, runs, capsys):
