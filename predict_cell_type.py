@@ -13,6 +13,8 @@ Output: the same cells in the same order with everything that the file holds, an
   predicted_cell_type, confidence   the type and its calibrated probability
   second_cell_type, margin          the next type, and the difference of the two probabilities
   prediction_set                    the types that the cell may have: a share --coverage of the sets hold the true one
+  parent_cell_type                  what these types are all a kind of, if the model was trained with a hierarchy
+  agreement                         the share of the model and three simple classifiers that give the same type
   novelty, is_novel                 how unlike validation cells it is, from 0 to 1; --reject leaves it unassigned
   rna_measured, atac_measured       whether the model has read the cell's RNA and ATAC
 in obsm the embeddings X_scmomer, X_scmomer_rna and X_scmomer_atac, and cell_type_probability; in uns["scmomer"] a

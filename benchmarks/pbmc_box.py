@@ -44,6 +44,23 @@ SETTINGS = {
     "whole encoder": "--preset tiny --epochs 12 --cycle_epochs 11 --trainable_blocks -1",
 }
 """Settings of fine-tuning to choose from."""
+HIERARCHY = {
+    "T_CD4": "T cell",
+    "T_CD8": "T cell",
+    "T cell": "lymphocyte",
+    "NK": "lymphocyte",
+    "B": "lymphocyte",
+    "Mono_CD14": "monocyte",
+    "Mono_CD16": "monocyte",
+    "monocyte": "myeloid leukocyte",
+    "DC": "myeloid leukocyte",
+    "lymphocyte": "leukocyte",
+    "myeloid leukocyte": "leukocyte",
+    "leukocyte": "blood cell",
+    "MK": "blood cell",
+    "HSC": "blood cell",
+}
+"""Type of the box → what it is a kind of, up to blood cell."""
 LEAST_COVERAGE = 0.1
 """The box reads files with this share of its genes: pbmc68k_reduced, on which it is measured, has 11%."""
 MOST_BYTES = 4_000_000
@@ -119,12 +136,13 @@ def main() -> None:
     }
     best = chosen(mean)
     common = ready_and_stage_one("box", "")
+    (out / "hierarchy.csv").write_text("".join(f"{child},{parent}\n" for child, parent in HIERARCHY.items()))
+    common += f" --label_hierarchy {path('hierarchy.csv')}"
     stages.run("box: fine-tune", f"train_missing_celltype_func.py {common} --model box {SETTINGS[best]}")
     saved = load_model(out / "box", "celltype")
     saved.stamp["min_gene_coverage"] = LEAST_COVERAGE
-    saved.training["data_path"] = "box_panels.h5ad"
-    saved.training["ckpt_dir"] = ""
-    saved.training["pretrained_model_path"] = "box_rna"
+    here = {"data_path": "box_panels.h5ad", "pretrained_model_path": "box_rna", "label_hierarchy": "hierarchy.csv"}
+    saved.training |= here | {"ckpt_dir": ""}
     other = scored(saved, pbmc68k(), split_of(out / "box.h5ad"), LEAST_COVERAGE, flags.seed)
     box = Path(flags.box)
 

@@ -51,10 +51,10 @@ def main() -> None:
     from utils.files.write import check_target, write_whole
     from utils.predict.annotate import read_query
     from utils.predict.translation import fit_calibration, mean_per_type, translate, write_cells
-    from utils.train.distributed import Runtime, choose_device
+    from utils.train.distributed import lone_process
     from utils.train.model_folder import check_fits, load_model
 
-    runtime = Runtime(choose_device(config.device))
+    runtime = lone_process(config.device)
     saved = load_model(flags.model_path, "student")
     missing = saved.options["missing"]
     if flags.to not in ("auto", missing):

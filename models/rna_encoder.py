@@ -59,6 +59,7 @@ class RNAEncoder(nn.Module):
             return GeneTokens(all_bins, torch.arange(self.n_genes, device=bins.device), None, presence)
         expressed = binned.keep(bins > 0)
         genes, padded_bins, valid = expressed.padded()
+        valid = valid & (padded_bins > 0)
         presence = None
         if rna.presence is not None:
             presence = replace(expressed, values=expressed.presence).padded()[1]
@@ -104,7 +105,7 @@ class GenePooling(nn.Module):
             least = 0.0 if absent is None else self.scalar(absent).squeeze(-1).relu()
             scalars = least + tokens.presence * (scalars - least)
         if tokens.valid is not None:
-            scalars = scalars.masked_fill(~tokens.valid, 0.0)
-            by_gene = scalars.new_zeros(len(scalars), self.projection.in_features)
-            scalars = by_gene.scatter_add(1, tokens.genes, scalars)  # padding adds 0 to gene 0
+            n_genes = self.projection.in_features
+            genes = tokens.genes.masked_fill(~tokens.valid, n_genes)  # padding goes to a column that is cut off
+            scalars = scalars.new_zeros(len(scalars), n_genes + 1).scatter(1, genes, scalars)[:, :n_genes]
         return self.projection(scalars)

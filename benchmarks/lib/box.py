@@ -26,7 +26,7 @@ from utils.predict.infer import decode
 from utils.predict.label import label_cells
 from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
-from utils.train.model_folder import SavedModel
+from utils.train.model_folder import ARRAYS, SavedModel
 
 Cells = tuple[sparse.csr_matrix, np.ndarray]
 """Model values [cells, genes] and types [cells]."""
@@ -256,6 +256,11 @@ regression; LR and MLP were fitted on the same cells and tuned on the same valid
 |---|---|---|---|---|
 {rows}
 
+## What else is in the folder
+
+Three simple classifiers (`{ARRAYS}`), fitted on the same training cells: `agreement` is the share of the model
+and these three that give a cell the same type.
+{saved.task.card(saved.fitted)}
 ## What it must not be used for
 
 - **Not for medicine.** No diagnosis, no decision about a patient. It is a first look for research.

@@ -113,13 +113,13 @@ OPTIONAL = {
     "pretrain_atac": {"continue_from"},
     "pretrain_multimodal": {"pairs_within"},
     "import_published": {"gene_reference", "peak_reference", "gene2vec", "labels"},
-    "train_missing_celltype_func": {"pseudo_labels_from"},
+    "train_missing_celltype_func": {"pseudo_labels_from", "calibrate_across", "label_hierarchy"},
     "push_to_hub": {"license"},
     "predict_cell_type": {*CELLS, "model_path", "prefix", "sample_column", "label_column"},
 }
 CHOICES = [
     *[(script, "precision", ("fp32", "bf16")) for script in FLAGS if "precision" in FLAGS[script]],
-    *[(script, "device", ("auto", "cpu", "cuda")) for script in FLAGS if "device" in FLAGS[script]],
+    *[(script, "device", ("auto", "cpu", "cuda", "mps")) for script in FLAGS if "device" in FLAGS[script]],
     ("pretrain_missing_mod", "missing", ("atac", "rna")),
     ("get_latent_emb", "what", ("teacher", "cells", "genes")),
     *[(script, "values", ("auto", "counts", "log1p", "log2", "cpm")) for script in ("preprocess", "predict_cell_type")],

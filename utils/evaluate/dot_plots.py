@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from utils.evaluate.label_figures import UNASSIGNED, Types, short
+from utils.evaluate.markers import marker_scores
 from utils.evaluate.plots import _save
 
 GENES_PER_FIGURE = 45
@@ -22,9 +23,7 @@ MIN_CELLS = 5
 def differing_genes(values, features, types: Types, per_type: int = 3, most_types: int = 40) -> pd.DataFrame:
     """Genes whose log values in one type lie highest above those of the other types.
 
-    The score is the difference of the means, times the difference of the shares of cells with a value above zero (at
-    least 0.05): it prefers genes that a type has and others lack to genes that all cells have in varying amounts.
-    Each type weighs the same, whatever its size, and at most 500 of its cells are drawn. A gene is listed once, for
+    The score is that of `utils.evaluate.markers`. At most 500 cells of each type are drawn. A gene is listed once, for
     the largest type that it separates.
 
     Parameters
@@ -43,8 +42,7 @@ def differing_genes(values, features, types: Types, per_type: int = 3, most_type
     compared, means, shares = _by_type(values, len(features), types, MIN_CELLS, most_types)
     if len(compared) < 2:
         return pd.DataFrame(columns=["type", "gene", "difference"])
-    above, more_cells = (table - (table.sum(axis=0) - table) / (len(compared) - 1) for table in (means, shares))
-    score = above * np.maximum(more_cells, 0.05)
+    above, score = marker_scores(means, shares)
     taken, found = np.zeros(len(features), dtype=bool), []
     for at, i in enumerate(compared):
         ranked = np.argsort(-np.where(taken, -np.inf, score[at]), kind="stable")[:per_type]

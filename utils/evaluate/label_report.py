@@ -26,6 +26,12 @@ MEANINGS = {
     "margin": "The difference of these two probabilities. Near 0, the model hesitates between the two types.",
     "prediction_set": "All types that the cell may have, most probable first. Of cells like the validation cells, at "
     "least the share --coverage of the sets hold the true type. A set never holds a type that the model does not know.",
+    "parent_cell_type": "What the types of the prediction set are all a kind of, in the hierarchy that the model was "
+    "trained with: the type itself where the set holds one type, “cell” where its types share no ancestor. It is as "
+    "right as the set: use it where the exact type is in doubt.",
+    "agreement": "The share of four classifiers that give the most probable type: the model itself and three simple "
+    "ones stored with it (logistic regression, the correlation with the mean of each type, a small neural network). 1: "
+    "all agree; 0.25: the model stands alone. Errors are more frequent where it is low.",
     "novelty": "How unlike the training cells the cell is: the share of validation cells that are less unlike them, "
     "from 0 to 1. For well-known cells it is spread evenly, so 0.8 is no sign of a new type; many above 0.95 are.",
     "is_novel": "Whether 1 - novelty is below --novel_below. At 0.05, about 5 % of well-known cells are called novel "
@@ -253,6 +259,12 @@ def _confidence(cells: LabelledCells, folder: Path) -> list[str]:
         )
         if cells.truth is not None:
             lines += _set_coverage(cells)
+    if "agreement" in columns:
+        agreement = columns["agreement"].to_numpy(float)
+        lines.append(
+            f"In {(agreement == 1).mean():.1%} of the cells the simple classifiers all give the model's type; in "
+            f"{(agreement < 0.5).mean():.1%} the model stands alone."
+        )
     if "novelty" in columns:
         novelty = columns["novelty"].to_numpy(float)
         threshold = None if cells.novel_below is None else 1 - cells.novel_below

@@ -25,9 +25,10 @@ from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import STAMP, STAMPED, RawFile, common_barcodes
 from utils.errors import UserError
 from utils.features.normalise import model_values
+from utils.files.write import column_names
 from utils.predict.infer import Prediction, latents_of
+from utils.train.cell_types import CELL_TYPES
 from utils.train.model_folder import SavedModel
-from utils.train.tasks import CELL_TYPES
 
 MEASURED = {"rna": "rna_measured", "atac": "atac_measured"}
 """Modality → column of obs: whether the model has read this modality of a cell, which is else inferred or missing."""
@@ -228,17 +229,6 @@ def _rows_of(values: np.ndarray, row: np.ndarray) -> np.ndarray:
     if len(row) == len(values) and (row == np.arange(len(row))).all():
         return values
     return np.where(row[:, None] >= 0, values[row], np.float32(np.nan))
-
-
-def column_names(outputs: list[str]) -> list[str]:
-    """The outputs as names of columns that HDF5 can hold: without slashes, none twice, none that is reserved."""
-    names: list[str] = []
-    for output in outputs:
-        name = output.replace("/", "|")
-        while name in names or name in ("_index", ".", ".."):
-            name += "_"
-        names.append(name)
-    return names
 
 
 def at_coverage_of(saved: SavedModel, config: IngestConfig) -> IngestConfig:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import numpy as numpy_file
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import utils.train.cell_types  # noqa: F401  # registers the task, so that its folders are known
 from models.atac_encoder import ATACEncoder
 from models.objectives import MaskedATAC, MaskedRNA
 from models.rna_encoder import RNAEncoder
@@ -76,6 +78,7 @@ class SavedModel:
     stamp : constants of the preprocessing
     outputs : names of the head's outputs, in their order (for cell types, the types)
     fitted : what the task fitted on validation cells after training (for cell types, the temperature)
+    arrays : the larger part of what the task fitted (for cell types, the boxed baselines), name → array
     options : settings of the composed model (missing, other_modality); latent_dim where the folder holds a head alone
     training : the settings of the command line
     parents : role → hash of a model folder that training started from
@@ -90,6 +93,7 @@ class SavedModel:
     state: dict[str, Tensor] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
     fitted: dict = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
     options: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
@@ -108,12 +112,15 @@ class SavedModel:
 
     @property
     def identity(self) -> dict:
-        """What identifies this training run: its settings and the models it starts from."""
-        return self.training | {"parents": self.parents}
+        """What identifies this training run: its settings, the shapes of its parts and the models it starts from."""
+        shapes = {name: value for part in self.config.values() for name, value in asdict(part).items()}
+        return self.training | shapes | {"parents": self.parents}
 
     def write(self, folder: Path) -> None:
         """Write all files into an empty folder (see `utils.train.folders.write_folder`)."""
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.state.items()}, folder / WEIGHTS)
+        if self.arrays:
+            numpy_file.save_file({name: np.ascontiguousarray(x) for name, x in self.arrays.items()}, folder / ARRAYS)
         for name, features in self.features.items():
             (folder / f"{FEATURES[name]}.txt").write_text("".join(f"{feature}\n" for feature in features))
         (folder / "config.json").write_text(
@@ -153,7 +160,7 @@ class SavedModel:
         shape = "\n".join(f"- {name}: {asdict(config)}" for name, config in self.config.items())
         head = f"\nPredicts: {', '.join(self.outputs)}\n" if self.outputs else ""
         if self.task is not None and (fitted := self.task.describe(self.fitted)):
-            head += f"\nFitted on validation cells: {fitted}.\n"
+            head += f"\nFitted on validation cells: {fitted}.\n{self.task.card(self.fitted)}"
         parents = "".join(f"- {flag}: {digest}\n" for flag, digest in self.parents.items()) or "- none\n"
         return self.front_matter() + (
             f"# scMomer: {in_words(self.kind)}\n\n{sizes}; {sum(t.numel() for t in self.state.values()):,} numbers "
@@ -224,7 +231,7 @@ class SavedModel:
             raise UserError(f"{self.path / 'config.json'}: {error}; {NO_MODEL[1]}") from error
 
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, ARRAYS = "model.safetensors", "fitted.safetensors"
 NEUTRAL = ("head.mean", "head.deviation")  # absent from folders of version 0.1; fresh values change nothing
 NO_MODEL = ("is not a valid model folder", "restore the folder, or train the model again")
 
@@ -293,6 +300,10 @@ def _load(place: Path, folder: Path, digest: str, kinds: tuple[str, ...]) -> Sav
             raise ValueError(f"{path.name} has a repeated line")
     model.state = {current_name(name): tensor for name, tensor in load_file(place / WEIGHTS).items()}
     check_finite(model.state, folder / WEIGHTS)
+    if model.task:
+        model.arrays = numpy_file.load_file(place / ARRAYS) if (place / ARRAYS).is_file() else {}
+        width = 0 if "latent_dim" in model.options else sum(n_features[name] for name in model.model_config.inputs)
+        model.task.check_arrays(model.arrays, model.fitted, width, len(model.outputs))
     return model
 
 

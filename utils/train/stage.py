@@ -131,5 +131,5 @@ def training_stage(kind: str, flags: object, config: TrainConfig, folder: Path |
     """
     if folder is None:
         folder = Path(flags.ckpt_dir) / getattr(flags, "model_name", getattr(flags, "model", None))
-    with distributed_run(config.device) as runtime:
+    with distributed_run(config.device, config.deterministic) as runtime:
         yield Stage(kind, flags, config, runtime, folder)

@@ -17,7 +17,7 @@ from utils.train.model_folder import load_strictly, part
 from utils.train.sums import Sums
 
 MAY_CHANGE = {
-    *("epochs", "patience", "max_steps", "device", "save_steps", "resume", "overwrite"),
+    *("epochs", "patience", "max_steps", "device", "deterministic", "save_steps", "resume", "overwrite"),
     *("data_path", "ckpt_dir", "dir_train", "dir_val", "model_path", "rna_model_path", "atac_model_path"),
     *("pretrained_model_path", "gene_embedding_path", "continue_from"),
 }
