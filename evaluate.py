@@ -59,8 +59,11 @@ def main() -> None:
     from utils.predict.score_translation import score_translation
     from utils.predict.score_types import score_types
     from utils.train.distributed import lone_process
+    from utils.train.hub import is_on_hub
     from utils.train.model_folder import check_fits, load_model
 
+    if flags.out_path is None and is_on_hub(flags.model_path):
+        raise UserError(f"--out_path is missing: {flags.model_path} has no folder for results; give one")
     runtime = lone_process(config.device)
     saved = load_model(flags.model_path, "celltype", "student")
     out = Path(flags.out_path or saved.path / "evaluation")
@@ -86,7 +89,7 @@ def main() -> None:
         )
     else:
         table = score_translation(saved, cells, rows, config, runtime)
-    write_results(table, {"model": str(saved.path), "hash": saved.hash, "split": flags.split}, out)
+    write_results(table, {"model": saved.address or str(saved.path), "hash": saved.hash, "split": flags.split}, out)
 
 
 def write_results(table: dict, about: dict, out: Path) -> None:

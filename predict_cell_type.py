@@ -19,6 +19,8 @@ Output: the same cells in the same order with everything that the file holds, an
   rna_measured, atac_measured       whether the model has read the cell's RNA and ATAC
 in obsm the embeddings X_scmomer, X_scmomer_rna and X_scmomer_atac, and cell_type_probability; in uns["scmomer"] a
 record of the model and the command. <data>.predicted.csv holds the columns of obs. docs/predictions.md explains them.
+With --explain 10, <data>.explained.csv holds the ten genes that the model has used most for each predicted type, and
+whether removing them lowers the confidence more than removing other genes: read this line before you believe them.
 With --report, the page <data>.report.html shows them in figures and says what each column means.
 Predictions of an earlier run are replaced. Your own columns of these names are never replaced: choose other names with
 --prefix.
@@ -28,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.cells.config import IngestConfig
-from utils.cli import flag, parse_flags, run_script
+from utils.cli import check_numbers, flag, parse_flags, run_script
 from utils.errors import UserError
 from utils.train.config import InferConfig, LabelConfig
 
@@ -45,6 +47,9 @@ class Flags:
     ckpt_dir: str = flag("folder that holds the model folder", ".")
     out_path: str | None = flag("file to write; by default <data>.predicted.<h5ad|h5mu> beside the input", None)
     prefix: str | None = flag("text before each name that is written, for example new_", None)
+    explain: int = flag(
+        "write this many top genes (and peaks) of each predicted type to <data>.explained.csv; 0: none", 0
+    )
     report: bool = flag("also write a page with figures, <data>.report.html; takes about 15 seconds", False)
     sample_column: str | None = flag(
         "for the page: column of obs with samples; by default donor, sample or batch", None
@@ -52,6 +57,7 @@ class Flags:
     label_column: str | None = flag("for the page: column of obs with true types, where they are known", None)
 
     def __post_init__(self):
+        check_numbers(self, "explain")
         for name in ("sample_column", "label_column"):
             if getattr(self, name) is not None and not self.report:
                 raise UserError(f"--{name} {getattr(self, name)}: is for the page alone; add --report")
@@ -65,9 +71,10 @@ def main() -> None:
     from utils.files.write import check_target, write_whole
     from utils.predict.annotate import Names
     from utils.predict.box import box_for
+    from utils.predict.explain import explain_query, explained_path
     from utils.predict.label import label_query
     from utils.predict.report import check_columns, labelled_cells, report_path, write_report_of
-    from utils.predict.table import table_path, write_table
+    from utils.predict.table import comments_of, table_path, write_table
     from utils.train.distributed import distributed_run
     from utils.train.model_folder import load_model
 
@@ -81,6 +88,9 @@ def main() -> None:
         csv_path = str(table_path(out_path))
         check_target(csv_path, ".csv", inputs)
         page_path = str(report_path(out_path))
+        explained = explained_path(out_path)
+        if flags.explain:
+            check_target(str(explained), ".csv", inputs)
         if flags.report:
             check_target(page_path, ".html", inputs)
             check_columns(file, flags.sample_column, flags.label_column)
@@ -93,12 +103,17 @@ def main() -> None:
         labelled, query = label_query(file, saved, names.prefix, ingest, config, runtime, choices)
         if not runtime.is_main:
             return
+        names = Names.of(names.prefix, saved)
+        if flags.explain:
+            types, entry = labelled.obs[f"{names.prefix}predicted_cell_type"], labelled.uns[names.provenance]
+            found = explain_query(query, saved, types, flags.explain, config=config, device=runtime.device)
+            found.write(explained, comments_of(entry))
+            entry["explanation"] = found.entry
+            runtime.say("\n".join([*found.lines, f"wrote {explained}"]))
         write_whole(labelled, out_path)
-        write_table(labelled, Names.of(names.prefix, saved), csv_path)
+        write_table(labelled, names, csv_path)
         if flags.report:
-            shown = labelled_cells(
-                labelled, query, saved, Names.of(names.prefix, saved), flags.sample_column, flags.label_column
-            )
+            shown = labelled_cells(labelled, query, saved, names, flags.sample_column, flags.label_column)
             write_report_of(shown, page_path, file.path.name)
             runtime.say(f"wrote {page_path}")
         sizes = labelled.obs[f"{names.prefix}predicted_cell_type"].value_counts()

@@ -18,7 +18,6 @@ gave to open peaks is undone. The calibration holds for cells whose depth and ba
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from models.shapes import FEATURES, MODALITIES, other
@@ -83,7 +82,7 @@ def main() -> None:
             print(line)
         found = translate(saved, query.dataset, config, runtime)
         about = {
-            "model": Path(saved.path).resolve().name,
+            "model": saved.name,
             "model_hash": saved.hash,
             "calibration": calibration.fitted if missing == "atac" else {},
             "trained_on_simulated_cells": saved.is_simulated,

@@ -62,10 +62,11 @@ class ATACEncoder(nn.Module):
         # One bag per patch of each cell: the rows of its open peaks are summed.
         bag = atac.rows * self.config.n_patches + atac.indices // self.patch_size  # [nnz] increasing
         offsets = torch.searchsorted(bag, torch.arange(len(atac) * self.config.n_patches, device=bag.device))
-        shares = None if is_cpu(bag) else atac.values  # 0 for peaks that are left out
-        sums = F.embedding_bag(
-            atac.indices % len(self.peak_rows), self.peak_rows, offsets, mode="sum", per_sample_weights=shares
-        )
+        weights = atac.presence
+        if weights is None and not is_cpu(bag):
+            weights = atac.values  # 0 for peaks that are left out
+        rows = atac.indices % len(self.peak_rows)
+        sums = F.embedding_bag(rows, self.peak_rows, offsets, mode="sum", per_sample_weights=weights)
         return sums.unflatten(0, (len(atac), -1)) + self.patch_bias
 
     def forward(self, atac: Ragged, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,17 @@ class RNATower(nn.Module):
 
     def forward(self, rna: Ragged) -> Tensor:
         tokens = self.encoder.tokenize(rna)
-        return self.norm(F.normalize(self.pooling(self.encoder(tokens), tokens).float(), dim=-1))
+        if tokens.presence is None:
+            pooled = self.pooling(self.encoder(tokens), tokens)
+        else:
+            # A gene's own number in the pooling is nearly all that its removal changes. Its effect on the states of
+            # other genes is left out: a gradient through the encoder predicts removal less well, and needs memory.
+            with torch.no_grad():
+                states, absent = self.encoder(tokens), None
+                if tokens.valid is None:
+                    absent = self.encoder(tokens._replace(bins=torch.zeros_like(tokens.bins[:1])))
+            pooled = self.pooling(states, tokens, absent)
+        return self.norm(F.normalize(pooled.float(), dim=-1))
 
 
 class ScBERTTower(nn.Module):

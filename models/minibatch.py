@@ -21,6 +21,8 @@ class Ragged:
     offsets : [B + 1] int64, cell b owns entries offsets[b] … offsets[b + 1] - 1
     width : number of features
     padded_length : length to which `padded` pads each cell; 0 for the length of the longest cell
+    presence : [nnz] float32, 1 where an entry is there and 0 where it is as good as absent, or None for all 1. Its
+        gradient at 1 is what removing an entry would change, to first order (utils/predict/explain.py)
     longest : an upper bound for the entries of a cell, known without looking at the device; 0 if it is unknown
     """
 
@@ -29,6 +31,7 @@ class Ragged:
     offsets: Tensor
     width: int
     padded_length: int = 0
+    presence: Tensor | None = None
     longest: int = 0
 
     def __len__(self) -> int:
@@ -51,7 +54,9 @@ class Ragged:
             return replace(self, values=self.values * entries)
         counts = torch.zeros_like(self.offsets)
         counts[1:].index_add_(0, self.rows, entries.long())
-        return replace(self, indices=self.indices[entries], values=self.values[entries], offsets=counts.cumsum(0))
+        presence = None if self.presence is None else self.presence[entries]
+        kept = {"indices": self.indices[entries], "values": self.values[entries], "presence": presence}
+        return replace(self, **kept, offsets=counts.cumsum(0))
 
     def dense(self) -> Tensor:
         """[B, width] float32 with zeros where a cell has no entry."""

@@ -16,11 +16,15 @@ N_TOKENS = 7
 
 
 class GeneTokens(NamedTuple):
-    """bins [B, L] int64; genes [L] or [B, L] int64; valid [B, L] bool, or None when nothing is padding."""
+    """bins [B, L] int64; genes [L] or [B, L] int64; valid [B, L] bool, or None when nothing is padding.
+
+    presence [B, L] float32 as in `Ragged`, or None.
+    """
 
     bins: Tensor
     genes: Tensor
     valid: Tensor | None
+    presence: Tensor | None = None
 
 
 class RNAEncoder(nn.Module):
@@ -51,10 +55,15 @@ class RNAEncoder(nn.Module):
         binned = replace(rna, values=bins)
         if self.config.tokens == "all":
             all_bins = binned.dense().long()
-            return GeneTokens(all_bins, torch.arange(self.n_genes, device=bins.device), None)
-        genes, padded_bins, valid = binned.keep(bins > 0).padded()
+            presence = None if rna.presence is None else 1 + replace(rna, values=rna.presence - 1).dense()
+            return GeneTokens(all_bins, torch.arange(self.n_genes, device=bins.device), None, presence)
+        expressed = binned.keep(bins > 0)
+        genes, padded_bins, valid = expressed.padded()
         valid = valid & (padded_bins > 0)
-        return GeneTokens(padded_bins.long().masked_fill(~valid, MASK_TOKEN), genes, valid)
+        presence = None
+        if rna.presence is not None:
+            presence = replace(expressed, values=expressed.presence).padded()[1]
+        return GeneTokens(padded_bins.long().masked_fill(~valid, MASK_TOKEN), genes, valid, presence)
 
     def forward(self, tokens: GeneTokens) -> Tensor:
         """[B, L, dim] final states of the tokens."""
@@ -86,9 +95,15 @@ class GenePooling(nn.Module):
         nn.init.ones_(self.scalar.bias)
         self.projection = nn.Linear(n_genes, latent_dim, bias=bias)
 
-    def forward(self, states: Tensor, tokens: GeneTokens) -> Tensor:
-        """states [B, L, dim] → [B, latent_dim]; genes that are no token contribute nothing."""
+    def forward(self, states: Tensor, tokens: GeneTokens, absent: Tensor | None = None) -> Tensor:
+        """states [B, L, dim] → [B, latent_dim]; genes that are no token contribute nothing.
+
+        `absent` [1, L, dim] are the states of genes that are not expressed, where these are tokens, too.
+        """
         scalars = self.scalar(states).squeeze(-1).relu()  # [B, L]
+        if tokens.presence is not None:
+            least = 0.0 if absent is None else self.scalar(absent).squeeze(-1).relu()
+            scalars = least + tokens.presence * (scalars - least)
         if tokens.valid is not None:
             n_genes = self.projection.in_features
             genes = tokens.genes.masked_fill(~tokens.valid, n_genes)  # padding goes to a column that is cut off

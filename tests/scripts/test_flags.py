@@ -103,6 +103,7 @@ FLAGS = {
         "prefix": None,
         **INTAKE,
     },
+    "push_to_hub": {"model_path": REQUIRED, "repo": REQUIRED, "private": False, "license": None},
 }
 CELLS = {"data_path", "rna_path", "atac_path", "out_path", "genome"}
 OPTIONAL = {
@@ -113,6 +114,7 @@ OPTIONAL = {
     "pretrain_multimodal": {"pairs_within"},
     "import_published": {"gene_reference", "peak_reference", "gene2vec", "labels"},
     "train_missing_celltype_func": {"pseudo_labels_from", "calibrate_across", "label_hierarchy"},
+    "push_to_hub": {"license"},
     "predict_cell_type": {*CELLS, "model_path", "prefix", "sample_column", "label_column"},
 }
 CHOICES = [

@@ -196,7 +196,7 @@ class Query:
         """The entry of uns that records what made the predictions."""
         entry = {
             "written": np.array(names.places, dtype=object),
-            "model": saved.path.resolve().name,
+            "model": saved.name,
             "model_hash": saved.hash,
             "scmomer_version": __version__,
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),

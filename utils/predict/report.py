@@ -136,7 +136,17 @@ def labelled_cells(
         entry["novelty"]["novel_below"] if "novelty" in entry else None,
         names.prefix,
         (names.embedding, *map(names.latent, names.latents), names.prefix + names.table),
+        **_explained(entry, modality),
     )
+
+
+def _explained(entry: dict, modality: str) -> dict:
+    """What the page shows of an explanation, from the entry of uns; nothing if there is none."""
+    if "explanation" not in entry:
+        return {}
+    table = entry["explanation"]["features"]
+    lines = [*map(str, entry["explanation"]["lines"])]
+    return {"explained": table[table["modality"] == modality], "explained_check": lines}
 
 
 def evaluated_cells(
@@ -160,7 +170,7 @@ def evaluated_cells(
     """
     entry = saved.task.provenance(saved.fitted, choices) | {
         "reads": saved.model_config.inputs,
-        "model": saved.path.resolve().name,
+        "model": saved.name,
         "model_hash": saved.hash,
         "scmomer_version": __version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

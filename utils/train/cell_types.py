@@ -33,6 +33,7 @@ class CellTypes(Task):
     title = "a cell type model (train_missing_celltype_func.py)"
     shape = ClassifierConfig
     head = CellTypeHead
+    pipeline = "tabular-classification"
     columns: ClassVar[dict[str, object]] = {
         "predicted_cell_type": "unassigned",
         "confidence": 0.0,

@@ -31,6 +31,7 @@ from models.shapes import (
 from utils import __version__
 from utils.errors import UserError, reading
 from utils.train.folders import read_folder
+from utils.train.hub import HUB, address_of, front_matter, local_folder
 from utils.train.tasks import TRAINED, Trained, check_positive
 from utils.train.weights import (
     Shapes,
@@ -56,6 +57,7 @@ CONFIGS = {
     "student": StudentConfig,
 }
 """Part of a model → dataclass with its shape; the head's is its task's."""
+ASSAYS = {"rna": "scRNA-seq", "atac": "scATAC-seq"}
 
 
 def in_words(kind: str) -> str:
@@ -81,6 +83,7 @@ class SavedModel:
     training : the settings of the command line
     parents : role → hash of a model folder that training started from
     path, hash : the folder it was loaded from, and the SHA-256 of its manifest
+    address : where it was downloaded from, hf://owner/name; empty for a local folder
     """
 
     kind: str
@@ -96,6 +99,12 @@ class SavedModel:
     parents: dict[str, str] = field(default_factory=dict)
     path: Path | None = None
     hash: str = ""
+    address: str = ""
+
+    @property
+    def name(self) -> str:
+        """What outputs call the model: the folder's name, or owner/name on the hub."""
+        return self.address.removeprefix(HUB) if self.address else self.path.resolve().name
 
     def writer(self, module: nn.Module) -> Callable[[Path], None]:
         """A function that writes this folder with the weights that the module has when it is called."""
@@ -136,6 +145,15 @@ class SavedModel:
         )
         (folder / "README.md").write_text(self.card())
 
+    def front_matter(self, license: str = "unknown", **more: str) -> str:
+        """The lines of the card that the Hugging Face hub reads (see `utils.train.hub.front_matter`).
+
+        The licence of the weights follows from the data and the user's choice, which this program does not know.
+        """
+        pipeline = self.task.pipeline if self.task else "feature-extraction"
+        tags = ["biology", "single-cell", *(ASSAYS[name] for name in self.features), f"scmomer-{self.kind}"]
+        return front_matter(pipeline, tags + ["simulated"] * self.is_simulated, license, **more)
+
     def card(self) -> str:
         """The model card, in Markdown."""
         sizes = ", ".join(f"{len(names):,} {FEATURES[name]}" for name, names in self.features.items())
@@ -144,7 +162,7 @@ class SavedModel:
         if self.task is not None and (fitted := self.task.describe(self.fitted)):
             head += f"\nFitted on validation cells: {fitted}.\n{self.task.card(self.fitted)}"
         parents = "".join(f"- {flag}: {digest}\n" for flag, digest in self.parents.items()) or "- none\n"
-        return (
+        return self.front_matter() + (
             f"# scMomer: {in_words(self.kind)}\n\n{sizes}; {sum(t.numel() for t in self.state.values()):,} numbers "
             "(trained and frozen weights, constants).\n\n"
             f"Made by `python {Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}`\n{head}\n"
@@ -223,21 +241,29 @@ def load_model(path: str | Path, *kinds: str) -> SavedModel:
 
     Parameters
     ----------
-    path : the folder
+    path : the folder, or its address on the Hugging Face hub (see `utils.train.hub.local_folder`)
     kinds : which kinds are accepted
 
     Raises
     ------
     UserError
-        If the folder is damaged or of another kind, its weights do not belong to the declared model, or a number is
-        not finite.
+        If the folder cannot be downloaded, is damaged or of another kind, its weights do not belong to the declared
+        model, or a number is not finite.
     """
+    folder, address = local_folder(path), address_of(path)
 
     def load(place: Path, digest: str) -> SavedModel:
-        with reading(path, *NO_MODEL):
-            return _load(place, Path(path), digest, kinds)
+        with reading(folder, *NO_MODEL):
+            return _load(place, folder, digest, kinds)
 
-    return read_folder(path, load, WEIGHTS, "config.json")
+    try:
+        saved = read_folder(folder, load, WEIGHTS, "config.json")
+    except UserError as error:
+        if address:
+            raise UserError(f"{error} (downloaded to {folder})".replace(str(folder), address, 1)) from error
+        raise
+    saved.address = address
+    return saved
 
 
 def _load(place: Path, folder: Path, digest: str, kinds: tuple[str, ...]) -> SavedModel:

@@ -27,12 +27,14 @@ class Trained:
     title : the kind in words, with the script that makes such folders
     shape : dataclass with the head's shape
     head : class of the head, called with (shape, latent_dim, number of outputs)
+    pipeline : the Hugging Face hub's word for what such a model does; empty where none fits
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     shape: ClassVar[type]
     head: ClassVar[type[Head]]
+    pipeline: ClassVar[str] = ""
 
     def make_head(self, shape, outputs: list[str]) -> Callable[[int], Head]:
         """A function latent_dim → head with one output per name, as `ScMomer` takes it."""
