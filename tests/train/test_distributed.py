@@ -319,11 +319,26 @@ def test_alone_nothing_is_exchanged():
         assert not torch.distributed.is_initialized()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
 def test_devices_without_a_gpu():
     assert choose_device("auto", 3) == choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(UserError, match="--device cuda: "):
-        choose_device("cuda")
+    for name in ("cuda", "mps"):
+        with pytest.raises(UserError, match=f"--device {name}: "):
+            choose_device(name)
+
+
+def test_the_first_gpu_there_is_is_chosen(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("auto").type == choose_device("mps").type == "mps"
+    assert choose_device("auto", is_alone=False) == torch.device("cpu")
+    with pytest.raises(UserError, match="--device mps: "):
+        choose_device("mps", is_alone=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto", 1, is_alone=False) == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="process 2"):
+        choose_device("auto", 2, is_alone=False)
+    assert choose_device("cpu") == torch.device("cpu")
 
 
 def test_only_the_main_process_speaks(capsys):
