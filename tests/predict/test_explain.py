@@ -71,7 +71,7 @@ def read(path, folder):
     """The model, the cells as it reads them, and the number of each cell's predicted type."""
     saved = load_model(folder, "celltype")
     with open_cells(str(path), None, None) as file:
-        dataset = read_query(file, saved, IngestConfig()).dataset
+        dataset = read_query(file, saved, IngestConfig()).dataset()
     _, decoded = decode(saved, dataset, CONFIG, CPU, "test")
     return saved, dataset, decoded["logits"].argmax(1)
 

@@ -30,6 +30,7 @@ def test_cells_in_any_order_have_their_values(query, cells, monkeypatch):
 
 def test_no_cells(query):
     nothing = query.take(np.array([], dtype=int))
+    assert nothing.values("rna").shape == (0, 60) and len(nothing.dataset()) == 0
     assert len(nothing) == 0 and nothing.blocks() == [] and not nothing.empty.any()
 
 

@@ -64,6 +64,8 @@ class Query:
 
     def values(self, modality: str) -> csr_matrix:
         """Read the model-ready values of a modality [cells, features]."""
+        if not len(self):  # scanpy, which normalises, refuses no cells
+            return csr_matrix((0, len(self.ingested[modality].alignment.features)), dtype=np.float32)
         blocks = self.ingested[modality].chosen(self.rows[modality])
         return vstack([model_values(modality, counts, self.target_sum) for counts in blocks], format="csr")
 
