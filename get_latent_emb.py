@@ -84,9 +84,9 @@ def write_embeddings(flags: Flags, ingest: IngestConfig, config: InferConfig) ->
     from utils.cells.preprocessed import read_raw
     from utils.features.gene_vectors import write_gene_vectors
     from utils.files.write import check_target, whole_file, write_whole
-    from utils.predict.annotate import read_query
     from utils.predict.cell_embeddings import cell_embeddings, inputs_of
     from utils.predict.gene_embeddings import gene_embeddings
+    from utils.predict.query import read_query
     from utils.train.distributed import distributed_run
     from utils.train.model_folder import PRETRAINED, load_model
     from utils.train.tasks import TASKS
@@ -105,7 +105,7 @@ def write_embeddings(flags: Flags, ingest: IngestConfig, config: InferConfig) ->
             embedded = cell_embeddings(saved, query, config, runtime)
             shape, note = f"{embedded.n_obs:,} cells × {embedded.n_vars}", ""
         else:
-            embedded = gene_embeddings(saved, query.dataset, config, runtime)
+            embedded = gene_embeddings(saved, query.dataset(), config, runtime)
             unseen = int((embedded.n_cells == 0).sum())
             shape = f"{len(embedded):,} genes × {embedded.width}"
             note = f"; {unseen:,} genes are expressed by no cell and have zeros" if unseen else ""

@@ -2,6 +2,7 @@
 
     python predict_cell_type.py --data_path my_pbmc.h5ad                                  # reference/pbmc
     python predict_cell_type.py --data_path new_cells.h5ad --model_path runs/celltype     # your own model
+    python predict_cell_type.py --data_path mixed.h5mu --model_path runs/both,runs/rna,runs/atac
 
 Without --model_path, the model that ships with the repository labels human blood (reference/pbmc); a file that does not
 look like human blood is refused.
@@ -17,13 +18,16 @@ Output: the same cells in the same order with everything that the file holds, an
   agreement                         the share of the model and three simple classifiers that give the same type
   novelty, is_novel                 how unlike validation cells it is, from 0 to 1; --reject leaves it unassigned
   rna_measured, atac_measured       whether the model has read the cell's RNA and ATAC
+  labelled_by                       with several model folders, the one that has labelled the cell: the first of them
+                                    that reads modalities in which the cell was measured
 in obsm the embeddings X_scmomer, X_scmomer_rna and X_scmomer_atac, and cell_type_probability; in uns["scmomer"] a
 record of the model and the command. <data>.predicted.csv holds the columns of obs. docs/predictions.md explains them.
 With --explain 10, <data>.explained.csv holds the ten genes that the model has used most for each predicted type, and
 whether removing them lowers the confidence more than removing other genes: read this line before you believe them.
 With --report, the page <data>.report.html shows them in figures and says what each column means.
-Predictions of an earlier run are replaced. Your own columns of these names are never replaced: choose other names with
---prefix.
+Memory holds some thousand cells at a time, and torchrun shares the cells among processes; the output of an .h5ad or
+.h5mu is a copy of the input, to which the predictions are added. Predictions of an earlier run are replaced. Your own
+columns of these names are never replaced: choose other names with --prefix.
 """
 
 from dataclasses import dataclass
@@ -39,7 +43,8 @@ from utils.train.config import InferConfig, LabelConfig
 class Flags:
     data_path: str | None = flag("cells to label: .h5ad, .h5mu, 10x .h5 or folder, .loom, .csv or .tsv", None)
     model_path: str | None = flag(
-        "model folder: its name in --ckpt_dir, or a path; by default reference/pbmc, for what looks like human blood",
+        "model folder: its name in --ckpt_dir, or a path; several with the same types, separated by commas, share the "
+        "cells by what they were measured in; by default reference/pbmc, for what looks like human blood",
         None,
     )
     rna_path: str | None = flag("instead of --data_path, RNA of paired cells in a file of its own", None)
@@ -68,11 +73,11 @@ def main() -> None:
 
     # Slow to import: --help and mistaken flags do not wait for them.
     from utils.cells.preprocessed import open_cells
-    from utils.files.write import check_target, write_whole
-    from utils.predict.annotate import Names
+    from utils.files.write import check_target
     from utils.predict.box import box_for
     from utils.predict.explain import explain_query, explained_path
-    from utils.predict.label import label_query
+    from utils.predict.label import label_file
+    from utils.predict.names import Names
     from utils.predict.report import check_columns, labelled_cells, report_path, write_report_of
     from utils.predict.table import comments_of, table_path, write_table
     from utils.train.distributed import distributed_run
@@ -96,29 +101,40 @@ def main() -> None:
             check_columns(file, flags.sample_column, flags.label_column)
         if flags.model_path is None:
             saved, reason = box_for(file, ingest)
+            models = [saved]
             runtime.say(reason)
         else:
-            inside = Path(flags.ckpt_dir) / flags.model_path
-            saved = load_model(inside if inside.exists() else flags.model_path, "celltype")
-        labelled, query = label_query(file, saved, names.prefix, ingest, config, runtime, choices)
-        if not runtime.is_main:
-            return
-        names = Names.of(names.prefix, saved)
-        if flags.explain:
-            types, entry = labelled.obs[f"{names.prefix}predicted_cell_type"], labelled.uns[names.provenance]
-            found = explain_query(query, saved, types, flags.explain, config=config, device=runtime.device)
+            models = [load_model(path, "celltype") for path in folders(flags)]
+        if flags.explain and len(models) > 1:
+            raise UserError(f"--explain {flags.explain}: is for one model folder; label with each of them alone")
+
+        def explanation(types, shares, entry) -> dict:
+            found = explain_query(
+                shares[0].query, models[0], types, flags.explain, config=config, device=runtime.device
+            )
             found.write(explained, comments_of(entry))
-            entry["explanation"] = found.entry
             runtime.say("\n".join([*found.lines, f"wrote {explained}"]))
-        write_whole(labelled, out_path)
-        write_table(labelled, names, csv_path)
+            return {"explanation": found.entry}
+
+        more = explanation if flags.explain else None
+        labelled = label_file(file, models, out_path, names.prefix, ingest, config, runtime, choices, more)
+        if labelled is None:
+            return
+        write_table(labelled, csv_path)
         if flags.report:
-            shown = labelled_cells(labelled, query, saved, names, flags.sample_column, flags.label_column)
+            shown = labelled_cells(labelled, out_path, flags.sample_column, flags.label_column)
             write_report_of(shown, page_path, file.path.name)
             runtime.say(f"wrote {page_path}")
-        sizes = labelled.obs[f"{names.prefix}predicted_cell_type"].value_counts()
+        sizes = labelled.columns[f"{names.prefix}predicted_cell_type"].value_counts()
         types = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size)
         runtime.say(f"wrote {out_path} and {Path(csv_path).name}: {sizes.sum():,} cells; {types}")
+
+
+def folders(flags: Flags) -> list[Path]:
+    """The model folders that --model_path names, alone or separated by commas."""
+    named = [flags.model_path] if Path(flags.model_path).exists() else flags.model_path.split(",")
+    inside = [Path(flags.ckpt_dir) / name.strip() for name in named]
+    return [path if path.exists() else Path(name.strip()) for path, name in zip(inside, named, strict=True)]
 
 
 if __name__ == "__main__":

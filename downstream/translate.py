@@ -49,7 +49,7 @@ def main() -> None:
     from utils.cells.preprocessed import open_cells, read_cells
     from utils.evaluate.translation import PeakCalibration
     from utils.files.write import check_target, write_whole
-    from utils.predict.annotate import read_query
+    from utils.predict.query import read_query
     from utils.predict.translation import fit_calibration, mean_per_type, translate, write_cells
     from utils.train.distributed import lone_process
     from utils.train.model_folder import check_fits, load_model
@@ -80,7 +80,7 @@ def main() -> None:
         query = read_query(file, saved, ingest, progress=True)
         for line in query.report:
             print(line)
-        found = translate(saved, query.dataset, config, runtime)
+        found = translate(saved, query.dataset(), config, runtime)
         about = {
             "model": saved.name,
             "model_hash": saved.hash,

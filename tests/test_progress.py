@@ -106,8 +106,8 @@ def test_durations(seconds, words):
 LEAKS = [
     ("Some cells have zero counts", UserWarning, "legacy_api_wrap"),
     ("Initializing zero-element tensors is a no-op", UserWarning, "torch.nn.init"),
-    ("Transforming to str index.", UserWarning, "utils.predict.annotate"),
-    ("Trying to modify attribute `.obs` of view, initializing view as actual.", UserWarning, "utils.predict.annotate"),
+    ("Transforming to str index.", UserWarning, "utils.predict.output"),
+    ("Trying to modify attribute `.obs` of view, initializing view as actual.", UserWarning, "utils.predict.output"),
     ("From 0.4 .update() will not pull", FutureWarning, "mudata._core.mudata"),
     ("anything", UserWarning, "anndata._core.anndata"),
     ("is deprecated", DeprecationWarning, "somewhere"),

@@ -11,12 +11,14 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 
 from tests.builders import STATES, make_cells, make_peaks, tokens
 from tests.formats import FORMATS, WHOLE_NUMBERS_ONLY, tenx_folder, tenx_h5, text
 from tests.helpers import error_of, run
-from utils.cells.preprocessed import open_cells, read_cells
+from utils.cells.config import IngestConfig
+from utils.cells.ingest import ingest
+from utils.cells.preprocessed import open_cells, read_cells, read_raw
 
 
 @pytest.fixture(scope="module")
@@ -289,6 +291,22 @@ def test_blocks_of_any_size_write_the_same_file(adata, expected, tmp_path, monke
     for block in (1, 50, 10**6):
         monkeypatch.setattr("utils.files.disk_matrix.BLOCK", block)
         pd.testing.assert_frame_equal(tokens(path, tmp_path / "ready.h5ad"), expected, check_exact=True)
+
+
+@pytest.mark.parametrize("block", [1, 60, 10**6])
+def test_chosen_cells_are_those_of_the_blocks(block, adata, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.files.disk_matrix.BLOCK", block)
+    adata.write(tmp_path / "cells.h5ad")
+    with read_raw(tmp_path / "cells.h5ad") as file:
+        found = ingest(file.modalities["rna"], IngestConfig())
+        everything = vstack(list(found.blocks())).toarray()
+        for cells in (
+            np.arange(4),
+            np.random.default_rng(0).permutation(adata.n_obs),
+            np.array([7]),
+            np.array([], int),
+        ):
+            np.testing.assert_array_equal(vstack(list(found.chosen(cells))).toarray(), everything[cells])
 
 
 def test_annotation_is_copied_and_the_rest_is_reported(adata, tmp_path, capsys):

@@ -45,6 +45,25 @@ def test_rows_are_taken_in_any_order(matrix, monkeypatch):
     np.testing.assert_array_equal(taken.take(np.array([4, 2])).rows(0, 2).toarray(), DENSE[rows[[4, 2]]])
 
 
+@pytest.mark.parametrize("rows", [[50, 3, 3, 20], [3, 3, 5], [0, 56], [5, 6, 8], []], ids=str)
+@pytest.mark.parametrize("how", [{}, {"compression": "gzip"}, {"chunks": (7,)}], ids=str)
+@pytest.mark.parametrize("dtype", [np.float16, np.int32, np.float64])
+def test_scattered_rows_of_a_file(rows, how, dtype, tmp_path, monkeypatch):
+    """One by one where the layout allows it, else in stretches; in both cases with the values of the file."""
+    monkeypatch.setattr(module, "BLOCK", 60)
+    values = DENSE.astype(np.float64) + (0.1 * (DENSE > 0) if dtype == np.float64 else 0)
+    with h5py.File(tmp_path / "cells.h5ad", "w") as file:
+        write_elem(file, "X", csr_matrix(values), dataset_kwargs=how)
+        data = values[values > 0].astype(dtype)
+        del file["X/data"]
+        file["X"].create_dataset("data", data=data, **how)
+    with h5py.File(tmp_path / "cells.h5ad") as file:
+        matrix = Matrix(file["X"], tmp_path / "cells.h5ad")
+        found = matrix.take(np.array(rows, dtype=int)).rows(0, len(rows))
+        np.testing.assert_array_equal(found.toarray(), values[rows])
+        assert matrix.take(np.arange(4))._all is matrix  # what one part has opened serves all
+
+
 def test_a_sample_is_spread_over_the_file(matrix):
     sample = matrix.sample(16, 8)
     if "CSC" in type(matrix.content).__name__:  # every stretch would cost a scan of the file

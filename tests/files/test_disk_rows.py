@@ -5,6 +5,7 @@ import shutil
 
 import anndata as ad
 import h5py
+import mudata
 import numpy as np
 import pytest
 from scipy import sparse
@@ -59,6 +60,17 @@ def test_rows_equal_what_anndata_reads(matrix, tmp_path):
     assert (rows[:] != ad.read_h5ad(tmp_path / "x.h5ad").X).nnz == 0
     assert (select(rows, np.arange(9))[:] != select(matrix, np.arange(9))).nnz == 0
     np.testing.assert_array_equal(row_lengths(rows), row_lengths(matrix))
+
+
+def test_rows_of_a_multiome_file(matrix, tmp_path):
+    """mudata writes 512 bytes before the HDF5 data, which move all offsets."""
+    mudata.MuData({"rna": ad.AnnData(matrix), "atac": ad.AnnData(matrix * 2)}).write(tmp_path / "x.h5mu")
+    with h5py.File(tmp_path / "x.h5mu") as file:
+        assert file.userblock_size == 512
+        parts = [FileRows(file["mod"][name]["X"], tmp_path / "x.h5mu") for name in ("rna", "atac")]
+    wanted = np.random.default_rng(1).permutation(N_CELLS)
+    assert (parts[0][wanted] != matrix[wanted]).nnz == 0
+    assert (parts[1][wanted] != 2 * matrix[wanted]).nnz == 0
 
 
 def test_entries_are_sorted_and_zeros_dropped(tmp_path):

@@ -100,7 +100,7 @@ def test_pretraining_may_embed_genes_by_their_coexpression_in_training_cells(rea
     weight = saved.build().encoder.gene_embedding.weight.detach().numpy()
     train = cells.values["rna"][np.sort(cells.rows("train"))]
     np.testing.assert_allclose(weight, coexpression_embedding(train, 16, 0), atol=1e-3)
-    everything = coexpression_embedding(cells.values["rna"], 16, 0)
+    everything = coexpression_embedding(cells.values["rna"][:], 16, 0)
     assert np.abs(weight - everything).max() > 0.1  # validation cells are not among them
     refused = error_of(capsys, "pretrain_rna", model_name="two", **settings, gene_embedding_path="genes.txt")
     assert "--gene_embedding_path" in refused

@@ -19,7 +19,6 @@ from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import open_cells
 from utils.files.write import write_whole
 from utils.predict import explain as module
-from utils.predict.annotate import read_query
 from utils.predict.explain import (
     ALL,
     CELLS,
@@ -33,6 +32,7 @@ from utils.predict.explain import (
     without,
 )
 from utils.predict.infer import decode
+from utils.predict.query import read_query
 from utils.train.config import InferConfig
 from utils.train.model_folder import load_model
 
@@ -71,7 +71,7 @@ def read(path, folder):
     """The model, the cells as it reads them, and the number of each cell's predicted type."""
     saved = load_model(folder, "celltype")
     with open_cells(str(path), None, None) as file:
-        dataset = read_query(file, saved, IngestConfig()).dataset
+        dataset = read_query(file, saved, IngestConfig()).dataset()
     _, decoded = decode(saved, dataset, CONFIG, CPU, "test")
     return saved, dataset, decoded["logits"].argmax(1)
 

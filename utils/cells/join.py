@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from utils.cells.annotation import as_category
 from utils.cells.ingest import Ingested, count, listed
-from utils.cells.preprocessed import RawFile, as_category, open_cells, read_raw
+from utils.cells.preprocessed import RawFile, open_cells, read_raw
 from utils.errors import UserError
 from utils.files.file_hash import file_hash
 

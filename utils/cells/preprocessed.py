@@ -3,7 +3,7 @@
 import json
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from anndata.abc import CSRDataset
 from anndata.io import read_elem
 
+from utils.cells.annotation import annotation_of, fill_in
 from utils.cells.labels import clean_labels
 from utils.errors import UserError, reading
 from utils.files.disk_matrix import Matrix
@@ -49,6 +50,7 @@ class RawFile:
     simulated : whether the cells are marked as simulated
     notes : what the user should know first (how two files were joined …), a line each
     handles : open HDF5 files, closed at the end of a `with` block
+    root : what holds all of the file: an open .h5ad or .h5mu, or cells in memory; None for other formats
     more : modality → sources of the further files that are joined, whose cells follow
     """
 
@@ -61,6 +63,18 @@ class RawFile:
     notes: list[str] = field(default_factory=list)
     handles: list[h5py.File] = field(default_factory=list, repr=False)
     more: dict[str, list[Source]] = field(default_factory=dict)
+    root: h5py.File | ad.AnnData | mudata.MuData | None = field(default=None, repr=False)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the file can be copied and changed without being read."""
+        return isinstance(self.root, h5py.File)
+
+    def part(self, name: str) -> Mapping:
+        """Return obsm or uns of the whole file, of which nothing is read; empty for other formats."""
+        if self.on_disk:
+            return self.root.get(name, {})
+        return {} if self.root is None else getattr(self.root, name)
 
     @property
     def sources(self) -> dict[str, list[Source]]:
@@ -91,9 +105,12 @@ class RawFile:
 
     def content(self) -> ad.AnnData | mudata.MuData:
         """Load everything that the file holds into memory, also what is neither counts nor annotation."""
-        if self.format in (".h5ad", ".h5mu"):
+        if self.on_disk:
             with reading(self.path, "is damaged", "copy or download it again"):
                 return ad.read_h5ad(self.path) if self.format == ".h5ad" else mudata.read_h5mu(self.path)
+        if self.root is not None:
+            is_backed = isinstance(self.root, ad.AnnData) and self.root.isbacked
+            return self.root.to_memory() if is_backed else self.root.copy()
         parts = {name: source.whole() for name, source in self.modalities.items()}
         if len(parts) == 1:
             return next(iter(parts.values()))
@@ -114,31 +131,32 @@ def read_raw(path: str | Path) -> RawFile:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about repeated gene names and old formats, which are handled here
         kind, modalities, obs, hdf5 = open_file(path)
-    if obs is None:
-        obs = next(iter(modalities.values())).obs
-    obs.index = obs.index.astype(str).rename(None)
-    for source in modalities.values():
-        obs = obs if obs is source.obs else _fill(obs, source.obs)
+    obs = annotation_of(obs, modalities)
     if hdf5 is None:
         return RawFile(path, kind, modalities, obs)
     notes = []
     with reading(path, "is damaged", "copy or download it again"):
-        stamp, entry = _stamp(hdf5), hdf5.get(f"uns/{STAMP}")
+        entry = hdf5.get(f"uns/{STAMP}")
+        stamp = stamp_in(entry)
         is_prediction = isinstance(entry, h5py.Group) and "written" in entry
         if stamp is None and entry is not None and not is_prediction:
             notes.append(f"uns['{STAMP}'] was not written by preprocess.py, so the cells are read as raw ones")
         groups = ("", *(f"mod/{name}/" for name in hdf5.get("mod", ())))
         simulated = any(f"{group}uns/{SIMULATED}" in hdf5 for group in groups) or bool((stamp or {}).get("simulated"))
-    return RawFile(path, kind, modalities, obs, stamp, simulated, notes, [hdf5])
+    return RawFile(path, kind, modalities, obs, stamp, simulated, notes, [hdf5], root=hdf5)
 
 
-def _stamp(hdf5: h5py.File) -> dict | None:
-    """Read the stamp of a preprocessed file, also from below later predictions; None if there is no valid one."""
-    entry = hdf5.get(f"uns/{STAMP}")
-    if isinstance(entry, h5py.Group):
+def stamp_in(entry: object) -> dict | None:
+    """Return the stamp of preprocessed cells from uns[STAMP], also from below later predictions; None without one.
+
+    Parameters
+    ----------
+    entry : in memory or in an HDF5 file, or None
+    """
+    if isinstance(entry, Mapping):
         entry = entry.get(STAMPED)
     with suppress(Exception):  # another program may have written anything under this key
-        stamp = json.loads(read_elem(entry))
+        stamp = json.loads(read_elem(entry) if isinstance(entry, h5py.Dataset) else entry)
         if isinstance(stamp, dict) and "version" in stamp:
             return stamp
     return None
@@ -190,7 +208,7 @@ def read_pair(rna_path: str | Path, atac_path: str | Path) -> RawFile:
         )
     barcodes = sources["rna"].obs.index[rows["rna"]]
     joined = {name: source.take(rows[name], barcodes) for name, source in sources.items()}
-    obs = _fill(joined["rna"].obs, joined["atac"].obs)
+    obs = fill_in(joined["rna"].obs, joined["atac"].obs)
     n = len(barcodes)
     left_out = f"left out: {len(ours) - n:,} cells with RNA only and {len(theirs) - n:,} with ATAC only"
     note = f"{n:,} cells joined by barcode{suffix}; {left_out}"
@@ -203,36 +221,6 @@ def read_pair(rna_path: str | Path, atac_path: str | Path) -> RawFile:
 def _stripped(barcodes: pd.Index) -> list[str]:
     """Remove the -1 (or -2 …) that Cell Ranger appends to barcodes."""
     return [re.sub(r"-\d+$", "", barcode) for barcode in barcodes]
-
-
-def _fill(obs: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
-    """Add columns, and fill missing values, from a modality's annotation of some of the cells.
-
-    Values keep their type. If some cells have no value, integers and booleans get pandas' nullable type. A column that
-    holds numbers in one annotation and text in the other becomes text.
-    """
-    obs = obs.copy()
-    for column in more:
-        new = more[column]
-        if not obs.index.isin(new.index).all() and new.dtype.kind in "biu":
-            new = new.convert_dtypes()
-        new = new.reindex(obs.index)
-        old = obs.get(column)
-        if old is None:
-            obs[column] = new
-        elif old.isna().any() and new[old.isna()].notna().any():
-            both = old.astype(object).where(old.notna(), new.astype(object))
-            is_number = pd.api.types.is_numeric_dtype(old) and pd.api.types.is_numeric_dtype(new)
-            both = both.infer_objects().convert_dtypes() if is_number else both.where(both.isna(), both.astype(str))
-            obs[column] = both if is_number else as_category(both, old, new)
-    return obs
-
-
-def as_category(values: pd.Series, *sources: pd.Series) -> pd.Series:
-    """Make text a category; its classes keep the order that they have in the sources."""
-    known = [str(name) for s in sources if isinstance(s.dtype, pd.CategoricalDtype) for name in s.cat.categories]
-    names = list(dict.fromkeys([*known, *sorted(set(values.dropna()))]))
-    return values.astype(pd.CategoricalDtype([name for name in names if name in set(values.dropna())]))
 
 
 @dataclass

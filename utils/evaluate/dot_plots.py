@@ -76,11 +76,15 @@ def listed_genes(values, features, types: Types, listed: pd.DataFrame, per_type:
 def _by_type(values, n: int, types: Types, least: int, most_types: int) -> tuple[list[int], np.ndarray, np.ndarray]:
     """Numbers of the largest types with enough cells; [types, n features] mean value, and share of cells above zero."""
     compared = [i for i, n in enumerate(types.sizes) if n >= least and types.names[i] != UNASSIGNED][:most_types]
-    rng = np.random.default_rng(0)
-    means, shares = np.zeros((2, len(compared), n))
-    for at, i in enumerate(compared):
+    rng, drawn = np.random.default_rng(0), []
+    for i in compared:
         rows = np.flatnonzero(types.codes == i)
-        some = values[np.sort(rng.choice(rows, min(len(rows), CELLS_PER_TYPE), replace=False))]
+        drawn.append(np.sort(rng.choice(rows, min(len(rows), CELLS_PER_TYPE), replace=False)))
+    rows = np.sort(np.concatenate(drawn)) if drawn else np.array([], dtype=int)
+    read = values[rows] if drawn else None  # at once: from a file, one pass is enough for all types
+    means, shares = np.zeros((2, len(compared), n))
+    for at, mine in enumerate(drawn):
+        some = read[np.searchsorted(rows, mine)]
         means[at] = np.asarray(some.mean(axis=0)).ravel()
         shares[at] = np.asarray((some > 0).mean(axis=0)).ravel()
     return compared, means, shares

@@ -37,6 +37,7 @@ MEANINGS = {
     "is_novel": "Whether 1 - novelty is below --novel_below. At 0.05, about 5 % of well-known cells are called novel "
     "by mistake, more in a new batch.",
     "rna_measured": "Whether the model has read the cell's RNA. If not, it does not read RNA, or the cell has none.",
+    "labelled_by": "The model folder that has labelled the cell: the first of --model_path that reads what it has.",
     "atac_measured": "Whether the model has read the cell's ATAC. If not, the model infers it or does without.",
 }
 """Column of obs → what it means, for a reader who has only the page."""
@@ -55,11 +56,12 @@ class LabelledCells:
     Attributes
     ----------
     columns : [cells] the predicted columns, named as in MEANINGS; only predicted_cell_type and confidence must be there
-    embedding : [cells, latent_dim], NaN for cells that were not read
+    embedding : [cells, latent_dim], NaN for cells that were not read; an array, or what gives one as `embedding[rows]`
     facts : what was done, name → text
     command : how to run it again; empty for none
     notes : warnings, a line each
-    values, features : [cells, features] log values of the cells in one modality and their names, or None
+    values, features : [cells, features] log values of the cells in one modality and their names, or None; a sparse
+        matrix, or what gives one as `values[rows]`
     feature : gene or peak
     samples, sample_column : [cells] the sample of each cell and the column that names it, or None
     truth, label_column : [cells] true types, missing where unknown, and their column, or None
@@ -72,7 +74,7 @@ class LabelledCells:
     """
 
     columns: pd.DataFrame
-    embedding: np.ndarray
+    embedding: object
     facts: dict[str, str]
     command: str = ""
     notes: list[str] = field(default_factory=list)
@@ -190,11 +192,13 @@ def _set_sizes(cells: LabelledCells) -> np.ndarray | None:
 
 
 def _embedding(cells: LabelledCells, types: Types, folder: Path) -> list[str]:
-    rows = np.flatnonzero(cells.scored & np.isfinite(cells.embedding).all(axis=1))
+    rows = np.random.default_rng(0).permutation(np.flatnonzero(cells.scored))[: label_figures.EMBEDDED]
+    embedding = cells.embedding[rows]
+    finite = np.isfinite(embedding).all(axis=1)
+    rows, embedding = rows[finite], embedding[finite]
     if not len(rows):
         return [paragraph("The model has read no cell, so there is nothing to draw.")]
-    rows = np.random.default_rng(0).permutation(rows)[: label_figures.EMBEDDED]
-    points = plots.umap_coordinates(cells.embedding[rows], n_epochs=200)
+    points = plots.umap_coordinates(embedding, n_epochs=200)
     drawn = f"{len(rows):,} cells" + (", drawn at random" if len(rows) == label_figures.EMBEDDED else "")
     values = {"confidence": cells.columns["confidence"].to_numpy(float)[rows]}
     what = "confidence, bright where the model is sure"

@@ -5,6 +5,8 @@ as many).
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 import h5py
@@ -14,9 +16,12 @@ from anndata.io import sparse_dataset
 from scipy.sparse import csr_matrix, issparse, vstack
 
 from utils.errors import reading
+from utils.files.disk_rows import FileRows
 
 BLOCK = 2**21
 """Values per block: some tens of megabytes with their indices and a copy."""
+SCATTERED = 2
+"""Rows that span more than this many times their number are read one by one."""
 BLOCKS_PER_SCAN = 8
 """Blocks of cells that one scan of a CSC file collects: fewer scans cost more memory."""
 
@@ -24,8 +29,8 @@ BLOCKS_PER_SCAN = 8
 class Matrix:
     """A [cells, features] matrix that is read by rows.
 
-    `disk_rows.FileRows` is deliberately a separate class: it reads single cells in any order, bypassing HDF5,
-    from one layout only.
+    `disk_rows.FileRows` reads single cells in any order, bypassing HDF5, from one layout only. It is used here for
+    scattered rows, where the layout allows it.
 
     Parameters
     ----------
@@ -40,7 +45,7 @@ class Matrix:
     """
 
     def __init__(self, content, path: str | Path, order: np.ndarray | None = None):
-        self.path, self.order = path, order
+        self.path, self.order, self._all = path, order, self
         self._slab: tuple[int, int, csr_matrix] | None = None  # first row, last row + 1, and the rows, of a CSC file
         with self._reading():
             if isinstance(content, h5py.Group):
@@ -99,7 +104,9 @@ class Matrix:
 
     def take(self, order: np.ndarray) -> "Matrix":
         """Return some of the cells, in the given order; nothing is read."""
-        return Matrix(self.content, self.path, order if self.order is None else self.order[order])
+        part = Matrix(self.content, self.path, order if self.order is None else self.order[order])
+        part._all = self._all  # what was opened or collected there is used by all parts
+        return part
 
     def blocks(self) -> Iterator[tuple[int, csr_matrix]]:
         """Read all cells in order; yield the number of each block's first cell, and the block."""
@@ -122,20 +129,35 @@ class Matrix:
         return csr_matrix(vstack([self.rows(start, start + size) for start in starts], format="csr"))
 
     def _rows_in_order(self, rows: np.ndarray) -> csr_matrix:
-        """Read rows in any order: block by block, then back into the order asked for.
+        """Read rows in any order. Neighbouring rows are read in stretches of at most a block.
 
-        Each block of the file that holds any of the rows is read once, so rows nearly in file order cost little.
+        Scattered rows are read one by one if the layout allows it; otherwise all of each stretch is read.
         """
-        source = Matrix(self.content, self.path)
-        block_of = rows // source.block_rows
-        parts, positions = [csr_matrix((0, self.shape[1]), dtype=np.float32)], []
-        for number in np.unique(block_of):
-            wanted = np.flatnonzero(block_of == number)
-            first = number * source.block_rows
-            block = source.rows(first, min(first + source.block_rows, source.shape[0]))
-            parts.append(block[rows[wanted] - first])
-            positions.append(wanted)
-        return csr_matrix(vstack(parts))[np.argsort(np.concatenate([*positions, np.empty(0, np.int64)]))]
+        is_rising = len(rows) < 2 or bool((np.diff(rows) > 0).all())
+        is_scattered = not is_rising or (len(rows) and rows[-1] - rows[0] >= SCATTERED * len(rows))
+        if is_scattered and self._all._file_rows is not None:
+            return self._all._file_rows[rows]
+        order = np.argsort(rows, kind="stable")
+        rising, parts, at = rows[order], [csr_matrix((0, self.shape[1]), dtype=np.uint8)], 0
+        while at < len(rising):
+            first = rising[at]
+            stop = int(np.searchsorted(rising, first + self.block_rows))
+            block = self._all.rows(first, rising[stop - 1] + 1)
+            wanted = rising[at:stop] - first
+            parts.append(block if np.array_equal(wanted, np.arange(block.shape[0])) else block[wanted])
+            at = stop
+        whole = csr_matrix(vstack(parts))
+        return whole if is_rising else whole[np.argsort(order)]
+
+    @cached_property
+    def _file_rows(self) -> FileRows | None:
+        """The same matrix for scattered rows; None if it is stored in another layout."""
+        if isinstance(self.content, CSRDataset):
+            with suppress(ValueError):
+                group = self.content.group
+                dtype = np.float32 if group["data"].dtype == np.float16 else None
+                return FileRows(group, self.path, dtype, "copy or download it again")
+        return None
 
     def _rows_from_csr(self, start: int, stop: int) -> csr_matrix:
         group = self.content.group

@@ -76,8 +76,8 @@ class PlainArray:
         self.dtype, self.size = dataset.dtype, int(dataset.shape[0])
         if dataset.ndim != 1 or self.dtype.kind not in "iuf" or not self.dtype.isnative:
             raise ValueError("not a list of plain numbers")
-        # Filters compress or checksum; a user block shifts all offsets; a virtual dataset lies in other files.
-        if dataset.id.get_create_plist().get_nfilters() or dataset.file.userblock_size or dataset.is_virtual:
+        # Filters compress or checksum; a virtual dataset lies in other files.
+        if dataset.id.get_create_plist().get_nfilters() or dataset.is_virtual:
             raise ValueError("not stored as plain numbers")
         if dataset.chunks is None:
             self.chunk_size, offset = max(self.size, 1), dataset.id.get_offset()
@@ -93,6 +93,20 @@ class PlainArray:
                 self.chunk_offsets[first_value // self.chunk_size] = offset
             if (self.chunk_offsets < 0).any():
                 raise ValueError("some of its chunks are missing")
+        if dataset.file.userblock_size and self.size:
+            self._check_user_block(dataset)
+
+    def _check_user_block(self, dataset: "h5py.Dataset") -> None:
+        """Raise ValueError unless the offsets count from the file's first byte.
+
+        Before the HDF5 data, mudata writes a block of 512 bytes. Some versions of HDF5 left it out of the offsets.
+        """
+        last = (len(self.chunk_offsets) - 1) * self.chunk_size
+        with open(dataset.file.filename, "rb") as file:
+            for value in (0, last):
+                stop = min(value + 64, self.size)
+                if self.read(file.fileno(), value, stop) != dataset[value:stop].tobytes():
+                    raise ValueError("its offsets do not count the user block")
 
     def byte_ranges(self, start: int, stop: int) -> list[tuple[int, int]]:
         """Return (offset, length) in bytes of each stretch of the file that holds values `start` to `stop`."""
@@ -127,13 +141,15 @@ class PlainArray:
 class FileRows:
     """[cells, features] of an uncompressed CSR matrix in a file; `rows[numbers]` reads cells in any order.
 
-    `disk_matrix.Matrix` stays a class of its own: it reads every layout in file order through an open HDF5 file, and
-    shares no step with these reads, which outlive the HDF5 file.
+    `disk_matrix.Matrix` reads every layout in file order through an open HDF5 file, and uses this class for scattered
+    rows where the layout allows it. These reads outlive the HDF5 file.
 
     Parameters
     ----------
     group : CSR matrix as anndata writes it, uncompressed
     path : its file
+    dtype : of the rows that are read; None for that of the file
+    remedy : what the user can do if the file is damaged
 
     Attributes
     ----------
@@ -148,10 +164,17 @@ class FileRows:
         If the matrix is stored in another way.
     """
 
-    def __init__(self, group: "h5py.Group", path: str | Path):
-        self.path = Path(path).resolve()
+    def __init__(
+        self,
+        group: "h5py.Group",
+        path: str | Path,
+        dtype: type | None = np.float32,
+        remedy: str = "run preprocess.py on the raw file again",
+    ):
+        self.path, self.remedy = Path(path).resolve(), remedy
         self.values, self.indices = PlainArray(group["data"]), PlainArray(group["indices"])
         self.row_starts = group["indptr"][:].astype(np.int64)
+        self.dtype = self.values.dtype if dtype is None else np.dtype(dtype)
         self.width = int(group.attrs["shape"][1])
         if Path(group.file.filename).resolve() != self.path:
             raise ValueError("in another file")
@@ -187,7 +210,7 @@ class FileRows:
         return part
 
     def __getitem__(self, rows) -> csr_matrix:
-        """Read cells as float32 CSR, with sorted indices and without stored zeros.
+        """Read cells as CSR, with sorted indices and without stored zeros.
 
         Raises
         ------
@@ -195,7 +218,7 @@ class FileRows:
             If the file is damaged, or was written to since it was opened.
         """
         rows = self.order[rows]
-        with reading(self.path, "is damaged", "run preprocess.py on the raw file again"):
+        with reading(self.path, "is damaged", self.remedy):
             if self._identify() != self._identity:
                 raise ValueError("it was written to in the meantime")
             file = self._file.fileno()
@@ -209,7 +232,7 @@ class FileRows:
             offsets = np.concatenate([[0], np.cumsum(stops - starts)])
             if len(indices) and (indices.min() < 0 or indices.max() >= self.width):
                 raise ValueError("an entry lies outside the matrix")
-            part = csr_matrix((values.astype(np.float32), indices, offsets), shape=(len(rows), self.width))
+            part = csr_matrix((values.astype(self.dtype), indices, offsets), shape=(len(rows), self.width))
             if not part.has_canonical_format:
                 part.sum_duplicates()
             if not part.data.all():

@@ -5,7 +5,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -117,15 +117,23 @@ def _has_several_feature_types(var: h5py.Group) -> bool:
 def _h5mu_sources(file: h5py.File, path: Path) -> dict[str, Source]:
     """Return modality → source for the RNA and ATAC of an open .h5mu file."""
     found = {}
+    for modality, name in _modality_names(file["mod"], path).items():
+        load = partial(_load_from_h5mu, path, name)
+        found[modality] = _source_on_disk(file["mod"][name], path, load, modality)
+    return found
+
+
+def _modality_names(held: Iterable[str], path: Path) -> dict[str, str]:
+    """Return modality → the name under which it is held."""
+    found = {}
     for modality, aliases in MODALITY_NAMES.items():
-        names = [name for name in file["mod"] if name.lower() in aliases]
+        names = [name for name in held if name.lower() in aliases]
         if len(names) > 1:
             raise UserError(f"{path}: {' and '.join(names)} are both {modality}; keep one of them")
         if names:
-            load = partial(_load_from_h5mu, path, names[0])
-            found[modality] = _source_on_disk(file["mod"][names[0]], path, load, modality)
+            found[modality] = names[0]
     if not found:
-        raise UserError(f"{path}: has no modality named rna or atac, only {', '.join(file['mod'])}; rename them")
+        raise UserError(f"{path}: has no modality named rna or atac, only {', '.join(held)}; rename them")
     return found
 
 
@@ -213,7 +221,28 @@ def _read_names_and_text(path: Path, allow: Callable[[float], None]) -> None:
         file.visititems(visit)
 
 
-# Files read into memory ----------------------------------------------------------------------------------------------
+# In memory -----------------------------------------------------------------------------------------------------------
+
+
+def sources_in_memory(cells: ad.AnnData | mudata.MuData, path: Path) -> dict[str, Source]:
+    """Return modality → source for the RNA and ATAC of cells in memory.
+
+    Parameters
+    ----------
+    cells : a table, whose feature types may split it, or a MuData
+    path : name for messages
+
+    Raises
+    ------
+    UserError
+        If they hold neither, or a modality twice.
+    """
+    if isinstance(cells, ad.AnnData):
+        return _by_modality(cells, path)
+    return {
+        modality: _source_in_memory(cells.mod[name], path, modality, [])
+        for modality, name in _modality_names(cells.mod, path).items()
+    }
 
 
 def _by_modality(adata: ad.AnnData, path: Path) -> dict[str, Source]:
@@ -238,14 +267,15 @@ def _by_modality(adata: ad.AnnData, path: Path) -> dict[str, Source]:
 
 def _source_in_memory(adata: ad.AnnData, path: Path, modality: str | None, left: list[str]) -> Source:
     """Return one modality of a file that was read into memory; `left` names features of other types."""
+    var = adata.var.copy()  # a source renames its index, and the table may be the user's own
     layers = {name: adata.layers[name] for name in adata.layers if name.lower() in COUNT_LAYERS}
-    matrices = {f"layers['{name}']": (Matrix(layer, path), adata.var) for name, layer in layers.items()}
+    matrices = {f"layers['{name}']": (Matrix(layer, path), var) for name, layer in layers.items()}
     if adata.X is not None:
-        matrices["X"] = Matrix(adata.X, path), adata.var
+        matrices["X"] = Matrix(adata.X, path), var
     if adata.raw is not None:
-        matrices["raw"] = Matrix(adata.raw.X, path), _with_columns(adata.raw.var, adata.var)
+        matrices["raw"] = Matrix(adata.raw.X, path), _with_columns(adata.raw.var.copy(), var)
     others = _other_entries(adata) + left
-    return Source.checked(path, adata.obs.copy(), adata.var, matrices, modality, lambda: adata, others)
+    return Source.checked(path, adata.obs.copy(), var, matrices, modality, lambda: adata, others)
 
 
 def _with_columns(raw_var: pd.DataFrame, var: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from utils.cells.config import IngestConfig
 from utils.cells.preprocessed import RawFile
 from utils.errors import UserError
 from utils.features.match import align_genes
-from utils.predict.annotate import at_coverage_of
+from utils.predict.query import at_coverage_of
 from utils.train.model_folder import SavedModel, load_model
 
 BOX = Path(__file__).resolve().parents[2] / "reference" / "pbmc"

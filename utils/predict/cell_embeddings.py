@@ -7,8 +7,8 @@ from torch import Tensor
 
 from models.minibatch import Minibatch
 from models.rna_encoder import RNAEncoder
-from utils.predict.annotate import Query
 from utils.predict.infer import infer
+from utils.predict.query import Query
 from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
 from utils.train.model_folder import SavedModel
@@ -52,6 +52,6 @@ def cell_embeddings(saved: SavedModel, query: Query, config: InferConfig, runtim
         "rna": lambda batch: mean_state(model.encoder, batch),
         "atac": lambda batch: model.encoder(batch.atac)[0][:, 1:].mean(1),  # stage I does not train the pooler
     }.get(saved.kind, getattr(model, "embed", None))
-    (embedding,) = infer(lambda batch: (embed(batch),), model, query.dataset, config, runtime, "cell embeddings")
+    (embedding,) = infer(lambda batch: (embed(batch),), model, query.dataset(), config, runtime, "cell embeddings")
     obs = query.file.obs.loc[query.barcodes].rename_axis("barcode")
     return ad.AnnData(embedding, obs, uns={"model": saved.name, "model_hash": saved.hash})

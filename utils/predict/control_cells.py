@@ -1,19 +1,15 @@
 """A file of perturbed cells, with its control cells embedded by a model folder."""
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 
 from utils.cells.conditions import Perturbed, name_condition, read_perturbed
 from utils.cells.config import IngestConfig
-from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import RawFile, read_raw
 from utils.errors import UserError
 from utils.features.gene_vectors import read_gene_vectors
-from utils.files.disk_rows import select
-from utils.predict.annotate import read_query
 from utils.predict.cell_embeddings import cell_embeddings, inputs_of
+from utils.predict.query import read_query
 from utils.train.model_folder import PRETRAINED, SavedModel
 from utils.train.perturbation import Study, perturbed_vectors
 from utils.train.stage import Stage
@@ -84,9 +80,7 @@ def _embed(stage: Stage, encoder: SavedModel, file: RawFile, config: IngestConfi
     for warning in query.warnings:
         stage.runtime.say(f"warning: {warning}")
     at = query.barcodes.get_indexer(cells.barcodes[rows])
-    dataset = CellDataset({"rna": select(query.dataset.values["rna"], at)}, query.barcodes[at])
-    query = replace(query, dataset=dataset, barcodes=query.barcodes[at])
-    return np.asarray(cell_embeddings(encoder, query, stage.infer_config, stage.runtime).X, dtype=np.float32)
+    return np.asarray(cell_embeddings(encoder, query.take(at), stage.infer_config, stage.runtime).X, dtype=np.float32)
 
 
 def predicted_profiles(study: Study, head, conditions: list[tuple[str, tuple[str, ...]]]) -> pd.DataFrame:

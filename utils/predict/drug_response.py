@@ -18,9 +18,9 @@ from utils.errors import UserError, reading
 from utils.evaluate.drug_baselines import Means
 from utils.evaluate.drug_response import Responses
 from utils.features.drugs import Drugs
-from utils.predict.annotate import read_query
 from utils.predict.cell_embeddings import cell_embeddings, inputs_of
 from utils.predict.infer import infer
+from utils.predict.query import read_query
 from utils.train.config import InferConfig, TrainConfig
 from utils.train.distributed import Runtime
 from utils.train.model_folder import PRETRAINED, load_model

@@ -27,8 +27,8 @@ from utils.errors import UserError
 from utils.evaluate.comparison import percentiles
 from utils.files.disk_rows import select
 from utils.files.write import whole_file
-from utils.predict.annotate import Query
 from utils.predict.infer import decode, stream
+from utils.predict.query import Query
 from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
 from utils.train.model_folder import SavedModel
@@ -173,7 +173,7 @@ def explain_query(query: Query, saved: SavedModel, labels: pd.Series, n: int, **
     n, how : as for `explain`
     """
     codes = pd.Categorical(labels.reindex(query.barcodes), categories=saved.outputs).codes  # -1 for unassigned
-    return explain(saved, lambda rows: take(query.dataset, rows), codes.astype(int), n, **how)
+    return explain(saved, lambda rows: query.take(rows).dataset(), codes.astype(int), n, **how)
 
 
 def choose_cells(codes: np.ndarray, rng: np.random.Generator) -> list[Chosen]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from models.shapes import MODALITIES
 from utils.cells.minibatches import CellDataset, LengthPlan, make_loader
 from utils.errors import UserError
 from utils.files.disk_rows import select
+from utils.memory import release_memory
+from utils.predict.query import Query
 from utils.progress import progress_bar
 from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
@@ -59,6 +61,7 @@ def stream(
     config: InferConfig,
     runtime: Runtime,
     title: str,
+    progress: bool = True,
 ) -> Iterator[tuple[Minibatch, tuple[Tensor, ...]]]:
     """Yield each minibatch of this process, on the model's device, with the outputs of `function`.
 
@@ -66,7 +69,7 @@ def stream(
     """
     model.to(runtime.device).eval()
     plan = LengthPlan(dataset.lengths, config.batch_size, runtime.rank, runtime.world_size)
-    bar = progress_bar(len(dataset), title, shown=runtime.is_main)
+    bar = progress_bar(len(dataset), title, shown=runtime.is_main and progress)
     for batch in make_loader(dataset, plan, runtime.device):
         n_cells = int((batch.weight > 0).sum()) * runtime.world_size
         batch = batch.to(runtime.device)
@@ -85,6 +88,7 @@ def infer(
     config: InferConfig,
     runtime: Runtime,
     title: str,
+    progress: bool = True,
 ) -> tuple[np.ndarray, ...]:
     """Apply a function of the model to all cells.
 
@@ -93,7 +97,7 @@ def infer(
     function : minibatch of B cells → tensors [B, …]
     model : the module that the function calls; it is moved to the device and put into eval mode
     dataset, config, runtime : which cells, how, and on which processes
-    title : title of the progress bar
+    title, progress : title of the progress bar, and whether there is one
 
     Returns
     -------
@@ -106,7 +110,7 @@ def infer(
         If a result is not finite; the message names the cells.
     """
     rows, results = [], []
-    for batch, outputs in stream(function, model, dataset, config, runtime, title):
+    for batch, outputs in stream(function, model, dataset, config, runtime, title, progress):
         real = (batch.weight > 0).cpu()
         rows.append(batch.row.cpu()[real].numpy())
         results.append([output[real].numpy() for output in read_together(outputs)])
@@ -165,12 +169,14 @@ def decode(
     runtime: Runtime,
     title: str,
     with_latents: tuple[str, ...] = (),
+    model: ScMomer | None = None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Embeddings [cells, latent_dim] of a dataset, and what the model's head decodes, name → [cells, …].
 
     The latents of the modalities `with_latents` [cells, latent_dim] are added under the names `latent rna` and so on.
+    With a `model` from `saved.build()`, the cells are one block of many: the caller shows the progress.
     """
-    model, names = saved.build(), []
+    is_block, model, names = model is not None, model or saved.build(), []
 
     def embed_and_decode(batch: Minibatch) -> tuple[Tensor, ...]:
         latents = model.latents(batch)
@@ -180,7 +186,7 @@ def decode(
         names[:] = decoded
         return embedding, *decoded.values()
 
-    embedding, *decoded = infer(embed_and_decode, model, dataset, config, runtime, title)
+    embedding, *decoded = infer(embed_and_decode, model, dataset, config, runtime, title, progress=not is_block)
     return embedding, dict(zip(names, decoded, strict=True))
 
 
@@ -197,6 +203,7 @@ def predict(
     runtime: Runtime,
     choices: object = None,
     with_latents: bool = False,
+    model: ScMomer | None = None,
 ) -> Prediction:
     """The predictions of a model folder with a head, for all cells of a dataset.
 
@@ -205,12 +212,51 @@ def predict(
     saved, dataset, config, runtime : the model, the cells, and how to run it
     choices : settings of the task's predictions (`LabelConfig` for cell types), or None for its defaults
     with_latents : keep the latent of each modality, too
+    model : from `saved.build()`, for one block of many
     """
     names = latents_of(saved) if with_latents else ()
-    embedding, decoded = decode(saved, dataset, config, runtime, "predicting", names)
+    embedding, decoded = decode(saved, dataset, config, runtime, "predicting", names, model)
     latents = {name: decoded.pop(f"latent {name}") for name in names}
     how = {} if choices is None else {"choices": choices}
     values = saved.task.predict(decoded | {"embedding": embedding}, saved.outputs, saved.fitted, **how)
     read = {name: dataset.values[name] for name in saved.model_config.inputs}
     values |= saved.task.predict_on_values(saved.arrays, read, values)
     return Prediction(values, embedding, latents)
+
+
+def predict_blocks(
+    saved: SavedModel,
+    query: Query,
+    config: InferConfig,
+    runtime: Runtime,
+    choices: object = None,
+) -> Iterator[tuple[Query, Prediction]]:
+    """Predict for the cells of a file, of which a block is in memory at a time; processes take blocks in turn.
+
+    Parameters
+    ----------
+    saved, query : the model, and the cells
+    config, runtime, choices : as in `predict`
+
+    Yields
+    ------
+    On every process, each block of cells and its predictions, in order
+
+    Raises
+    ------
+    UserError
+        If a result is not finite, on any process.
+    """
+    model, blocks = saved.build(), query.blocks(runtime.world_size)
+    alone = replace(runtime, rank=0, world_size=1)
+
+    def predict_block(rows: np.ndarray) -> Prediction:
+        cells = query.take(rows).dataset()
+        found = predict(saved, cells, config, alone, choices, with_latents=True, model=model)
+        release_memory()
+        return found
+
+    with progress_bar(len(query), "predicting", shown=runtime.is_main) as bar:
+        for rows, prediction in zip(blocks, runtime.in_turn(predict_block, blocks), strict=True):
+            yield query.take(rows), prediction
+            bar.update(len(rows))

@@ -1,12 +1,11 @@
-"""The page about a file with predicted cell types: reads what `label_cells` has written."""
+"""The page about a file with predicted cell types: reads what `label_file` has written."""
 
 import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-import anndata as ad
-import mudata
+import h5py
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
@@ -18,8 +17,9 @@ from utils.cells.preprocessed import Cells, RawFile
 from utils.evaluate.across import coverage_text
 from utils.evaluate.label_report import MEANINGS, LabelledCells, check_column, samples_of, write_label_report
 from utils.files.write import whole_file
-from utils.predict.annotate import Names, Query
 from utils.predict.infer import Prediction
+from utils.predict.label import Labelled
+from utils.predict.query import BLOCK_CELLS, Query
 from utils.train.config import LabelConfig
 from utils.train.model_folder import SavedModel
 
@@ -90,39 +90,63 @@ def facts_of(saved: SavedModel, entry: dict) -> dict[str, str]:
     return facts | {"scMomer": f"version {entry['scmomer_version']}, {entry['date']}"}
 
 
+class StoredRows:
+    """[cells, width] an entry of obsm in a written file; `rows[numbers]` reads some of its rows."""
+
+    def __init__(self, path: str | Path, key: str):
+        self.path, self.key = path, key
+
+    def __getitem__(self, rows) -> np.ndarray:
+        with h5py.File(self.path) as file:
+            array = file["obsm"][self.key]
+            rows = np.arange(len(array))[rows]
+            out = np.empty((len(rows), array.shape[1]), array.dtype)
+            for start in range(0, len(array), BLOCK_CELLS):  # HDF5 reads stretches faster than scattered rows
+                mine = np.flatnonzero((rows >= start) & (rows < start + BLOCK_CELLS))
+                if len(mine):
+                    out[mine] = array[start : start + BLOCK_CELLS][rows[mine] - start]
+        return out
+
+
+class QueriedRows:
+    """[cells of the file, features] model-ready values; `rows[numbers]` reads some of them.
+
+    Rows of cells that the model does not read cannot be read.
+    """
+
+    def __init__(self, query: Query, modality: str):
+        self.query, self.modality = query, modality
+        self.at = query.barcodes.get_indexer(query.file.obs.index)
+
+    def __getitem__(self, rows: np.ndarray) -> csr_matrix:
+        return self.query.take(self.at[rows]).values(self.modality)
+
+
 def labelled_cells(
-    labelled: ad.AnnData | mudata.MuData,
-    query: Query,
-    saved: SavedModel,
-    names: Names,
+    labelled: Labelled,
+    out_path: str | Path,
     sample_column: str | None = None,
     label_column: str | None = None,
 ) -> LabelledCells:
-    """What the page shows of a file with predicted cell types.
+    """What the page shows of a labelled file.
 
     Parameters
     ----------
-    labelled, query : as `label_query` returns them
-    saved, names : the model, and the names that it has written
+    labelled, out_path : as `label_file` returns it, and the file that was written
     sample_column, label_column : of obs: the sample of each cell, by default a column of that name; its true type
     """
-    cells, entry = labelled.obs_names, labelled.uns[names.provenance]
-    obs = query.file.obs.reindex(cells)
+    file, names, entry = labelled.file, labelled.names, labelled.entry
+    obs = file.obs
     sample_column, samples = samples_of(obs, sample_column)
     truth = None if label_column is None else clean_labels(obs[label_column]).to_numpy(object)
-    columns = labelled.obs[[names.prefix + column for column in names.columns if column in MEANINGS]]
-    modality = saved.model_config.inputs[0]
-    row = query.barcodes.get_indexer(cells)
-    values = query.dataset.values[modality]
-    if not (len(row) == values.shape[0] and (row == np.arange(len(row))).all()):  # cells that the model does not read
-        keep = np.flatnonzero(row >= 0)
-        placed = values[row[keep]].tocoo()
-        values = type(values)((placed.data, (keep[placed.row], placed.col)), shape=(len(row), values.shape[1]))
-    name = query.file.path.name
+    columns = labelled.columns[[names.prefix + column for column in names.columns if column in MEANINGS]]
+    saved, modality = labelled.shares[0].saved, labelled.shares[0].saved.model_config.inputs[0]
+    # Folders differ in their features, so values of cells that several have labelled cannot be compared.
+    values = QueriedRows(labelled.shares[0].query, modality) if len(labelled.shares) == 1 else None
     return LabelledCells(
         columns.rename(columns=lambda column: column.removeprefix(names.prefix)),
-        np.asarray(labelled.obsm[names.embedding]),
-        {"file": f"{name}, {len(cells):,} cells"} | facts_of(saved, entry),
+        StoredRows(out_path, names.embedding),
+        {"file": f"{file.path.name}, {len(obs):,} cells"} | facts_of(saved, entry),
         str(entry["command"]),
         [*map(str, entry["warnings"]), *map(str, entry.get("left_out", ()))],
         values,

@@ -3,12 +3,10 @@
 import csv
 from pathlib import Path
 
-import anndata as ad
-import mudata
-
 from utils import __version__
 from utils.files.write import whole_file
-from utils.predict.annotate import Names
+from utils.predict.label import Labelled
+from utils.predict.query import BLOCK_CELLS
 
 COMMENT = "#"
 """Starts the lines above the table."""
@@ -31,7 +29,7 @@ def comments_of(entry: dict) -> list[str]:
     ]
 
 
-def write_table(cells: ad.AnnData | mudata.MuData, names: Names, path: str | Path) -> None:
+def write_table(labelled: Labelled, path: str | Path) -> None:
     """Write the predicted columns of all cells to .csv, below comments with versions, model and warnings.
 
         pandas.read_csv("cells.predicted.csv", comment="#", index_col="barcode")
@@ -40,16 +38,17 @@ def write_table(cells: ad.AnnData | mudata.MuData, names: Names, path: str | Pat
 
     Parameters
     ----------
-    cells : from `label_cells`
-    names : the names that it has written
+    labelled : from `label_file`
+    path : the file
 
     Raises
     ------
     UserError
         If the folder cannot be written to.
     """
-    lines = comments_of(cells.uns[names.provenance])
-    columns = cells.obs[[names.prefix + column for column in names.columns]]
+    lines = comments_of(labelled.entry)
     with whole_file(path) as partial, open(partial, "w", newline="") as file:
         file.writelines(f"{COMMENT} {' '.join(line.split())}\n" for line in lines)
-        columns.to_csv(file, index_label="barcode", quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+        labelled.columns.to_csv(
+            file, index_label="barcode", quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n", chunksize=BLOCK_CELLS
+        )

@@ -4,7 +4,7 @@ Without a launcher there is one process, and every exchange below returns what i
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -75,6 +75,32 @@ class Runtime:
         gathered = [None] * self.world_size
         dist.all_gather_object(gathered, value)
         return gathered
+
+    def in_turn(self, function: Callable, items: Iterable) -> Iterator:
+        """Apply a function to items, which the processes take in turn; yield all results in order on every process.
+
+        With one process it is `map`. Results travel as in `gather`.
+
+        Raises
+        ------
+        UserError
+            On every process, if the function raises it on any.
+        """
+        if self.world_size == 1:
+            yield from map(function, items)
+            return
+        items = list(items)
+        for start in range(0, len(items), self.world_size):
+            mine, found = start + self.rank, None
+            if mine < len(items):
+                try:
+                    found = function(items[mine])
+                except UserError as error:
+                    found = error
+            for result in self.gather(found)[: len(items) - start]:
+                if isinstance(result, UserError):
+                    raise result
+                yield result
 
     def barrier(self) -> None:
         """Wait until every process has reached this call."""
