@@ -11,7 +11,7 @@ RESULTS := benchmarks/results
 # Processes that run tests; each test goes to the next free one.
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadgroup
-BENCHMARKS := rna_encoder atac_encoder loading throughput busy_neighbour scaling where_time_goes table
+BENCHMARKS := rna_encoder atac_encoder loading throughput busy_neighbour prediction_memory scaling where_time_goes table
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

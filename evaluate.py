@@ -6,14 +6,15 @@
 A cell type model is scored on the labels of the test cells, beside the majority class, nearest neighbours and logistic
 regression (on all features, and on 50 principal components). Baselines are fitted on the same training cells and tuned
 on the same validation cells; the model's embedding is scored beside principal components, and its prediction sets
-beside those of logistic regression, at the same --coverage. A model with a student is scored on translation: how well
-it predicts, from the measured modality, the one it has not seen, beside the mean, the mean times the cell's depth (also
-per type, by the cells' labels, which the model does not see), nearest neighbours and ridge regression. Predicted peaks
-are also scored after calibration on validation cells. Each score has its 95% interval, and a sentence says whether the
-model or the best of the others wins. Writes evaluation_<split>.json, .csv and .png into --out_path. For cell types it
-also writes the confusion matrix, precision, recall and F1 of each type (per_type_<split>.csv), and each method's
-prediction for each cell (predicted_<split>.csv). With --report, the page report_<split>.html shows the model's
-predictions in figures.
+beside those of logistic regression, at the same --coverage, also within and across batches. It is also scored how well
+the model's confidence and the agreement of simple classifiers mark its errors. A model with a student is scored on
+translation: how well it predicts, from the measured modality, the one it has not seen, beside the mean, the mean times
+the cell's depth (also per type, by the cells' labels, which the model does not see), nearest neighbours and ridge
+regression. Predicted peaks are also scored after calibration on validation cells. Each score has its 95% interval, and
+a sentence says whether the model or the best of the others wins. Writes evaluation_<split>.json, .csv and .png into
+--out_path. For cell types it also writes the confusion matrix, precision, recall and F1 of each type
+(per_type_<split>.csv), and each method's prediction for each cell (predicted_<split>.csv). With --report, the page
+report_<split>.html shows the model's predictions in figures.
 """
 
 import math
@@ -57,10 +58,13 @@ def main() -> None:
     from utils.evaluate.label_report import check_column
     from utils.predict.score_translation import score_translation
     from utils.predict.score_types import score_types
-    from utils.train.distributed import Runtime, choose_device
+    from utils.train.distributed import lone_process
+    from utils.train.hub import is_on_hub
     from utils.train.model_folder import check_fits, load_model
 
-    runtime = Runtime(choose_device(config.device))
+    if flags.out_path is None and is_on_hub(flags.model_path):
+        raise UserError(f"--out_path is missing: {flags.model_path} has no folder for results; give one")
+    runtime = lone_process(config.device)
     saved = load_model(flags.model_path, "celltype", "student")
     out = Path(flags.out_path or saved.path / "evaluation")
     is_types = saved.kind == "celltype"
@@ -85,7 +89,7 @@ def main() -> None:
         )
     else:
         table = score_translation(saved, cells, rows, config, runtime)
-    write_results(table, {"model": str(saved.path), "hash": saved.hash, "split": flags.split}, out)
+    write_results(table, {"model": saved.address or str(saved.path), "hash": saved.hash, "split": flags.split}, out)
 
 
 def write_results(table: dict, about: dict, out: Path) -> None:

@@ -2,6 +2,7 @@
 
     python predict_cell_type.py --data_path my_pbmc.h5ad                                  # reference/pbmc
     python predict_cell_type.py --data_path new_cells.h5ad --model_path runs/celltype     # your own model
+    python predict_cell_type.py --data_path mixed.h5mu --model_path runs/both,runs/rna,runs/atac
 
 Without --model_path, the model that ships with the repository labels human blood (reference/pbmc); a file that does not
 look like human blood is refused.
@@ -13,20 +14,27 @@ Output: the same cells in the same order with everything that the file holds, an
   predicted_cell_type, confidence   the type and its calibrated probability
   second_cell_type, margin          the next type, and the difference of the two probabilities
   prediction_set                    the types that the cell may have: a share --coverage of the sets hold the true one
+  parent_cell_type                  what these types are all a kind of, if the model was trained with a hierarchy
+  agreement                         the share of the model and three simple classifiers that give the same type
   novelty, is_novel                 how unlike validation cells it is, from 0 to 1; --reject leaves it unassigned
   rna_measured, atac_measured       whether the model has read the cell's RNA and ATAC
+  labelled_by                       with several model folders, the one that has labelled the cell: the first of them
+                                    that reads modalities in which the cell was measured
 in obsm the embeddings X_scmomer, X_scmomer_rna and X_scmomer_atac, and cell_type_probability; in uns["scmomer"] a
 record of the model and the command. <data>.predicted.csv holds the columns of obs. docs/predictions.md explains them.
+With --explain 10, <data>.explained.csv holds the ten genes that the model has used most for each predicted type, and
+whether removing them lowers the confidence more than removing other genes: read this line before you believe them.
 With --report, the page <data>.report.html shows them in figures and says what each column means.
-Predictions of an earlier run are replaced. Your own columns of these names are never replaced: choose other names with
---prefix.
+Memory holds some thousand cells at a time, and torchrun shares the cells among processes; the output of an .h5ad or
+.h5mu is a copy of the input, to which the predictions are added. Predictions of an earlier run are replaced. Your own
+columns of these names are never replaced: choose other names with --prefix.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.cells.config import IngestConfig
-from utils.cli import flag, parse_flags, run_script
+from utils.cli import check_numbers, flag, parse_flags, run_script
 from utils.errors import UserError
 from utils.train.config import InferConfig, LabelConfig
 
@@ -44,6 +52,9 @@ class Flags:
     ckpt_dir: str = flag("folder that holds the model folder", ".")
     out_path: str | None = flag("file to write; by default <data>.predicted.<h5ad|h5mu> beside the input", None)
     prefix: str | None = flag("text before each name that is written, for example new_", None)
+    explain: int = flag(
+        "write this many top genes (and peaks) of each predicted type to <data>.explained.csv; 0: none", 0
+    )
     report: bool = flag("also write a page with figures, <data>.report.html; takes about 15 seconds", False)
     sample_column: str | None = flag(
         "for the page: column of obs with samples; by default donor, sample or batch", None
@@ -51,6 +62,7 @@ class Flags:
     label_column: str | None = flag("for the page: column of obs with true types, where they are known", None)
 
     def __post_init__(self):
+        check_numbers(self, "explain")
         for name in ("sample_column", "label_column"):
             if getattr(self, name) is not None and not self.report:
                 raise UserError(f"--{name} {getattr(self, name)}: is for the page alone; add --report")
@@ -63,10 +75,11 @@ def main() -> None:
     from utils.cells.preprocessed import open_cells
     from utils.files.write import check_target
     from utils.predict.box import box_for
+    from utils.predict.explain import explain_query, explained_path
     from utils.predict.label import label_file
     from utils.predict.names import Names
     from utils.predict.report import check_columns, labelled_cells, report_path, write_report_of
-    from utils.predict.table import table_path, write_table
+    from utils.predict.table import comments_of, table_path, write_table
     from utils.train.distributed import distributed_run
     from utils.train.model_folder import load_model
 
@@ -80,6 +93,9 @@ def main() -> None:
         csv_path = str(table_path(out_path))
         check_target(csv_path, ".csv", inputs)
         page_path = str(report_path(out_path))
+        explained = explained_path(out_path)
+        if flags.explain:
+            check_target(str(explained), ".csv", inputs)
         if flags.report:
             check_target(page_path, ".html", inputs)
             check_columns(file, flags.sample_column, flags.label_column)
@@ -89,7 +105,19 @@ def main() -> None:
             runtime.say(reason)
         else:
             models = [load_model(path, "celltype") for path in folders(flags)]
-        labelled = label_file(file, models, out_path, names.prefix, ingest, config, runtime, choices)
+        if flags.explain and len(models) > 1:
+            raise UserError(f"--explain {flags.explain}: is for one model folder; label with each of them alone")
+
+        def explanation(types, shares, entry) -> dict:
+            found = explain_query(
+                shares[0].query, models[0], types, flags.explain, config=config, device=runtime.device
+            )
+            found.write(explained, comments_of(entry))
+            runtime.say("\n".join([*found.lines, f"wrote {explained}"]))
+            return {"explanation": found.entry}
+
+        more = explanation if flags.explain else None
+        labelled = label_file(file, models, out_path, names.prefix, ingest, config, runtime, choices, more)
         if labelled is None:
             return
         write_table(labelled, csv_path)

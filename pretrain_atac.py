@@ -11,7 +11,7 @@ probability that falls on open peaks: 1 is perfect, the share of open peaks is c
 from dataclasses import dataclass
 
 from models.shapes import ATACEncoderConfig
-from utils.cli import flag, parse_flags, run_script
+from utils.cli import flag, given, parse_flags, run_script
 from utils.train.config import TrainConfig
 
 
@@ -21,6 +21,11 @@ class Flags:
     ckpt_dir: str = flag("folder for model folders")
     model_name: str = flag("name of the model folder to write", aliases=("--model",))
     mask_ratio: float = flag("share of the patches to hide and predict", 0.15)
+    continue_from: str | None = flag(
+        "model folder of stage I ATAC, imported or trained here, to start from: shared peaks keep their embedding, new "
+        "ones begin at the mean",
+        None,
+    )
 
 
 def main() -> None:
@@ -38,10 +43,16 @@ def main() -> None:
         cells = stage.read("atac")
         train, val = train_and_val(cells, config.seed)
 
+        earlier = None
+        if flags.continue_from:
+            earlier = stage.continue_from("atac", flags.continue_from, cells, given(shape))
+            shape = earlier.shape
         torch.manual_seed(config.seed)
         encoder = ATACEncoder(shape, len(cells.features["atac"]))
 
         objective = MaskedATAC(encoder, flags.mask_ratio)
+        if earlier:
+            earlier.load_into(objective)
         stage.fit(objective, train, val, {"atac": shape}, like=cells)
 
 

@@ -1,6 +1,7 @@
 """Stage I, RNA: mask expressed genes and predict their expression bins with a Performer.
 
     python pretrain_rna.py --preset small --data_path cells.ready.h5mu --ckpt_dir runs --model_name rna
+    python pretrain_rna.py --continue_from runs/panglao --data_path cells.ready.h5ad --ckpt_dir runs --model_name rna
     torchrun --nproc_per_node=4 pretrain_rna.py --data_path … --ckpt_dir … --model_name …
 
 Input: a file from preprocess.py. Output: the model folder <ckpt_dir>/<model_name>. Each epoch prints the loss
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from models.shapes import RNAEncoderConfig
-from utils.cli import flag, parse_flags, run_script
+from utils.cli import flag, given, parse_flags, run_script
 from utils.errors import UserError
 from utils.train.config import TrainConfig
 
@@ -31,6 +32,11 @@ class Flags:
         "learned",
     )
     gene_embedding_path: str | None = flag("file of gene vectors, word2vec text (gene2vec) or .h5ad, kept frozen", None)
+    continue_from: str | None = flag(
+        "model folder of stage I RNA, imported or trained here, to start from: shared genes keep their embedding, new "
+        "ones begin at the mean",
+        None,
+    )
 
 
 def main() -> None:
@@ -39,6 +45,8 @@ def main() -> None:
         raise UserError(
             f"--gene_embedding {flags.gene_embedding} and --gene_embedding_path are two embeddings; give one"
         )
+    if flags.continue_from and (flags.gene_embedding_path or flags.gene_embedding != "learned"):
+        raise UserError(f"--continue_from {flags.continue_from} has its own gene embedding; give no other")
 
     # Slow to import: --help and mistaken flags do not wait for them.
     import numpy as np
@@ -56,7 +64,10 @@ def main() -> None:
         train, val = train_and_val(cells, config.seed)
 
         genes = cells.features["rna"]
-        vectors = None
+        vectors = earlier = None
+        if flags.continue_from:
+            earlier = stage.continue_from("rna", flags.continue_from, cells, given(shape))
+            shape = earlier.shape
         if flags.gene_embedding_path:
             vectors, found = read_gene_embedding(flags.gene_embedding_path, genes, shape.dim)
             stage.runtime.say(f"gene embedding: {found.sum():,} of {len(genes):,} genes found, the others are zero")
@@ -71,6 +82,8 @@ def main() -> None:
             encoder.gene_embedding.weight.data.copy_(torch.from_numpy(vectors))
 
         objective = MaskedRNA(encoder, config.seed, flags.mask_ratio)
+        if earlier:
+            earlier.load_into(objective)
         stage.fit(objective, train, val, {"rna": shape}, like=cells)
 
 

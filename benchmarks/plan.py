@@ -34,7 +34,7 @@ class Flags:
     open_peaks: int = flag("open peaks per cell", 10_000)
     epochs: int = flag("epochs of training", 20)
     most: int = flag("largest minibatch to try", 32)
-    device: str = flag("auto, cpu or cuda; auto uses a GPU if there is one", "auto")
+    device: str = flag("auto, cpu, cuda or mps; auto uses a GPU if there is one", "auto")
 
 
 def rna(shape: RNAEncoderConfig, flags: Flags, tokens: str) -> tuple[Objective, partial]:

@@ -12,7 +12,7 @@ from benchmarks.lib.bench import RESULTS, number, read_rows
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
 
-SCRIPTS = ("rna_encoder", "atac_encoder", "loading", "throughput", "busy_neighbour")
+SCRIPTS = ("rna_encoder", "atac_encoder", "loading", "throughput", "busy_neighbour", "prediction_memory")
 
 
 @dataclass

@@ -79,7 +79,7 @@ def main() -> None:
 
     from utils.train.distributed import distributed_run  # slow to import: --help does not wait for it
 
-    with distributed_run(config.device) as runtime:
+    with distributed_run(config.device, config.deterministic) as runtime:
         study(flags, ingest, config, runtime)
 
 

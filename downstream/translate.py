@@ -18,7 +18,6 @@ gave to open peaks is undone. The calibration holds for cells whose depth and ba
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from models.shapes import FEATURES, MODALITIES, other
@@ -52,10 +51,10 @@ def main() -> None:
     from utils.files.write import check_target, write_whole
     from utils.predict.query import read_query
     from utils.predict.translation import fit_calibration, mean_per_type, translate, write_cells
-    from utils.train.distributed import Runtime, choose_device
+    from utils.train.distributed import lone_process
     from utils.train.model_folder import check_fits, load_model
 
-    runtime = Runtime(choose_device(config.device))
+    runtime = lone_process(config.device)
     saved = load_model(flags.model_path, "student")
     missing = saved.options["missing"]
     if flags.to not in ("auto", missing):
@@ -83,7 +82,7 @@ def main() -> None:
             print(line)
         found = translate(saved, query.dataset(), config, runtime)
         about = {
-            "model": Path(saved.path).resolve().name,
+            "model": saved.name,
             "model_hash": saved.hash,
             "calibration": calibration.fitted if missing == "atac" else {},
             "trained_on_simulated_cells": saved.is_simulated,

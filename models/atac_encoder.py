@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from models.device import is_cpu
+from models.masking import places
 from models.minibatch import Ragged
 from models.shapes import ATACEncoderConfig
 
@@ -59,9 +61,12 @@ class ATACEncoder(nn.Module):
         """[B, n_patches, dim]: the linear embedding of patches, computed from the open peaks alone."""
         # One bag per patch of each cell: the rows of its open peaks are summed.
         bag = atac.rows * self.config.n_patches + atac.indices // self.patch_size  # [nnz] increasing
-        n_bags = len(atac) * self.config.n_patches
-        offsets = F.pad(torch.bincount(bag, minlength=n_bags).cumsum(0), (1, -1))
-        sums = F.embedding_bag(atac.indices % len(self.peak_rows), self.peak_rows, offsets, mode="sum")
+        offsets = torch.searchsorted(bag, torch.arange(len(atac) * self.config.n_patches, device=bag.device))
+        weights = atac.presence
+        if weights is None and not is_cpu(bag):
+            weights = atac.values  # 0 for peaks that are left out
+        rows = atac.indices % len(self.peak_rows)
+        sums = F.embedding_bag(rows, self.peak_rows, offsets, mode="sum", per_sample_weights=weights)
         return sums.unflatten(0, (len(atac), -1)) + self.patch_bias
 
     def forward(self, atac: Ragged, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -94,25 +99,25 @@ class PatchHead(nn.Module):
         self.patch_size = encoder.patch_size
         self.to_peaks = nn.Linear(encoder.config.dim, encoder.patch_size)
 
-    def masked_peaks(self, states: Tensor, atac: Ragged, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def masked_peaks(self, states: Tensor, atac: Ragged, hidden: Tensor, n_hidden: int) -> tuple[Tensor, Tensor]:
         """Logits and truth of the peaks in the hidden patches.
 
         Parameters
         ----------
         states : [B, n_patches, dim] without CLS
         atac : true open peaks
-        hidden : [B, n_patches] bool
+        hidden : [B, n_patches] bool, equally many in each cell
+        n_hidden : how many
 
         Returns
         -------
-        logits [K, patch_size], is_open [K, patch_size] float32, cell [K] int64, for the K hidden patches of the
-        minibatch; the padding after the last peak counts as closed, as in the published loss
+        logits and is_open [B, n_hidden, patch_size], the second float32; the padding after the last peak counts as
+        closed, as in the published loss
         """
-        cell, patch = hidden.nonzero(as_tuple=True)
-        logits = self.to_peaks(states[cell, patch])
-        slot = hidden.flatten().cumsum(0).view_as(hidden) - 1  # number of a hidden patch among the K
+        patch, _ = places(hidden, n_hidden)
+        logits = self.to_peaks(states.gather(1, patch[..., None].expand(-1, -1, states.shape[-1])))
+        slot = torch.where(hidden, hidden.cumsum(1) - 1, n_hidden)  # number of a hidden patch; one more for the others
         row, at = atac.rows, atac.indices // self.patch_size
-        in_hidden = hidden[row, at]
-        is_open = logits.new_zeros(logits.shape, dtype=torch.float32)
-        is_open[slot[row, at][in_hidden], (atac.indices % self.patch_size)[in_hidden]] = 1.0
-        return logits, is_open, cell
+        is_open = logits.new_zeros(len(hidden), n_hidden + 1, self.patch_size, dtype=torch.float32)
+        is_open[row, slot[row, at], atac.indices % self.patch_size] = 1.0
+        return logits, is_open[:, :-1]

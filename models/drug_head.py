@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.device import is_cpu
 from models.heads import Head
 from models.masking import KeyedDropout
 
@@ -148,7 +149,10 @@ class DrugHead(Head):
         """[B, members + 2]: each member's prediction in units of the spread, the main effects, and the spread."""
         drug, line = condition["drug"], condition["line"].clamp(max=self.config.n_lines)
         x = (embedding - self.mean) / self.deviation
-        different, which = drug.unique(return_inverse=True)  # a minibatch has few drugs, so each is read once
+        if is_cpu(drug):
+            different, which = drug.unique(return_inverse=True)  # a minibatch has few drugs, so each is read once
+        else:
+            different, which = torch.arange(len(self.drugs), device=drug.device), drug
         chemistry = F.relu(self.drug_codes(different))[which]  # [B, code]
         chemistry = self.drop_drug(chemistry, key)
         if self.config.head == "published":

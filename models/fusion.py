@@ -1,4 +1,7 @@
-"""Joining the two modalities: towers that end in comparable latents, their fusion, and the discriminator of pairs."""
+"""Joining the two modalities: towers that end in comparable latents, their fusion, and the discriminator of pairs.
+
+scBERT's classifier has one modality and nothing to join: its tower's latent is the cell embedding.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +24,30 @@ class RNATower(nn.Module):
 
     def forward(self, rna: Ragged) -> Tensor:
         tokens = self.encoder.tokenize(rna)
-        return self.norm(F.normalize(self.pooling(self.encoder(tokens), tokens).float(), dim=-1))
+        if tokens.presence is None:
+            pooled = self.pooling(self.encoder(tokens), tokens)
+        else:
+            # A gene's own number in the pooling is nearly all that its removal changes. Its effect on the states of
+            # other genes is left out: a gradient through the encoder predicts removal less well, and needs memory.
+            with torch.no_grad():
+                states, absent = self.encoder(tokens), None
+                if tokens.valid is None:
+                    absent = self.encoder(tokens._replace(bins=torch.zeros_like(tokens.bins[:1])))
+            pooled = self.pooling(states, tokens, absent)
+        return self.norm(F.normalize(pooled.float(), dim=-1))
+
+
+class ScBERTTower(nn.Module):
+    """RNA of B cells → first hidden layer [B, latent_dim] of scBERT's classifier: linear over genes with bias, ReLU."""
+
+    def __init__(self, config: RNAEncoderConfig, n_genes: int, latent_dim: int):
+        super().__init__()
+        self.encoder = RNAEncoder(config, n_genes)
+        self.pooling = GenePooling(config.dim, n_genes, latent_dim, bias=True)
+
+    def forward(self, rna: Ragged) -> Tensor:
+        tokens = self.encoder.tokenize(rna)
+        return self.pooling(self.encoder(tokens), tokens).relu()
 
 
 class ATACTower(nn.Module):
@@ -48,6 +74,15 @@ class Fusion(nn.Module):
     def forward(self, latent: dict[str, Tensor]) -> Tensor:
         """latent: modality → [B, latent_dim]; returns [B, latent_dim]."""
         return self.linear(torch.cat([latent["atac"], latent["rna"]], dim=-1))
+
+
+class OneModality(nn.Module):
+    """The only latent, as the cell embedding: in the place of `Fusion` where a model knows one modality."""
+
+    def forward(self, latent: dict[str, Tensor]) -> Tensor:
+        """latent: modality → [B, latent_dim], one entry; returns [B, latent_dim]."""
+        (embedding,) = latent.values()
+        return embedding
 
 
 class PairDiscriminator(nn.Module):

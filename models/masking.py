@@ -67,10 +67,37 @@ def hide_lowest(score: Tensor, eligible: Tensor, ratio: float) -> Tensor:
     -------
     [B, N] bool
     """
-    n_eligible = eligible.sum(1)
-    n_hidden = (n_eligible * ratio).round().long().clamp(min=1).minimum(n_eligible)
+    n_hidden = count_hidden(eligible.sum(1), ratio)
     rank = score.masked_fill(~eligible, 2.0).argsort(dim=1, stable=True).argsort(dim=1)  # [B, N] 0 = lowest
     return (rank < n_hidden[:, None]) & eligible
+
+
+def count_hidden(n_eligible: Tensor, ratio: float) -> Tensor:
+    """How many of `n_eligible` [...] int64 places are hidden: the share `ratio`, and at least one, if there is one."""
+    return (n_eligible * ratio).round().long().clamp(min=1).minimum(n_eligible)
+
+
+def most_hidden(n: int, ratio: float) -> int:
+    """How many of at most `n` eligible places are hidden at most, for shapes that do not depend on values."""
+    return int(count_hidden(torch.tensor(n), ratio))
+
+
+def places(mask: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The places where a mask is true, in a fixed shape.
+
+    Parameters
+    ----------
+    mask : [B, N] bool
+    n : at least the number of true places in each row
+
+    Returns
+    -------
+    [B, n] int64, the true places of each row in increasing order, then zeros; [B, n] bool, false for these zeros
+    """
+    slot = torch.where(mask, mask.cumsum(1) - 1, n)
+    items = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+    found = items.new_zeros(len(mask), n + 1).scatter(1, slot, items)[:, :n]
+    return found, torch.arange(n, device=mask.device) < mask.sum(1, keepdim=True)
 
 
 def mask_genes(

@@ -5,10 +5,14 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from models.device import is_cpu
+
 
 @dataclass
 class Ragged:
     """The non-zero entries of B cells, row after row (the CSR form).
+
+    On a GPU, entries that are left out stay, with the value 0: to count the others, the CPU would have to wait.
 
     Attributes
     ----------
@@ -17,6 +21,9 @@ class Ragged:
     offsets : [B + 1] int64, cell b owns entries offsets[b] … offsets[b + 1] - 1
     width : number of features
     padded_length : length to which `padded` pads each cell; 0 for the length of the longest cell
+    presence : [nnz] float32, 1 where an entry is there and 0 where it is as good as absent, or None for all 1. Its
+        gradient at 1 is what removing an entry would change, to first order (utils/predict/explain.py)
+    longest : an upper bound for the entries of a cell, known without looking at the device; 0 if it is unknown
     """
 
     indices: Tensor
@@ -24,6 +31,8 @@ class Ragged:
     offsets: Tensor
     width: int
     padded_length: int = 0
+    presence: Tensor | None = None
+    longest: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -40,10 +49,14 @@ class Ragged:
         return cells.repeat_interleave(self.lengths, output_size=len(self.indices))
 
     def keep(self, entries: Tensor) -> "Ragged":
-        """The same cells with only the entries where `entries` [nnz] bool is true."""
+        """The same cells with only the entries where `entries` [nnz] bool is true; on a GPU the others become 0."""
+        if not is_cpu(entries):
+            return replace(self, values=self.values * entries)
         counts = torch.zeros_like(self.offsets)
         counts[1:].index_add_(0, self.rows, entries.long())
-        return replace(self, indices=self.indices[entries], values=self.values[entries], offsets=counts.cumsum(0))
+        presence = None if self.presence is None else self.presence[entries]
+        kept = {"indices": self.indices[entries], "values": self.values[entries], "presence": presence}
+        return replace(self, **kept, offsets=counts.cumsum(0))
 
     def dense(self) -> Tensor:
         """[B, width] float32 with zeros where a cell has no entry."""
@@ -53,12 +66,30 @@ class Ragged:
 
     def padded(self) -> tuple[Tensor, Tensor, Tensor]:
         """Entries as rectangles: indices [B, L], values [B, L], valid [B, L]; L is at least 1."""
-        longest = self.padded_length or max(int(self.lengths.max()) if len(self) else 0, 1)
-        valid = torch.arange(longest, device=self.offsets.device) < self.lengths[:, None]
-        indices = self.indices.new_zeros(valid.shape)
-        values = self.values.new_zeros(valid.shape)
-        indices[valid], values[valid] = self.indices, self.values
-        return indices, values, valid
+        length = self.padded_length or self._length()
+        valid = torch.arange(length, device=self.offsets.device) < self.lengths[:, None]
+        return self._rectangle(self.indices, length), self._rectangle(self.values, length), valid
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sum numbers of the entries [nnz] over each cell: [B].
+
+        A GPU would add in any order, and wait for its own writes to one address: it sums the rows of a rectangle.
+        """
+        if is_cpu(values):
+            return values.new_zeros(len(self)).index_add(0, self.rows, values)
+        return self._rectangle(values, self._length()).sum(1)
+
+    def _length(self) -> int:
+        """Entries of the longest cell, at least 1; on a GPU its upper bound, if that is known."""
+        if self.longest and not is_cpu(self.offsets):
+            return self.longest
+        return max(int(self.lengths.max()) if len(self) else 0, 1)
+
+    def _rectangle(self, values: Tensor, length: int) -> Tensor:
+        """Numbers of the entries [nnz] as rows [B, length], 0 behind the last entry of a cell."""
+        rows = self.rows
+        place = torch.arange(len(rows), device=rows.device) - self.offsets[rows]
+        return values.new_zeros(len(self), length).index_put((rows, place), values)
 
 
 @dataclass

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.atac_encoder import ATACEncoder, PatchHead
+from models.device import sizes_for
 from models.heads import Head
-from models.masking import drop_features, mask_genes, mask_patches
+from models.masking import drop_features, mask_genes, mask_patches, most_hidden, places
 from models.minibatch import Minibatch, Ragged
 from models.rna_encoder import MASK_TOKEN, N_TOKENS, RNAEncoder
 from models.scmomer import ATAC_JOINT_OPEN_WEIGHT, ScMomer
@@ -26,15 +27,6 @@ ATAC_STAGE_1_OPEN_WEIGHT = 20.0
 FALSE_PAIR_SHARE = 0.5
 FEATURE_REDRAW_STEPS = 1000
 DROP_STREAMS = {"rna": 3, "atac": 4}  # streams of random numbers, see models/masking.py
-MAX_LOGITS = 2**22
-"""Logits of the peak decoder in memory at a time: 16 MB in float32, and as much for each tensor made from them."""
-
-
-def mean_per_cell(values: Tensor, cell: Tensor, n_cells: int) -> Tensor:
-    """Average `values` [K] over the entries of each cell, `cell` [K] → [n_cells]; 0 for a cell without entries."""
-    sums = values.new_zeros(n_cells).index_add(0, cell, values)
-    counts = values.new_zeros(n_cells).index_add(0, cell, torch.ones_like(values))
-    return sums / counts.clamp(min=1)
 
 
 def weighted(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,14 +50,13 @@ def peak_bce(logits: Tensor, atac: Ragged, open_weight: float) -> Tensor:
     [B] float32
     """
     logits = logits.float()
-    rows = atac.rows
-    at_open = logits[rows, atac.indices]
-    correction = open_weight * F.softplus(-at_open) - F.softplus(at_open)
-    return F.softplus(logits).sum(1).index_add(0, rows, correction) / logits.shape[1]
+    at_open = logits[atac.rows, atac.indices]
+    correction = (open_weight * F.softplus(-at_open) - F.softplus(at_open)) * atac.values
+    return (F.softplus(logits).sum(1) + atac.sums(correction)) / logits.shape[1]
 
 
 def decoded_peak_bce(decoder: nn.Linear, embedding: Tensor, atac: Ragged, open_weight: float) -> Tensor:
-    """`peak_bce` of a decoder's logits, with at most about `MAX_LOGITS` of them in memory at a time.
+    """`peak_bce` of a decoder's logits, with at most about as many of them in memory as `models.device` says.
 
     If there are more, they are computed for one stretch of peaks after another, and again for the gradient.
 
@@ -83,10 +74,10 @@ def decoded_peak_bce(decoder: nn.Linear, embedding: Tensor, atac: Ragged, open_w
     def stretch(embedding: Tensor, weight: Tensor, bias: Tensor, start: int) -> Tensor:
         stop = start + len(weight)
         part = atac.keep((atac.indices >= start) & (atac.indices < stop))
-        part = replace(part, indices=part.indices - start, width=len(weight))
+        part = replace(part, indices=(part.indices - start).clamp(0, len(weight) - 1), width=len(weight))
         return peak_bce(F.linear(embedding, weight, bias), part, open_weight) * (len(weight) / atac.width)
 
-    size = max(MAX_LOGITS // max(len(embedding), 1), 1)
+    size = max(sizes_for(embedding.device).logits // max(len(embedding), 1), 1)
     if size >= atac.width:
         return peak_bce(decoder(embedding), atac, open_weight)
     loss = embedding.new_zeros(len(embedding), dtype=torch.float32)
@@ -169,10 +160,13 @@ class MaskedRNA(Objective):
         expressed = (tokens.bins > 0) & (tokens.bins != MASK_TOKEN)  # [B, L]
         target, hidden = mask_genes(batch.key, tokens.genes, expressed, self.mask_ratio)
         states = self.encoder(tokens._replace(bins=tokens.bins.masked_fill(hidden, MASK_TOKEN)))
-        logits = self.head(states[target]).float()  # [B, L, D] → [K, 7] at the targets alone
-        cell, truth = target.nonzero()[:, 0], tokens.bins[target]
-        loss = mean_per_cell(F.cross_entropy(logits, truth, reduction="none"), cell, len(batch))
-        hits = mean_per_cell((logits.argmax(1) == truth).float(), cell, len(batch))
+        at, is_target = places(target, most_hidden(target.shape[1], self.mask_ratio))  # [B, K]
+        chosen = states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))
+        logits, truth = self.head(chosen).float(), tokens.bins.gather(1, at)
+        ce = F.cross_entropy(logits.flatten(0, 1), truth.flatten(), reduction="none").view_as(truth)
+        n_targets = is_target.sum(1).clamp(min=1)
+        loss = ce.masked_fill(~is_target, 0.0).sum(1) / n_targets
+        hits = ((logits.argmax(2) == truth) & is_target).sum(1) / n_targets
         return loss, {"accuracy": weighted(hits, batch.weight)}
 
 
@@ -191,14 +185,14 @@ class MaskedATAC(Objective):
     def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
         hidden = mask_patches(batch.key, self.encoder.config.n_patches, self.mask_ratio)  # [B, N]
         states, _ = self.encoder(batch.atac, hidden)
-        logits, is_open, cell = self.head.masked_peaks(states[:, 1:], batch.atac, hidden)  # [K, P]
-        open_weight = logits.new_tensor(ATAC_STAGE_1_OPEN_WEIGHT, dtype=torch.float32)
+        n_hidden = most_hidden(hidden.shape[1], self.mask_ratio)
+        logits, is_open = self.head.masked_peaks(states[:, 1:], batch.atac, hidden, n_hidden)  # [B, n_hidden, P]
+        open_weight = logits.new_full((), ATAC_STAGE_1_OPEN_WEIGHT, dtype=torch.float32)
         bce = F.binary_cross_entropy_with_logits(logits.float(), is_open, pos_weight=open_weight, reduction="none")
-        loss = mean_per_cell(bce.mean(1), cell, len(batch))
+        loss = bce.mean((1, 2))
         # The share of open probability mass that falls on open peaks: 1 is perfect, the share of open peaks is chance.
         probability = logits.detach().float().sigmoid()
-        on_open = mean_per_cell((probability * is_open).sum(1), cell, len(batch))
-        everywhere = mean_per_cell(probability.sum(1), cell, len(batch))
+        on_open, everywhere = (probability * is_open).sum((1, 2)), probability.sum((1, 2))
         return loss, {"expected_precision": ((on_open * batch.weight).sum(), (everywhere * batch.weight).sum())}
 
 

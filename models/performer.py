@@ -12,12 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.device import sizes_for
 from models.favor import favor_attention
-
-RECOMPUTE_VALUES = 2**20
-"""Size of [B, L, dim] above which the feed-forward is computed again in the backward pass, to save memory."""
-FEED_TOKENS = 2048
-"""Tokens that pass the feed-forward at a time during inference."""
 
 
 def n_features_for(dim_head: int) -> int:
@@ -70,11 +66,12 @@ class PerformerBlock(nn.Module):
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), valid)
         # The feed-forward's hidden layer is a block's largest tensor: made in parts, or again for the gradient.
+        sizes = sizes_for(x.device)
         if not torch.is_grad_enabled():
-            for part in x.split(FEED_TOKENS, dim=1):
+            for part in x.split(min(sizes.feed_tokens, x.shape[1]), dim=1):
                 part += self._feed(part)
             return x
-        if x.numel() > RECOMPUTE_VALUES:
+        if x.numel() > sizes.recompute_values:
             return x + checkpoint(self._feed, x, use_reentrant=False, preserve_rng_state=False)
         return x + self._feed(x)
 

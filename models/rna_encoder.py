@@ -16,11 +16,15 @@ N_TOKENS = 7
 
 
 class GeneTokens(NamedTuple):
-    """bins [B, L] int64; genes [L] or [B, L] int64; valid [B, L] bool, or None when nothing is padding."""
+    """bins [B, L] int64; genes [L] or [B, L] int64; valid [B, L] bool, or None when nothing is padding.
+
+    presence [B, L] float32 as in `Ragged`, or None.
+    """
 
     bins: Tensor
     genes: Tensor
     valid: Tensor | None
+    presence: Tensor | None = None
 
 
 class RNAEncoder(nn.Module):
@@ -51,9 +55,15 @@ class RNAEncoder(nn.Module):
         binned = replace(rna, values=bins)
         if self.config.tokens == "all":
             all_bins = binned.dense().long()
-            return GeneTokens(all_bins, torch.arange(self.n_genes, device=bins.device), None)
-        genes, padded_bins, valid = binned.keep(bins > 0).padded()
-        return GeneTokens(padded_bins.long().masked_fill(~valid, MASK_TOKEN), genes, valid)
+            presence = None if rna.presence is None else 1 + replace(rna, values=rna.presence - 1).dense()
+            return GeneTokens(all_bins, torch.arange(self.n_genes, device=bins.device), None, presence)
+        expressed = binned.keep(bins > 0)
+        genes, padded_bins, valid = expressed.padded()
+        valid = valid & (padded_bins > 0)
+        presence = None
+        if rna.presence is not None:
+            presence = replace(expressed, values=expressed.presence).padded()[1]
+        return GeneTokens(padded_bins.long().masked_fill(~valid, MASK_TOKEN), genes, valid, presence)
 
     def forward(self, tokens: GeneTokens) -> Tensor:
         """[B, L, dim] final states of the tokens."""
@@ -72,24 +82,30 @@ class RNAEncoder(nn.Module):
 
 
 class GenePooling(nn.Module):
-    """Gene states → one number per gene (ReLU of an affine map) → bias-free linear map over genes.
+    """Gene states → one number per gene (ReLU of an affine map) → linear map over genes, without bias as published.
 
     The numbers start around 1, so that the latent starts as the plain sum over the token genes. When they started
     around 0, they fell below 0 for all genes within the first epochs of stage II. ReLU has no gradient there: the tower
     then gave all cells the same latent and could not recover.
     """
 
-    def __init__(self, dim: int, n_genes: int, latent_dim: int):
+    def __init__(self, dim: int, n_genes: int, latent_dim: int, bias: bool = False):
         super().__init__()
         self.scalar = nn.Linear(dim, 1)
         nn.init.ones_(self.scalar.bias)
-        self.projection = nn.Linear(n_genes, latent_dim, bias=False)
+        self.projection = nn.Linear(n_genes, latent_dim, bias=bias)
 
-    def forward(self, states: Tensor, tokens: GeneTokens) -> Tensor:
-        """states [B, L, dim] → [B, latent_dim]; genes that are no token contribute nothing."""
+    def forward(self, states: Tensor, tokens: GeneTokens, absent: Tensor | None = None) -> Tensor:
+        """states [B, L, dim] → [B, latent_dim]; genes that are no token contribute nothing.
+
+        `absent` [1, L, dim] are the states of genes that are not expressed, where these are tokens, too.
+        """
         scalars = self.scalar(states).squeeze(-1).relu()  # [B, L]
+        if tokens.presence is not None:
+            least = 0.0 if absent is None else self.scalar(absent).squeeze(-1).relu()
+            scalars = least + tokens.presence * (scalars - least)
         if tokens.valid is not None:
-            scalars = scalars.masked_fill(~tokens.valid, 0.0)
-            by_gene = scalars.new_zeros(len(scalars), self.projection.in_features)
-            scalars = by_gene.scatter_add(1, tokens.genes, scalars)  # padding adds 0 to gene 0
+            n_genes = self.projection.in_features
+            genes = tokens.genes.masked_fill(~tokens.valid, n_genes)  # padding goes to a column that is cut off
+            scalars = scalars.new_zeros(len(scalars), n_genes + 1).scatter(1, genes, scalars)[:, :n_genes]
         return self.projection(scalars)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.fusion import ATACTower, Fusion, PairDiscriminator, RNATower
+from models.fusion import ATACTower, Fusion, OneModality, PairDiscriminator, RNATower, ScBERTTower
 from models.heads import Head
 from models.minibatch import Minibatch
 from models.shapes import ScMomerConfig, other
@@ -43,10 +43,11 @@ class ScMomer(nn.Module):
         latent_dim = config.fusion.latent_dim
         self.towers = nn.ModuleDict()
         if "rna" in config.inputs or not make_head:
-            self.towers["rna"] = RNATower(config.rna, n_genes, latent_dim)
+            rna_tower = ScBERTTower if config.other_modality == "none" else RNATower
+            self.towers["rna"] = rna_tower(config.rna, n_genes, latent_dim)
         if "atac" in config.inputs or not make_head:
             self.towers["atac"] = ATACTower(config.atac, n_peaks, latent_dim)
-        self.fusion = Fusion(latent_dim)
+        self.fusion = OneModality() if config.other_modality == "none" else Fusion(latent_dim)
         if config.student:
             self.student = Student(config.student, width[other(config.missing)], latent_dim)
         if make_head:
@@ -73,7 +74,7 @@ class ScMomer(nn.Module):
         self.decoders["atac"].bias.copy_((ATAC_JOINT_OPEN_WEIGHT * share / (1 - share)).log())
 
     def latents(self, batch: Minibatch) -> dict[str, Tensor]:
-        """modality → [B, latent_dim]; that of the missing modality is what `other_modality` says."""
+        """modality → [B, latent_dim]; that of the missing modality is what `other_modality` says: absent for none."""
         latent = {modality: self.towers[modality](batch[modality]) for modality in self.config.inputs}
         if self.config.other_modality == "student":
             latent[self.config.missing] = self.student(batch[other(self.config.missing)], batch.key)

@@ -7,7 +7,7 @@ from typing import Literal
 MODALITIES = ("rna", "atac")
 FEATURES = {"rna": "genes", "atac": "peaks"}
 """What the features of each modality are called, in messages and in the file names of a model folder."""
-OtherModality = Literal["student", "zeros", "measured"]
+OtherModality = Literal["student", "zeros", "measured", "none"]
 
 
 def other(modality: str) -> str:
@@ -93,7 +93,8 @@ class ScMomerConfig:
     Attributes
     ----------
     missing : the modality that the student replaces
-    other_modality : what is used for `missing`: the student's latent, zeros, or the measured modality
+    other_modality : what is used for `missing`: the student's latent, zeros, the measured modality, or none: then the
+        model is scBERT's classifier, which knows RNA alone
     """
 
     rna: RNAEncoderConfig | None = None

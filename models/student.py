@@ -19,9 +19,8 @@ class RaggedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_dim).uniform_(-bound, bound))
 
     def forward(self, cells: Ragged) -> Tensor:
-        sums = F.embedding_bag(
-            cells.indices, self.weight, cells.offsets[:-1], mode="sum", per_sample_weights=cells.values
-        )
+        values = cells.values if cells.presence is None else cells.values * cells.presence
+        sums = F.embedding_bag(cells.indices, self.weight, cells.offsets[:-1], mode="sum", per_sample_weights=values)
         return sums + self.bias
 
 

@@ -24,10 +24,10 @@ from utils.cells.labels import encode_labels
 from utils.cells.minibatches import CellDataset, train_and_val
 from utils.cells.preprocessed import Cells
 from utils.cli import run_script
+from utils.train.cell_types import CELL_TYPES
 from utils.train.distributed import Runtime
 from utils.train.log import METRICS, training_folder
 from utils.train.loop import TrainConfig, fit
-from utils.train.tasks import CELL_TYPES
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = Runtime(torch.device("cpu"))
@@ -199,7 +199,8 @@ def train(stage: Stage, folder: Path, runtime: Runtime = CPU, **config) -> dict[
     """`fit` with settings for tiny runs; the folder holds nothing but the objective's weights."""
     settings = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "warmup_epochs": 1, "patience": 0, "device": "cpu"}
     write = lambda path: save_file(
-        {name: tensor.contiguous() for name, tensor in stage.objective.state_dict().items()}, path / "model.safetensors"
+        {name: tensor.cpu().contiguous() for name, tensor in stage.objective.state_dict().items()},
+        path / "model.safetensors",
     )
     return fit(stage.objective, stage.train, stage.val, TrainConfig(**settings | config), runtime, folder, write)
 

@@ -18,7 +18,7 @@ from utils import __version__
 TUTORIAL = Path("docs/tutorial.ipynb")
 PATTERNS = ("*.md", "docs/*.md", "docs/*.ipynb", "benchmarks/*.md")
 PAGES = sorted(page.relative_to(ROOT) for pattern in PATTERNS for page in ROOT.glob(pattern))
-NOT_OURS = {"max_restarts", "nproc_per_node"}  # flags of torchrun
+NOT_OURS = {"max_restarts", "nproc_per_node", "rdzv_endpoint"}  # flags of torchrun
 
 
 @cache

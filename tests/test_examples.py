@@ -54,9 +54,11 @@ def test_the_task_of_the_how_to_page_trains_and_predicts(folder):
     for name in ("models", "utils"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     head, task, script, use = blocks("docs/add_a_task.md")
-    for path, more in (("models/heads.py", head), ("utils/train/tasks.py", task)):
+    for path, more in (("models/heads.py", head), ("utils/train/cell_types.py", task)):
         text = (folder / path).read_text()
-        (folder / path).write_text(text.replace("CellTypeHead, Head", "CellTypeHead, Head, NumberHead") + "\n\n" + more)
+        (folder / path).write_text(
+            text.replace("import CellTypeHead", "import CellTypeHead, NumberHead") + "\n\n" + more
+        )
     (folder / "train_number.py").write_text(script)
     (folder / "use.py").write_text(f"{use}\nassert cells.obs['predicted_number'].notna().all()\n")
     cells = mudata.read("cells.ready.h5mu")

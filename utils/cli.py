@@ -86,6 +86,12 @@ def with_defaults(config: type, **defaults) -> type:
     return make_dataclass(config.__name__, changed, bases=(config,), frozen=config.__dataclass_params__.frozen)
 
 
+def given(config: object) -> dict:
+    """Return those fields of a parsed dataclass whose flags stand on the command line, name → value."""
+    words = {word.partition("=")[0] for word in sys.argv[1:]}
+    return {f.name: getattr(config, f.name) for f in fields(config) if f"--{f.name}" in words}
+
+
 def flag(help: str, default=MISSING, aliases: tuple[str, ...] = ()):
     """A dataclass field for a flag, required if it has no default. Aliases are other names of the flag."""
     return field(default=default, metadata={"help": help, "aliases": list(aliases)})

@@ -61,7 +61,8 @@ def random_cells(modality: str, n_features: int, n_values: int, n_cells: int = 1
     indices = np.concatenate([np.sort(rng.choice(n_features, n_values, replace=False)) for _ in range(n_cells)])
     values = rng.uniform(1, 6, len(indices)) if modality == "rna" else np.ones(len(indices))
     offsets = torch.arange(n_cells + 1) * n_values
-    cells = Ragged(torch.from_numpy(indices), torch.from_numpy(values.astype(np.float32)), offsets, n_features)
+    values = torch.from_numpy(values.astype(np.float32))
+    cells = Ragged(torch.from_numpy(indices), values, offsets, n_features, longest=n_values)
     rows = torch.arange(n_cells)
     return Minibatch(rows, rows * 7919 + 17, torch.ones(n_cells), n_cells, **{modality: cells})
 

@@ -26,7 +26,7 @@ from utils.predict.infer import decode
 from utils.predict.label import label_cells
 from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
-from utils.train.model_folder import SavedModel
+from utils.train.model_folder import ARRAYS, SavedModel
 
 Cells = tuple[sparse.csr_matrix, np.ndarray]
 """Model values [cells, genes] and types [cells]."""
@@ -49,6 +49,8 @@ TYPES_68K = {
     "Dendritic": "DC",
 }
 """Type in pbmc68k_reduced → type of the box. Its types come from the correlation with sorted cells."""
+LICENCE = {"license": "other", "license_name": "trained-on-gpl-3-data", "license_link": "README.md"}
+"""What the card says to the Hugging Face hub about the licence of the box's weights."""
 DECAYS = (1e-4, 1e-2, 1.0, 10.0)
 """Weight decays of the MLP to try."""
 
@@ -222,7 +224,9 @@ def card(saved: SavedModel, setting: str, words: str, stage_one: str, unseen: di
     own, lr, mlp = (scores[name] for name in ("scMomer", "LR, all genes", "MLP, all genes"))
     lines.append(f"| pbmc68k_reduced | {other['n_cells']} | {_cell(own)} | {_cell(lr)} | {_cell(mlp)} |")
     rows = "\n".join(lines)
-    return f"""# reference/pbmc: cell types of human blood
+    return (
+        saved.front_matter(**LICENCE)
+        + f"""# reference/pbmc: cell types of human blood
 
 `python predict_cell_type.py --data_path my_pbmc.h5ad` labels human blood with this model, RNA alone.
 {len(saved.features["rna"]):,} genes; types: {", ".join(saved.outputs)}. It was made by
@@ -252,6 +256,11 @@ regression; LR and MLP were fitted on the same cells and tuned on the same valid
 |---|---|---|---|---|
 {rows}
 
+## What else is in the folder
+
+Three simple classifiers (`{ARRAYS}`), fitted on the same training cells: `agreement` is the share of the model
+and these three that give a cell the same type.
+{saved.task.card(saved.fitted)}
 ## What it must not be used for
 
 - **Not for medicine.** No diagnosis, no decision about a patient. It is a first look for research.
@@ -263,6 +272,7 @@ regression; LR and MLP were fitted on the same cells and tuned on the same valid
 - Its confidence and sets were calibrated within these three chemistries. In a new study they promise too much. The
   scores above say how far labels hold elsewhere.
 """
+    )
 
 
 def _cell(row: dict) -> str:

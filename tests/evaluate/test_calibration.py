@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from utils.evaluate.calibration import ENOUGH_CELLS, Calibration, expected_calibration_error, fit_temperature
+from utils.evaluate.calibration import (
+    ENOUGH_CELLS,
+    Calibration,
+    error_auroc,
+    expected_calibration_error,
+    fit_temperature,
+)
 
 
 def calibrated_logits(n=20_000, classes=5, seed=0):
@@ -85,3 +91,16 @@ def test_arguments_are_checked():
         fit_temperature(np.full((12, 3), np.nan), np.zeros(12, dtype=int))
     with pytest.raises(ValueError, match="no cells"):
         expected_calibration_error(np.zeros((0, 3)), np.zeros(0, dtype=int))
+
+
+def test_auroc_of_a_doubt():
+    wrong = [True, True, False, False, False]
+    assert error_auroc(wrong, [3, 2, 1, 0, 0]) == 1
+    assert error_auroc(wrong, [1, 1, 1, 1, 1]) == 0.5
+    assert error_auroc(wrong, [2, 0, 1, 0, 0]) == pytest.approx((3 + 1) / 6)  # three pairs won, two tied
+    assert np.isnan(error_auroc([False, False], [1, 2]))
+
+
+def test_the_text_says_that_cells_were_left_out():
+    for n in (30, 60):
+        assert "donor" in str(Calibration.of(np.repeat([0, 1], n), ["A", "B"], "donor"))

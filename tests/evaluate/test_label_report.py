@@ -12,7 +12,8 @@ from scipy.sparse import csr_matrix
 
 from tests.evaluate.test_report_page import Page
 from utils.evaluate import plots
-from utils.evaluate.label_figures import Types, differing_genes
+from utils.evaluate.dot_plots import differing_genes, listed_genes
+from utils.evaluate.label_figures import Types
 from utils.evaluate.label_report import MEANINGS, LabelledCells, samples_of, write_label_report
 
 ODD = '<b>&"quoted" $_{$; a very long name ' + "x" * 200
@@ -175,6 +176,39 @@ def test_genes_that_differ_are_the_planted_ones():
     shuffled = Types(rng.permutation(cells.columns["predicted_cell_type"].to_numpy(object)))
     noise = differing_genes(cells.values, cells.features, shuffled)
     assert noise["difference"].max() < 0.4 * found["difference"].min()
+
+
+def explained(cells: LabelledCells, n_types: int, n: int = 10) -> LabelledCells:
+    """The same cells with the planted genes of each type as an explanation, and further genes."""
+    names = [ODD, *(f"type {i}" for i in range(1, n_types))]
+    rows = [(name, f"GENE{(3 * i + j) % len(cells.features)}") for i, name in enumerate(names) for j in range(n)]
+    listed = pd.DataFrame(rows, columns=["type", "feature"])
+    return replace(cells, explained=listed, explained_check=["explanation of <all>: the check holds"])
+
+
+@pytest.mark.parametrize(("n_types", "figures"), [(1, 1), (3, 1), (15, 1), (40, 3)])
+def test_genes_of_an_explanation_are_drawn(n_types, figures, tmp_path):
+    page = read(explained(made(n_types, 800 if n_types > 10 else 240), n_types), tmp_path)
+    assert len(page.images) == {1: 5, 3: 6, 15: 6, 40: 8}[n_types] + figures
+    assert "explanation of <all>: the check holds" in page.shown["li"]
+    assert any("model has used" in heading for heading in page.shown["h2"])
+
+
+def test_an_explanation_without_genes(tmp_path):
+    page = read(replace(made(), explained=pd.DataFrame(columns=["type", "feature"])), tmp_path)
+    assert len(page.images) == 6 and any("speaks for a type" in line for line in page.shown["p"])
+
+
+def test_listed_genes_have_the_means_of_the_cells():
+    cells = explained(made(4, 400), 4)
+    types = Types(cells.columns["predicted_cell_type"])
+    found = listed_genes(cells.values, cells.features, types, cells.explained, 2)
+    assert len(found) == 8 and found["type"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert set(found.loc[found["type"] == types.names.index("type 2"), "gene"]) == {"GENE6", "GENE7"}
+    mine = np.flatnonzero(types.codes == types.names.index("type 2"))
+    row = found[found["gene"] == "GENE6"].iloc[0]
+    mean = cells.values[mine][:, 6].mean()
+    assert row[f"mean {types.names.index('type 2')}"] == pytest.approx(mean, abs=1e-5)
 
 
 def test_the_column_of_samples():

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from utils.cells.minibatches import Plan
 from utils.errors import UserError
-from utils.files.disk_rows import BLOCK_CELLS, FileRows, PlainArray, row_lengths, select, shuffled
+from utils.files.disk_rows import BLOCK_CELLS, FileRows, PlainArray, row_lengths, select, shuffled, side_by_side
 
 N_CELLS, N_GENES = 300, 500
 
@@ -153,3 +153,13 @@ def test_every_process_has_the_same_number_of_minibatches():
     assert len({len(part) for part in parts}) == 1
     seen = np.concatenate([batch.rows[batch.weight > 0] for part in parts for batch in part])
     np.testing.assert_array_equal(np.sort(seen), np.arange(20_001))
+
+
+def test_matrices_side_by_side_are_read_as_one():
+    left, right = (
+        sparse.csr_matrix(np.random.default_rng(seed).poisson(0.5, (9, 4)).astype(np.float32)) for seed in (0, 1)
+    )
+    both, rows = side_by_side({"rna": left, "atac": right}), np.array([7, 2, 2])
+    assert both.shape == (9, 8) and side_by_side({"rna": left}) is left
+    np.testing.assert_array_equal(both[rows].toarray(), np.hstack([left[rows].toarray(), right[rows].toarray()]))
+    np.testing.assert_array_equal(both[3:5].toarray(), np.hstack([left[3:5].toarray(), right[3:5].toarray()]))

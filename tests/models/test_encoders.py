@@ -94,7 +94,7 @@ def test_padding_changes_no_loss(tokens_kind, monkeypatch):
         padded, tokenize = batch, objective.encoder.tokenize
 
         def with_padding(rna: Ragged) -> GeneTokens:
-            bins, genes, _ = tokenize(rna)
+            bins, genes, *_ = tokenize(rna)
             return GeneTokens(
                 F.pad(bins, (0, 23), value=MASK_TOKEN),
                 F.pad(genes.expand(bins.shape), (0, 23)),
@@ -205,17 +205,18 @@ def test_logits_and_truth_of_hidden_peaks():
     encoder = jitter(ATACEncoder(ATAC, N_PEAKS))
     head = jitter(PatchHead(encoder), scale=0.5)
     hidden = torch.zeros(5, 8, dtype=torch.bool)
-    hidden[0, [7, 2]] = hidden[2, [0, 3, 4]] = hidden[3, 5] = hidden[4, 7] = True
+    chosen = [[2, 7], [0, 1], [3, 4], [5, 6], [0, 7]]
+    for cell, patches in zip(hidden, chosen, strict=True):
+        cell[patches] = True
     dense = torch.from_numpy(accessibility())
     states = torch.randn(5, 8, 16)
-    logits, is_open, cell = head.masked_peaks(states, ragged(dense), hidden)
+    logits, is_open = head.masked_peaks(states, ragged(dense), hidden, 2)
     patches = F.pad(dense, (0, 7)).unflatten(1, (8, 13))
-    places = [(0, 2), (0, 7), (2, 0), (2, 3), (2, 4), (3, 5), (4, 7)]
-    assert cell.tolist() == [c for c, _ in places]
-    for row, (c, patch) in enumerate(places):
-        assert torch.equal(is_open[row], patches[c, patch])
-        torch.testing.assert_close(logits[row], head.to_peaks.weight @ states[c, patch] + head.to_peaks.bias)
-    assert is_open[-1].tolist() == [1.0] * 6 + [0.0] * 7
+    for c, pair in enumerate(chosen):
+        for row, patch in enumerate(pair):
+            assert torch.equal(is_open[c, row], patches[c, patch])
+            torch.testing.assert_close(logits[c, row], head.to_peaks.weight @ states[c, patch] + head.to_peaks.bias)
+    assert is_open[-1, -1].tolist() == [1.0] * 6 + [0.0] * 7
 
 
 # --------------------------------------------------------------------------------------------------------- student

@@ -1,5 +1,7 @@
 """The attention that computes features in blocks equals the plain one, which stores them all; so do its gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,9 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from models import favor
+from models.device import ON_CPU
 from models.favor import favor_attention
 from models.performer import orthogonal_features
 from tests.models.plain_favor import plain_attention
+from tests.pretend_gpu import PretendGPU
 
 SHAPES = [(1, 3, 700, 16), (3, 2, 300, 32), (5, 1, 30, 8), (2, 10, 257, 64), (4, 2, 1, 16)]
 
@@ -47,19 +51,24 @@ def test_values_and_gradients_are_the_plain_ones(shape, padded, seed):
         assert (found - truth).norm() <= tolerance * max(truth.norm(), expected[0].norm() * 1e-2)
 
 
-@pytest.mark.parametrize("cut", [(7, 2**20), (256, 1), (1, 500)], ids=str)
+def cut_into(monkeypatch, tokens: int, values: int) -> None:
+    """Blocks of `tokens` tokens and about `values` features."""
+    sizes = replace(ON_CPU, block_tokens=tokens, block_values=values)
+    monkeypatch.setattr(favor, "sizes_for", lambda device: sizes)
+
+
+@pytest.mark.parametrize("cut", [(7, 2**20), (256, 1), (1, 500), (0, 2**20), (0, 500)], ids=str)
 def test_blocks_of_any_size_give_the_same(cut, monkeypatch):
     arguments = draw((3, 2, 60, 16), 3, padded=True)
     expected = results(favor_attention, *arguments, torch.float32)
-    monkeypatch.setattr(favor, "BLOCK_TOKENS", cut[0])
-    monkeypatch.setattr(favor, "BLOCK_VALUES", cut[1])
+    cut_into(monkeypatch, *cut)
     for ours, theirs in zip(results(favor_attention, *arguments, torch.float32), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_long_keys_late_in_a_cell_do_not_overflow(monkeypatch):
     """The largest projection so far grows from block to block; sums taken before are scaled."""
-    monkeypatch.setattr(favor, "BLOCK_TOKENS", 16)
+    cut_into(monkeypatch, 16, 2**21)
     inputs, features, _ = draw((2, 2, 64, 16), 4, padded=False)
     inputs[0] = inputs[0] * torch.linspace(0.1, 8, 64, dtype=torch.float64)[:, None]
     inputs[1] = inputs[1] / 8  # the queries stay short
@@ -93,14 +102,18 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_autocast_projects_in_half_precision():
+@pytest.mark.parametrize("device", ["cpu", "pretend"])
+def test_autocast_projects_in_half_precision(device):
+    """A GPU multiplies the features in half precision as well."""
     inputs, features, _ = draw((2, 2, 40, 16), 5, padded=False)
-    ours = [x.float().requires_grad_() for x in inputs]
-    with torch.autocast("cpu", torch.bfloat16):
-        out = favor_attention(*ours, features.float())
-    assert out.dtype == torch.bfloat16
+    with PretendGPU():
+        ours = [x.float().to(device).requires_grad_() for x in inputs]
+        with torch.autocast(device, torch.bfloat16):
+            out = favor_attention(*ours, features.float().to(device))
+        assert out.dtype == torch.bfloat16
+        found = [out.detach(), *torch.autograd.grad(out.float().sin().sum(), ours)]
+        found = [tensor.cpu() for tensor in found]
     expected = results(plain_attention, inputs, features, None, torch.float64)
-    found = [out.detach(), *torch.autograd.grad(out.float().sin().sum(), ours)]
     assert all(gradient.dtype == torch.float32 for gradient in found[1:])
     for half, truth in zip(found, expected, strict=True):
         assert (half.double() - truth).norm() <= 2e-2 * truth.norm()
@@ -110,8 +123,8 @@ def test_autocast_projects_in_half_precision():
 @pytest.mark.parametrize("per_block", [1, 2, 4])
 def test_no_cell_is_left_alone(n_cells, per_block, monkeypatch):
     """The last cell joins the block before: alone it would be multiplied by another route."""
-    monkeypatch.setattr(favor, "BLOCK_VALUES", per_block * 10 * 8)
-    blocks = favor._cells(torch.zeros(n_cells, 10, 3), 1, torch.zeros(8, 4))
+    cut_into(monkeypatch, 256, per_block * 10 * 8)
+    blocks, _ = favor.blocks(torch.zeros(n_cells, 10, 3), 1, torch.zeros(8, 4))
     covered = [cell for block in blocks for cell in range(n_cells)[block]]
     assert covered == list(range(n_cells))
     sizes = {block.stop - block.start for block in blocks}

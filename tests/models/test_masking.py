@@ -4,7 +4,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.masking import KeyedDropout, drop_features, mask_genes, mask_patches, mix, uniform
+from models.masking import (
+    KeyedDropout,
+    count_hidden,
+    drop_features,
+    mask_genes,
+    mask_patches,
+    mix,
+    most_hidden,
+    places,
+    uniform,
+)
 from models.rna_encoder import MASK_TOKEN
 from tests.models.helpers import N_GENES, expression, ragged, rna_encoder
 
@@ -195,3 +205,24 @@ def test_dropout_is_a_function_of_the_cells_key_in_any_minibatch():
     assert torch.equal(layer(x[order], key[order]), out[order])
     assert not torch.equal(KeyedDropout(0.3, stream=6)(x, key), out)
     assert torch.equal(layer.eval()(x), x)
+
+
+def test_places_are_the_true_ones_in_order():
+    mask = torch.tensor([[False, True, True, False, True], [False] * 5, [True] * 5])
+    found, valid = places(mask, 5)
+    assert [row[is_true].tolist() for row, is_true in zip(found, valid, strict=True)] == [
+        [1, 2, 4],
+        [],
+        [0, 1, 2, 3, 4],
+    ]
+    assert found[~valid].tolist() == [0] * 7
+    assert places(torch.zeros(2, 0, dtype=torch.bool), 0)[0].shape == (2, 0)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.15, 0.5, 1.0])
+def test_no_cell_hides_more_than_the_most(ratio):
+    n_hidden = [int(count_hidden(torch.tensor(n), ratio)) for n in range(200)]
+    assert n_hidden == sorted(n_hidden)
+    assert n_hidden == [most_hidden(n, ratio) for n in range(200)]
+    assert n_hidden[:2] == [0, 1]
+    assert n_hidden[-1] == max(round(199 * ratio), 1)

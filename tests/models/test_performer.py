@@ -1,12 +1,14 @@
 """FAVOR+: an approximation of softmax attention that gets better with more features, and knows no neighbours."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from models import performer
+from models.device import ON_CPU
 from models.performer import FavorAttention, PerformerBlock, n_features_for, orthogonal_features
 
 DIM, HEADS, DIM_HEAD = 32, 2, 16
@@ -114,7 +116,7 @@ def test_a_hidden_layer_computed_twice_changes_nothing(monkeypatch):
         return [out, *torch.autograd.grad(out.sin().sum(), list(block.parameters()))]
 
     expected = results()
-    monkeypatch.setattr(performer, "RECOMPUTE_VALUES", 0)
+    monkeypatch.setattr(performer, "sizes_for", lambda device: replace(ON_CPU, recompute_values=0))
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape[-1]) or x, lambda x: x):
         out = block(x)

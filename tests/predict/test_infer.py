@@ -15,6 +15,7 @@ from models.scmomer import ScMomer, ScMomerConfig
 from models.shapes import ClassifierConfig, FusionConfig
 from models.student import StudentConfig
 from tests.models.helpers import accessibility, expression
+from tests.pretend_gpu import PretendGPU
 from tests.processes import finish
 from utils.cells.minibatches import CellDataset, LengthPlan, padded_length
 from utils.predict.infer import CellByCell, InferConfig, infer
@@ -117,3 +118,19 @@ def test_every_cell_once(world_size, batch_size):
             assert (padded_length(lengths[micro.rows]) == micro.padded_length).all()
             seen.extend(micro.rows[micro.weight > 0])
     assert sorted(seen) == list(range(50))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("other_modality", ["student", "measured", "zeros"])
+@pytest.mark.parametrize("tokens", ["all", "expressed"])
+def test_another_device_gives_the_same_results(tokens, other_modality, precision, values):
+    model = make_model(tokens, other_modality)
+    dataset = CellDataset(values, pd.Index(np.arange(N_CELLS).astype(str)))
+    config = InferConfig(device="cpu", batch_size=16, precision=precision)
+    expected = infer(model, model, dataset, config, ALONE, "test")
+    with PretendGPU(has_float64=False) as gpu:
+        ours = infer(model, model, dataset, config, Runtime(gpu.device), "test")
+        model.to("cpu")
+    tolerance = 5e-2 if precision == "bf16" else 1e-4
+    for found, truth in zip(ours, expected, strict=True):
+        assert np.abs(found - truth).max() <= tolerance * np.abs(truth).max()

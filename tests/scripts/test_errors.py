@@ -126,14 +126,23 @@ def test_an_existing_model_and_nothing_to_resume(script, ready_file, runs, tmp_p
 
 
 @pytest.mark.parametrize(
-    "change", [{"learning_rate": 5e-4}, {"batch_size": 4}, {"seed": 3}, {"mask_ratio": 0.3}], ids=str
+    "change",
+    [
+        {"learning_rate": 5e-4},
+        {"batch_size": 4},
+        {"seed": 3},
+        {"mask_ratio": 0.3},
+        {"tokens": "expressed"},
+        {"depth": 3},
+    ],
+    ids=str,
 )
 def test_resuming_with_other_settings(change, ready_file, runs, capsys):
     before = (training_folder(runs["rna"]) / "state" / "manifest.json").read_bytes()
     paths = {"data_path": ready_file, "ckpt_dir": runs.folder, "model_name": "rna"}
     ((name, _),) = change.items()
     line = error_of(capsys, "pretrain_rna", **paths, **RNA | change, resume=True)
-    was = ({"mask_ratio": 0.15} | RNA).get(name, 0)
+    was = ({"mask_ratio": 0.15, "tokens": "all"} | RNA).get(name, 0)
     assert lacks(line, runs["rna"], f"--{name} {was}", change[name]) == []
     assert (training_folder(runs["rna"]) / "state" / "manifest.json").read_bytes() == before
 

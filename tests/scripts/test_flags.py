@@ -82,6 +82,17 @@ FLAGS = {
         **TRAINING,
         "patience": 5,
     },
+    "import_published": {
+        "checkpoint": REQUIRED,
+        **OUTPUT,
+        "gene_reference": None,
+        "peak_reference": None,
+        "gene2vec": None,
+        "labels": None,
+        "atac_heads": 8,
+        "overwrite": False,
+    },
+    "export_published": {"model_path": REQUIRED, "out_path": REQUIRED},
     "predict_cell_type": {
         "data_path": None,
         "rna_path": None,
@@ -92,18 +103,23 @@ FLAGS = {
         "prefix": None,
         **INTAKE,
     },
+    "push_to_hub": {"model_path": REQUIRED, "repo": REQUIRED, "private": False, "license": None},
 }
 CELLS = {"data_path", "rna_path", "atac_path", "out_path", "genome"}
 OPTIONAL = {
     "preprocess": {*CELLS, "gene_reference", "split_by", "test_groups"},
     "get_latent_emb": {"ckpt_dir", "out_path", "genome"},
+    "pretrain_rna": {"continue_from"},
+    "pretrain_atac": {"continue_from"},
     "pretrain_multimodal": {"pairs_within"},
-    "train_missing_celltype_func": {"pseudo_labels_from"},
+    "import_published": {"gene_reference", "peak_reference", "gene2vec", "labels"},
+    "train_missing_celltype_func": {"pseudo_labels_from", "calibrate_across", "label_hierarchy"},
+    "push_to_hub": {"license"},
     "predict_cell_type": {*CELLS, "model_path", "prefix", "sample_column", "label_column"},
 }
 CHOICES = [
     *[(script, "precision", ("fp32", "bf16")) for script in FLAGS if "precision" in FLAGS[script]],
-    *[(script, "device", ("auto", "cpu", "cuda")) for script in FLAGS if "device" in FLAGS[script]],
+    *[(script, "device", ("auto", "cpu", "cuda", "mps")) for script in FLAGS if "device" in FLAGS[script]],
     ("pretrain_missing_mod", "missing", ("atac", "rna")),
     ("get_latent_emb", "what", ("teacher", "cells", "genes")),
     *[(script, "values", ("auto", "counts", "log1p", "log2", "cpm")) for script in ("preprocess", "predict_cell_type")],

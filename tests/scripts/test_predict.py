@@ -18,7 +18,7 @@ from utils.files.write import write_whole
 from utils.train.folders import MANIFEST, file_hash
 from utils.train.model_folder import load_model
 
-COLUMNS = ["predicted_cell_type", "confidence", "second_cell_type", "margin", "prediction_set"]
+COLUMNS = ["predicted_cell_type", "confidence", "second_cell_type", "margin", "prediction_set", "agreement"]
 MEASURED = ["rna_measured", "atac_measured"]
 MATRICES = ["X_scmomer", "X_scmomer_rna", "X_scmomer_atac", "cell_type_probability"]
 PLACES = [f"obs['{name}']" for name in COLUMNS + MEASURED] + [f"obsm['{name}']" for name in MATRICES]

@@ -8,17 +8,20 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.helpers import CPU, error_of, lacks, run
 from tests.scripts.test_predict import COLUMNS, MATRICES, MEASURED, forge
 from utils.cells.labels import encode_labels
 from utils.cells.minibatches import train_and_val
+from utils.evaluate.boxed import NAMES, boxed_types
 from utils.evaluate.conformal import types_of
 from utils.files.write import write_whole
 from utils.predict.calibrate import calibrate
 from utils.predict.label import label_cells
 from utils.train.config import InferConfig, LabelConfig
-from utils.train.model_folder import load_model
+from utils.train.folders import MANIFEST
+from utils.train.model_folder import ARRAYS, load_model
 
 AWKWARD = ["B; memory #2\nof donor, 3", "NK/T", "x" * 200]
 NOVELTY = ["novelty", "is_novel"]
@@ -62,11 +65,14 @@ def renamed(names):
 
 
 def forget(folder) -> None:
-    """A folder from before there were sets and novelty."""
+    """A folder from before there were sets, novelty and baselines."""
     config = json.loads((folder / "config.json").read_text())
-    for name in ("sets", "novelty"):
-        config["fitted"].pop(name, None)
+    for name in ("sets", "novelty", "baselines", "marker_genes"):
+        del config["fitted"][name]
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / ARRAYS).unlink()
+    names = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({name: digest for name, digest in names.items() if name != ARRAYS}))
 
 
 def test_the_columns_agree_with_the_probabilities(query, trusted):
@@ -127,8 +133,8 @@ def test_a_folder_without_calibration_predicts_the_same(query, trusted, tmp_path
     capsys.readouterr()
     second = predict(query, tmp_path / "old")
     lines = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
-    assert len(lines) == 1 and lacks(lines[0], "prediction_set", "novelty", "is_novel") == []
-    assert set(second.obs) == {"donor", *COLUMNS, *MEASURED} - {"prediction_set"}
+    assert len(lines) == 1 and lacks(lines[0], "prediction_set", "agreement", "is_novel") == []
+    assert set(second.obs) == {"donor", *COLUMNS, *MEASURED} - {"prediction_set", "agreement"}
     pd.testing.assert_frame_equal(first.obs[list(second.obs)], second.obs)
     for name in MATRICES[:3]:
         np.testing.assert_array_equal(first.obsm[name], second.obsm[name])
@@ -223,6 +229,83 @@ def test_damaged_thresholds_are_refused(query, trusted, tmp_path, capsys):
     assert "config.json" in line and "threshold" in line
 
 
+def test_agreement_is_the_share_that_gives_the_same_type(query, trusted, cells):
+    """Counted again from the baselines' own types; a cell's value does not depend on the others."""
+    saved, out = load_model(trusted, "celltype"), predict(query, trusted)
+    values = cells.values["rna"][cells.obs.index.get_indexer([name.removeprefix("sample#") for name in out.obs_names])]
+    given = boxed_types(saved.arrays, values)
+    numbers = [saved.outputs.index(name) for name in out.obs["predicted_cell_type"]]
+    np.testing.assert_allclose(out.obs["agreement"], (1 + (given == numbers).sum(0)) / 4)
+    assert set(out.obs["agreement"]) <= {0.25, 0.5, 0.75, 1.0} and (out.obs["agreement"] == 1).mean() > 0.5
+    assert list(out.uns["scmomer"]["baselines"]) == list(NAMES)
+    alone = [boxed_types(saved.arrays, values[[row]])[:, 0] for row in range(5)]
+    np.testing.assert_array_equal(np.transpose(alone), given[:, :5])
+
+
+def test_markers_separate_the_types_of_the_training_cells(query, trusted, cells):
+    table = predict(query, trusted).uns["scmomer"]["marker_genes"]
+    saved, mean = load_model(trusted, "celltype"), {}
+    assert list(table.columns) == saved.outputs
+    assert {name: [gene for gene in table[name] if gene] for name in table} == saved.fitted["marker_genes"]
+    train = (cells.obs["split"] == "train").to_numpy()
+    for name in saved.outputs:
+        mean[name] = cells.values["rna"][np.flatnonzero(train & (cells.obs["cell_type"] == name))].mean(0).A1
+    for name, genes in saved.fitted["marker_genes"].items():
+        at = list(cells.features["rna"]).index(genes[0])
+        assert mean[name][at] == max(found[at] for found in mean.values())
+    every = [gene for genes in saved.fitted["marker_genes"].values() for gene in genes]
+    assert lacks((trusted / "README.md").read_text(), *every) == []
+
+
+def test_a_model_of_atac_has_marker_peaks(runs, cells):
+    saved = load_model(runs["celltype_rna"], "celltype")
+    assert "marker_genes" not in saved.fitted and set(saved.fitted["marker_peaks"]) == set(saved.outputs)
+    assert set().union(*saved.fitted["marker_peaks"].values()) <= set(cells.features["atac"])
+    boxed_types(saved.arrays, cells.values["atac"])  # they read the same peaks
+
+
+def test_the_parent_is_what_the_types_of_a_set_have_in_common(query, trusted, tmp_path):
+    """Without a hierarchy there is no column; with one, it is recorded, too."""
+    first, second, third = load_model(trusted, "celltype").outputs
+    plain = predict(query, trusted)
+    assert "parent_cell_type" not in plain.obs
+    second_best = np.sort(plain.obsm["cell_type_probability"].to_numpy(), axis=1)[:, -2]
+    parents, threshold = {first: "both", second: "both"}, 1 - float(np.median(second_best))
+    forge(trusted, tmp_path / "model", with_hierarchy(parents, threshold))
+    out = predict(query, tmp_path / "model")
+    expected = {frozenset({name}): name for name in (first, second, third)} | {frozenset({first, second}): "both"}
+    sets = [frozenset(types_of(text)) for text in out.obs["prediction_set"]]
+    assert {len(one) for one in sets} >= {1, 2}
+    assert list(out.obs["parent_cell_type"]) == [expected.get(one, "cell") for one in sets]
+    assert dict(out.uns["scmomer"]["hierarchy"].to_numpy()) == parents
+
+
+def with_hierarchy(parents, threshold=0.5):
+    """A change of a model folder: a hierarchy of its types, and one threshold for all sets."""
+
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        config["fitted"]["hierarchy"] = parents
+        config["fitted"]["sets"] |= {"score": "probability", "threshold": [threshold] * 50}
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+@pytest.mark.parametrize("damage", ["features", "MLP 1 weight", "circle"])
+def test_a_damaged_folder_is_refused(damage, query, trusted, tmp_path, capsys):
+    def change(folder):
+        if damage == "circle":
+            return with_hierarchy({"a": "b", "b": "a"})(folder)
+        arrays = load_file(folder / ARRAYS)
+        arrays[damage] = arrays[damage] + 9000 if damage == "features" else np.full_like(arrays[damage], np.nan)
+        save_file(arrays, folder / ARRAYS)
+
+    forge(trusted, tmp_path / "model", change)
+    line = error_of(capsys, "predict_cell_type", data_path=query, model_path=tmp_path / "model")
+    assert str(tmp_path / "model") in line
+
+
 def test_evaluation_scores_the_sets(ready_file, trusted, tmp_path, capsys):
     flags = {"data_path": ready_file, "model_path": trusted, "split": "val", "out_path": tmp_path, "device": "cpu"}
     run("evaluate", **flags, coverage=0.8)
@@ -232,4 +315,5 @@ def test_evaluation_scores_the_sets(ready_file, trusted, tmp_path, capsys):
         assert 0 <= table[name]["set_coverage"] <= 1 <= table[name]["set_size"] <= 3
         assert f"{table[name]['set_coverage']:.1%}" in shown
     assert table["coverage"] == 0.8 and "set_size" not in table["majority class"]
+    assert table["scmomer"]["agreement_auroc"] == pytest.approx(0.5, abs=0.5)
     assert "--coverage" in error_of(capsys, "evaluate", **flags, coverage=0.2)

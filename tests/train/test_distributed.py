@@ -124,6 +124,23 @@ OTHERS = [few_cells, lonely_rank, other_cells, bad_step_after_resuming]
 CASES = {case.__name__: case for case in (every_kind, *OTHERS, *FAILURES)}
 
 
+def in_turn(runtime: Runtime) -> None:
+    """Each item is worked on once, all see all results in order, and an error of one is an error of all."""
+    turns = list(runtime.in_turn(lambda item: (item, runtime.rank), range(5)))
+    assert turns == [(item, item % runtime.world_size) for item in range(5)]
+
+    def odd(item: int) -> int:
+        if item == 3:
+            raise UserError("cell 3 is odd; mend it")
+        return item
+
+    seen = []
+    with pytest.raises(UserError, match="cell 3"):
+        for item in runtime.in_turn(odd, range(9)):
+            seen.append(item)
+    assert seen == [0, 1, 2]
+
+
 def main(case: str, ready_file: str, folder: str) -> None:
     with distributed_run("cpu") as runtime:
         size = runtime.world_size
@@ -131,6 +148,7 @@ def main(case: str, ready_file: str, folder: str) -> None:
         own = {"a": 1.0, f"only {runtime.rank}": 2.0} if runtime.is_main else {}  # a process may have nothing to add
         assert runtime.sum(own) == {"a": 1.0, "only 0": 2.0}
         assert runtime.gather([runtime.rank]) == [[rank] for rank in range(size)]
+        in_turn(runtime)
         CASES[case](read_cells(ready_file, ("rna", "atac")), Path(folder), runtime)
 
 
@@ -143,6 +161,10 @@ def one_and_several(case: str, ready_file: Path, tmp_path: Path, size: int = 2) 
     finish(main, several, size, tmp_path / "output.txt")
     CASES[case](read_cells(ready_file, ("rna", "atac")), tmp_path / "one", CPU)
     return tmp_path / "one", tmp_path / "several"
+
+
+def test_one_process_takes_every_turn():
+    in_turn(CPU)
 
 
 @pytest.fixture(scope="module")
@@ -297,11 +319,26 @@ def test_alone_nothing_is_exchanged():
         assert not torch.distributed.is_initialized()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
 def test_devices_without_a_gpu():
     assert choose_device("auto", 3) == choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(UserError, match="--device cuda: "):
-        choose_device("cuda")
+    for name in ("cuda", "mps"):
+        with pytest.raises(UserError, match=f"--device {name}: "):
+            choose_device(name)
+
+
+def test_the_first_gpu_there_is_is_chosen(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("auto").type == choose_device("mps").type == "mps"
+    assert choose_device("auto", is_alone=False) == torch.device("cpu")
+    with pytest.raises(UserError, match="--device mps: "):
+        choose_device("mps", is_alone=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto", 1, is_alone=False) == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="process 2"):
+        choose_device("auto", 2, is_alone=False)
+    assert choose_device("cpu") == torch.device("cpu")
 
 
 def test_only_the_main_process_speaks(capsys):

@@ -5,7 +5,7 @@
 `Ingested.chosen` those of some cells.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -188,7 +188,11 @@ def not_copied(source: Source) -> list[str]:
 
 
 def ingest(
-    source: Source, config: IngestConfig, reference: np.ndarray | None = None, progress: bool = False
+    source: Source,
+    config: IngestConfig,
+    reference: np.ndarray | None = None,
+    progress: bool = False,
+    in_turn: Callable = map,
 ) -> Ingested:
     """Find a modality's counts, match its features to the output's, and read all its cells once.
 
@@ -198,6 +202,7 @@ def ingest(
     config : user overrides for what is otherwise inferred from the file
     reference : [n_out] names of the genes or peaks of a model or reference, or None for all the file's
     progress : show a progress bar
+    in_turn : applies a function to each block, as `map` does; `Runtime.in_turn` shares the blocks among processes
 
     Returns
     -------
@@ -214,10 +219,10 @@ def ingest(
         alignment = align_genes(var, config.species, reference, source.path)
     else:
         alignment = align_peaks(var, config.genome, reference, source.path)
-    ingested = _sum_up(source, place, values, alignment, config, progress)
+    ingested = _sum_up(source, place, values, alignment, config, progress, in_turn)
     # `values` was detected in a sample. If another cell has no whole counts, all cells are read as shares instead.
     if values.exact and not ingested.values.exact:
-        ingested = _sum_up(source, place, ingested.values, alignment, config, progress)
+        ingested = _sum_up(source, place, ingested.values, alignment, config, progress, in_turn)
     check_coverage(alignment, ingested.column_sums, config.min_gene_coverage, source.path)
     if ingested.warnings and ingested.count_coverage < config.min_count_coverage:
         raise UserError(
@@ -235,7 +240,13 @@ def ingest(
 
 
 def _sum_up(
-    source: Source, place: str, values: Values, alignment: Alignment, config: IngestConfig, progress: bool
+    source: Source,
+    place: str,
+    values: Values,
+    alignment: Alignment,
+    config: IngestConfig,
+    progress: bool,
+    in_turn: Callable,
 ) -> Ingested:
     """Read all cells once, check every value, and sum over cells and over features.
 
@@ -251,13 +262,13 @@ def _sum_up(
     matrix, _ = source.matrices[place]
     # [n_in] number of output columns that each input column goes to, so the output's totals need no projection here.
     weight = np.diff(alignment.projection.indptr).astype(np.float64)
-    column_sums = np.zeros(matrix.shape[1])
-    totals, all_totals, n_expressed, exact = [], [], [], True
-    for start, block in _blocks_with_progress(matrix, f"{source.modality}: reading", progress):
+
+    def sums_of(start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
+        block = matrix.rows(start, min(start + matrix.block_rows, matrix.shape[0]))
         source.check_values(place, block, start)
         counts, whole = to_counts(block, values)
-        exact &= whole is None or bool(whole.all())
-        if values.kind == "counts" and values.exact and not exact and config.values != "counts":
+        is_exact = whole is None or bool(whole.all())
+        if values.kind == "counts" and values.exact and not is_exact and config.values != "counts":
             row = int(np.flatnonzero(~whole)[0])
             value = next(v for v in block[row].data if v != np.floor(v))
             raise UserError(
@@ -265,16 +276,22 @@ def _sum_up(
                 f"{source.obs.index[start + row]}; save the raw counts in layers['counts'], or use --values cpm for "
                 "proportions of a cell's total, or --values counts for estimated counts"
             )
-        totals.append(counts @ weight)
-        all_totals.append(np.asarray(counts.sum(1)).ravel())
-        n_expressed.append(np.diff(counts.indptr))
-        column_sums += np.asarray(counts.sum(0)).ravel()
+        per_cell = counts @ weight, np.asarray(counts.sum(1)).ravel(), np.diff(counts.indptr)
+        return *per_cell, np.asarray(counts.sum(0)).ravel(), is_exact
+
+    column_sums, per_cell, exact = np.zeros(matrix.shape[1]), [], True
+    with progress_bar(matrix.shape[0], f"{source.modality}: reading", shown=progress, leave=False) as bar:
+        for *found, columns, is_exact in in_turn(sums_of, range(0, matrix.shape[0], matrix.block_rows)):
+            per_cell.append(found)
+            column_sums += columns
+            exact &= is_exact
+            bar.update(len(found[0]))
     return Ingested(
         source,
         place,
         values if exact else replace(values, exact=False),
         alignment,
-        *(np.concatenate(part) for part in (totals, all_totals, n_expressed)),
+        *(np.concatenate(part) for part in zip(*per_cell, strict=True)),
         column_sums,
         config,
     )

@@ -230,6 +230,7 @@ def ragged(matrix: Rows, rows: np.ndarray) -> Ragged:
         torch.from_numpy(part.data),
         torch.from_numpy(part.indptr.astype(np.int64)),
         part.shape[1],
+        longest=max(int(np.diff(part.indptr).max(initial=1)), 1),
     )
 
 

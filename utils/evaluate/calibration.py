@@ -3,11 +3,13 @@
 Probabilities are calibrated if, for example, of all cells labelled with a confidence of 0.8, 80 % are labelled right.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
+from scipy.stats import rankdata
 
 MIN_CELLS = 10
 """With fewer validation cells no temperature is fitted: it would be noise."""
@@ -30,18 +32,20 @@ class Calibration:
     n_cells : number of labelled validation cells
     n_types : number of cell types of the model
     few : names of the types with fewer than `ENOUGH_PER_TYPE` of these cells
+    across : column of obs, if the cells are of batches in it that were left out; empty for cells of the same batches
     """
 
     n_cells: int
     n_types: int
     few: tuple[str, ...] = ()
+    across: str = ""
 
     @classmethod
-    def of(cls, labels: np.ndarray, classes: list[str]) -> "Calibration":
+    def of(cls, labels: np.ndarray, classes: list[str], across: str = "") -> "Calibration":
         """Make a Calibration from the class numbers of the validation cells [cells] and the names of the classes."""
         sizes = np.bincount(labels, minlength=len(classes))
         few = tuple(name for name, size in zip(classes, sizes, strict=True) if size < ENOUGH_PER_TYPE)
-        return cls(len(labels), len(classes), few)
+        return cls(len(labels), len(classes), few, across)
 
     @property
     def is_enough(self) -> bool:
@@ -49,12 +53,13 @@ class Calibration:
         return self.n_cells >= ENOUGH_CELLS
 
     def __str__(self) -> str:
+        kind = f"cells of batches left out (by {self.across})" if self.across else "validation cells"
         if not self.is_enough:
             return (
-                f"confidence is not calibrated: {self.n_cells:,} labelled validation cells are fewer than "
+                f"confidence is not calibrated: {self.n_cells:,} labelled {kind} are fewer than "
                 f"{ENOUGH_CELLS}; use it to rank cells, not as a probability"
             )
-        text = f"confidence is calibrated on {self.n_cells:,} validation cells"
+        text = f"confidence is calibrated on {self.n_cells:,} {kind}"
         if not self.few:
             return text
         named = ", ".join(self.few[:5]) + (", …" if len(self.few) > 5 else "")
@@ -103,7 +108,7 @@ def fit_temperature(logits, labels) -> float:
     return temperature if len(labels) >= ENOUGH_CELLS else max(temperature, 1.0)
 
 
-def expected_calibration_error(prob, labels, bins: int = 15) -> float:
+def expected_calibration_error(prob, labels, bins: int = 10) -> float:
     """Return the mean gap between confidence and accuracy (Naeini et al., AAAI 2015; Guo et al., ICML 2017, eq. 3).
 
     Cells are grouped by their largest probability into bins of equal width. The gap of a bin is weighted by its cells.
@@ -135,6 +140,24 @@ def expected_calibration_error(prob, labels, bins: int = 15) -> float:
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gap = np.bincount(index, weights=correct - confidence, minlength=bins)  # [bins], Σ(correct) - Σ(confidence)
     return float(np.abs(gap).sum() / len(labels))
+
+
+def error_auroc(wrong, doubt) -> float:
+    """Return the AUROC of a doubt for errors: how often a wrong cell has more of it than a right one; ties are half.
+
+    Parameters
+    ----------
+    wrong : array-like of bool [cells]
+    doubt : array-like of float [cells]
+
+    Returns
+    -------
+    float
+        0.5 for a doubt that knows nothing; NaN if all cells are wrong, or none.
+    """
+    wrong, ranks = np.asarray(wrong, dtype=bool), rankdata(np.asarray(doubt, dtype=np.float64))
+    n, others = int(wrong.sum()), int((~wrong).sum())
+    return float((ranks[wrong].sum() - n * (n + 1) / 2) / (n * others)) if n and others else math.nan
 
 
 def _checked(values, labels) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from utils.errors import UserError
-from utils.evaluate import label_figures, plots
+from utils.evaluate import dot_plots, label_figures, plots
 from utils.evaluate.conformal import types_of
 from utils.evaluate.label_figures import UNASSIGNED, Types
 from utils.evaluate.metrics import classification_scores, per_class_table
@@ -26,6 +26,12 @@ MEANINGS = {
     "margin": "The difference of these two probabilities. Near 0, the model hesitates between the two types.",
     "prediction_set": "All types that the cell may have, most probable first. Of cells like the validation cells, at "
     "least the share --coverage of the sets hold the true type. A set never holds a type that the model does not know.",
+    "parent_cell_type": "What the types of the prediction set are all a kind of, in the hierarchy that the model was "
+    "trained with: the type itself where the set holds one type, “cell” where its types share no ancestor. It is as "
+    "right as the set: use it where the exact type is in doubt.",
+    "agreement": "The share of four classifiers that give the most probable type: the model itself and three simple "
+    "ones stored with it (logistic regression, the correlation with the mean of each type, a small neural network). 1: "
+    "all agree; 0.25: the model stands alone. Errors are more frequent where it is low.",
     "novelty": "How unlike the training cells the cell is: the share of validation cells that are less unlike them, "
     "from 0 to 1. For well-known cells it is spread evenly, so 0.8 is no sign of a new type; many above 0.95 are.",
     "is_novel": "Whether 1 - novelty is below --novel_below. At 0.05, about 5 % of well-known cells are called novel "
@@ -63,6 +69,8 @@ class LabelledCells:
     novel_below : cells with 1 - novelty below this are novel
     prefix : put before each column in the file
     written : places of the file other than columns that the page explains; empty where no file is written
+    explained : the genes that the model has used for each type, with the columns type and feature, or None
+    explained_check : whether they can be believed, a line each
     """
 
     columns: pd.DataFrame
@@ -81,6 +89,8 @@ class LabelledCells:
     novel_below: float | None = None
     prefix: str = ""
     written: tuple[str, ...] = ()
+    explained: pd.DataFrame | None = None
+    explained_check: list[str] = field(default_factory=list)
 
     @property
     def scored(self) -> np.ndarray:
@@ -129,6 +139,8 @@ def _sections(cells: LabelledCells, types: Types, folder: Path) -> Iterator[tupl
     yield "The cells as the model sees them", _embedding(cells, types, folder)
     yield "Types in each sample", _composition(cells, types, folder)
     yield "Confidence and coverage", _confidence(cells, folder)
+    if cells.explained is not None:
+        yield f"{cells.feature.capitalize()}s that the model has used", _explained(cells, types, folder)
     yield (
         f"{cells.feature.capitalize()}s that differ between the predicted types in this file",
         _genes(cells, types, folder),
@@ -251,6 +263,12 @@ def _confidence(cells: LabelledCells, folder: Path) -> list[str]:
         )
         if cells.truth is not None:
             lines += _set_coverage(cells)
+    if "agreement" in columns:
+        agreement = columns["agreement"].to_numpy(float)
+        lines.append(
+            f"In {(agreement == 1).mean():.1%} of the cells the simple classifiers all give the model's type; in "
+            f"{(agreement < 0.5).mean():.1%} the model stands alone."
+        )
     if "novelty" in columns:
         novelty = columns["novelty"].to_numpy(float)
         threshold = None if cells.novel_below is None else 1 - cells.novel_below
@@ -286,21 +304,43 @@ def _genes(cells: LabelledCells, types: Types, folder: Path) -> list[str]:
     what = cells.feature
     if cells.values is None:
         return [paragraph(f"The {what}s of the file were not compared.")]
-    found = label_figures.differing_genes(cells.values, cells.features, types)
+    found = dot_plots.differing_genes(cells.values, cells.features, types)
     if found.empty:
-        return [paragraph(f"There are no two types with at least {label_figures.MIN_CELLS} cells, so none differ.")]
+        return [paragraph(f"There are no two types with at least {dot_plots.MIN_CELLS} cells, so none differ.")]
     n = sum(name.startswith("mean ") for name in found.columns)
     text = (
         f"For each type, at most 3 {what}s that its cells have more of, and more often, than those of the other types "
         "(difference of the mean values, times difference of the shares of cells above zero). Compared are the "
-        f"{n} largest types with at least {label_figures.MIN_CELLS} cells, at most {label_figures.CELLS_PER_TYPE} "
+        f"{n} largest types with at least {dot_plots.MIN_CELLS} cells, at most {dot_plots.CELLS_PER_TYPE} "
         f"cells of each, in the model's {what}s. These are differences within this file, and no explanation of what "
         "the model looked at. Compare them with the markers that you know."
     )
-    drawn = label_figures.dot_plots(found, types, folder, what)
-    some = f" Part {{}} of {len(drawn)}." if len(drawn) > 1 else ""
     caption = f"Rows: {what}s, in groups by the type that they separate (right). Columns: predicted types."
-    return [paragraph(text), *(figure(part, caption + some.format(i)) for i, part in enumerate(drawn, 1))]
+    return [paragraph(text), *_dots(found, types, folder, what, "differing", caption)]
+
+
+def _explained(cells: LabelledCells, types: Types, folder: Path) -> list[str]:
+    what = cells.feature
+    per_type = int(np.clip(dot_plots.GENES_PER_FIGURE // max(len(types), 1), 3, 5))  # one figure, up to 15 types
+    check = [paragraph("The check:"), bullets(cells.explained_check)] if cells.explained_check else []
+    if cells.explained.empty or cells.values is None:
+        return [paragraph(f"No {what} was found that speaks for a type."), *check]
+    text = (
+        f"For each predicted type, the {per_type} {what}s that speak most for it: without them, the model would be "
+        "less sure (gradient × input). A model may use what no biologist would, such as traces of the chemistry. The "
+        f"check removes them from other cells of the type and, to compare, other {what}s of equal expression; if it "
+        "fails, do not believe the list. The file .explained.csv beside this page has the whole list."
+    )
+    found = dot_plots.listed_genes(cells.values, cells.features, types, cells.explained, per_type)
+    caption = f"Rows: {what}s, in groups by the type that they speak for (right), the strongest first."
+    return [paragraph(text), *check, *_dots(found, types, folder, what, "explained", caption)]
+
+
+def _dots(found: pd.DataFrame, types: Types, folder: Path, what: str, name: str, caption: str) -> list[str]:
+    """Dot plots with their captions, in parts where there are many genes."""
+    drawn = dot_plots.dot_plots(found, types, folder, what, name)
+    some = f" Part {{}} of {len(drawn)}." if len(drawn) > 1 else ""
+    return [figure(part, caption + some.format(i)) for i, part in enumerate(drawn, 1)]
 
 
 def _truth(cells: LabelledCells, folder: Path) -> list[str]:

@@ -123,6 +123,14 @@ def fit_novelty(train: np.ndarray, val: np.ndarray) -> dict | None:
     return fitted | {"held_out": np.sort(_distance(fitted, draw(val, N_SCORES))).astype(float).tolist()}
 
 
+def with_held_out(fitted: dict, distances: np.ndarray) -> dict:
+    """Return what :func:`fit_novelty` returned with the distances of other held-out cells, of which it keeps some."""
+    if len(distances) < MIN_CELLS:
+        return fitted
+    some = np.sort(np.random.default_rng(0).permutation(distances)[:N_SCORES])
+    return fitted | {"n_cells": len(some), "held_out": some.tolist()}
+
+
 def _reference(fitted: dict) -> np.ndarray:
     """Return the training cells of a model folder [n, width] float32."""
     cells = np.frombuffer(base64.b64decode(fitted["reference"], validate=True), dtype=np.int8)

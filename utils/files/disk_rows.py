@@ -10,13 +10,16 @@ import os
 from copy import copy
 from io import FileIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, hstack
 
 from utils.errors import reading
 from utils.files.cell_hashes import cell_hashes
+
+if TYPE_CHECKING:  # training on values in memory needs no HDF5
+    import h5py
 
 BLOCK_CELLS = 64
 """Neighbouring cells that `shuffled` keeps near each other, and that are read ahead together."""
@@ -70,7 +73,7 @@ class PlainArray:
         If the dataset is compressed, incomplete, or not stored as plain numbers in its own file.
     """
 
-    def __init__(self, dataset: h5py.Dataset):
+    def __init__(self, dataset: "h5py.Dataset"):
         self.dtype, self.size = dataset.dtype, int(dataset.shape[0])
         if dataset.ndim != 1 or self.dtype.kind not in "iuf" or not self.dtype.isnative:
             raise ValueError("not a list of plain numbers")
@@ -94,7 +97,7 @@ class PlainArray:
         if dataset.file.userblock_size and self.size:
             self._check_user_block(dataset)
 
-    def _check_user_block(self, dataset: h5py.Dataset) -> None:
+    def _check_user_block(self, dataset: "h5py.Dataset") -> None:
         """Raise ValueError unless the offsets count from the file's first byte.
 
         Before the HDF5 data, mudata writes a block of 512 bytes. Some versions of HDF5 left it out of the offsets.
@@ -167,7 +170,7 @@ class FileRows:
 
     def __init__(
         self,
-        group: h5py.Group,
+        group: "h5py.Group",
         path: str | Path,
         dtype: type | None = np.float32,
         remedy: str = "run preprocess.py on the raw file again",
@@ -283,6 +286,31 @@ def hashes_of(matrix: Rows) -> np.ndarray:
 def select(matrix: Rows, rows: np.ndarray) -> Rows:
     """Return some of the cells, in the given order; the rows of a file stay in the file."""
     return matrix.take(rows) if isinstance(matrix, FileRows) else matrix[rows]
+
+
+class SideBySide:
+    """Matrices of the same cells, read as one whose columns are theirs, in order.
+
+    Parameters
+    ----------
+    matrices : [cells, …] each
+    """
+
+    def __init__(self, matrices: list[Rows]):
+        self.matrices = matrices
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of cells and of all columns."""
+        return self.matrices[0].shape[0], sum(matrix.shape[1] for matrix in self.matrices)
+
+    def __getitem__(self, rows) -> csr_matrix:
+        return hstack([matrix[rows] for matrix in self.matrices], format="csr")
+
+
+def side_by_side(values: dict[str, Rows]) -> Rows | SideBySide:
+    """Return the values of all modalities of the same cells as one matrix, in their order."""
+    return next(iter(values.values())) if len(values) == 1 else SideBySide(list(values.values()))
 
 
 def row_lengths(matrix: Rows) -> np.ndarray:

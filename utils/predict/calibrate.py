@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from utils.cells.minibatches import CellDataset
+from utils.evaluate.across import LeftOut
 from utils.predict.infer import decode, embed_sample
 from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
@@ -20,6 +21,8 @@ def calibrate(
     config: InferConfig,
     runtime: Runtime,
     train: CellDataset | None = None,
+    known: dict | None = None,
+    left_out: LeftOut | None = None,
 ) -> dict:
     """Let a trained model's task fit its constants on validation cells, and save them in the folder.
 
@@ -29,23 +32,31 @@ def calibrate(
     kind : name of its task
     val : cells with a target; the model was not trained on them
     config, runtime : how to run it
-    train : the training cells, for a task that compares embeddings with theirs
+    train : the training cells, for a task that compares new cells with them
+    known : what is saved with the fitted constants, as it is (for cell types, the hierarchy)
+    left_out : cells of batches that were left out, for a task that is calibrated across batches
 
     Returns
     -------
     What was fitted
     """
-    saved, decoded, of_embeddings = load_model(folder, kind), {}, {}
+    saved, decoded, of_embeddings, of_values, arrays = load_model(folder, kind), {}, {}, {}, {}
     if len(val):
         embedding, decoded = decode(saved, val, config, runtime, "calibrating")
         if train is not None and saved.task.n_reference:
             sample = embed_sample(saved.build(), train, config, runtime, 0, saved.task.n_reference)
             of_embeddings = saved.task.fit_on_embeddings(sample.numpy(), embedding)
-    fitted = saved.task.fit_after_training(decoded, val.targets, saved.outputs) | of_embeddings
+    if train is not None:
+        features = {name: saved.features[name] for name in saved.model_config.inputs}
+        of_values, arrays = saved.task.fit_on_values(train, val, features, saved.outputs)
+    fitted = saved.task.fit_after_training(decoded, val.targets, saved.outputs) | of_embeddings | of_values
+    if left_out is not None:
+        fitted = saved.task.fit_across(fitted, left_out, decoded, val.targets, saved.outputs)
+    fitted |= known or {}
     runtime.barrier()  # every process has read the folder before it is replaced
     with sole_writer(folder, runtime):
         if runtime.is_main:
-            write_folder(folder, replace(saved, fitted=fitted).write)
+            write_folder(folder, replace(saved, fitted=fitted, arrays=arrays).write)
             copy_log(folder)
     if text := saved.task.describe(fitted):
         runtime.say(text)

@@ -54,4 +54,4 @@ def cell_embeddings(saved: SavedModel, query: Query, config: InferConfig, runtim
     }.get(saved.kind, getattr(model, "embed", None))
     (embedding,) = infer(lambda batch: (embed(batch),), model, query.dataset(), config, runtime, "cell embeddings")
     obs = query.file.obs.loc[query.barcodes].rename_axis("barcode")
-    return ad.AnnData(embedding, obs, uns={"model": saved.path.resolve().name, "model_hash": saved.hash})
+    return ad.AnnData(embedding, obs, uns={"model": saved.name, "model_hash": saved.hash})

@@ -53,8 +53,9 @@ def gene_embeddings(saved: SavedModel, dataset: CellDataset, config: InferConfig
         If the model has no RNA encoder, or its states are not finite.
     """
     encoder = rna_encoder(saved)
-    sums = torch.zeros(encoder.n_genes, encoder.config.dim, dtype=torch.float64, device=runtime.device)
-    n_cells = torch.zeros(encoder.n_genes, dtype=torch.float64, device=runtime.device)
+    place = "cpu" if runtime.device.type == "mps" else runtime.device  # Apple's GPUs have no float64
+    sums = torch.zeros(encoder.n_genes, encoder.config.dim, dtype=torch.float64, device=place)
+    n_cells = torch.zeros(encoder.n_genes, dtype=torch.float64, device=place)
 
     def states_of_expressed(batch: Minibatch):
         tokens = encoder.tokenize(batch.rna)
@@ -62,7 +63,8 @@ def gene_embeddings(saved: SavedModel, dataset: CellDataset, config: InferConfig
         if tokens.valid is not None:
             expressed &= tokens.valid
         states = encoder(tokens)  # [B, L, dim]
-        return states[expressed], tokens.genes.expand(tokens.bins.shape)[expressed]
+        genes = tokens.genes.expand(tokens.bins.shape)
+        return states[expressed].to(place), genes[expressed].to(place)
 
     for _, (states, genes) in stream(states_of_expressed, encoder, dataset, config, runtime, "gene embeddings"):
         sums.index_add_(0, genes, states.double())

@@ -22,6 +22,7 @@ from utils.progress import progress_bar
 from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
 from utils.train.model_folder import SavedModel
+from utils.train.sums import read_together
 
 
 class CellByCell(TorchFunctionMode):
@@ -70,12 +71,13 @@ def stream(
     plan = LengthPlan(dataset.lengths, config.batch_size, runtime.rank, runtime.world_size)
     bar = progress_bar(len(dataset), title, shown=runtime.is_main and progress)
     for batch in make_loader(dataset, plan, runtime.device):
+        n_cells = int((batch.weight > 0).sum()) * runtime.world_size
         batch = batch.to(runtime.device)
         autocast = torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.precision == "bf16")
         with autocast, CellByCell() if runtime.device.type == "cpu" else nullcontext():
             outputs = function(batch)
         yield batch, outputs
-        bar.update(int((batch.weight > 0).sum()) * runtime.world_size)
+        bar.update(n_cells)
     bar.close()
 
 
@@ -111,7 +113,7 @@ def infer(
     for batch, outputs in stream(function, model, dataset, config, runtime, title, progress):
         real = (batch.weight > 0).cpu()
         rows.append(batch.row.cpu()[real].numpy())
-        results.append([output.float().cpu()[real].numpy() for output in outputs])
+        results.append([output[real].numpy() for output in read_together(outputs)])
     mine = (np.concatenate(rows), [np.concatenate(parts) for parts in zip(*results, strict=True)]) if rows else None
     shares = [share for share in runtime.gather(mine) if share is not None]  # a process may have got no cells
     order = np.argsort(np.concatenate([rows for rows, _ in shares]), kind="stable")
@@ -217,6 +219,8 @@ def predict(
     latents = {name: decoded.pop(f"latent {name}") for name in names}
     how = {} if choices is None else {"choices": choices}
     values = saved.task.predict(decoded | {"embedding": embedding}, saved.outputs, saved.fitted, **how)
+    read = {name: dataset.values[name] for name in saved.model_config.inputs}
+    values |= saved.task.predict_on_values(saved.arrays, read, values)
     return Prediction(values, embedding, latents)
 
 
@@ -243,22 +247,16 @@ def predict_blocks(
     UserError
         If a result is not finite, on any process.
     """
-    model, blocks, size = saved.build(), query.blocks(runtime.world_size), runtime.world_size
+    model, blocks = saved.build(), query.blocks(runtime.world_size)
     alone = replace(runtime, rank=0, world_size=1)
+
+    def predict_block(rows: np.ndarray) -> Prediction:
+        cells = query.take(rows).dataset()
+        found = predict(saved, cells, config, alone, choices, with_latents=True, model=model)
+        release_memory()
+        return found
+
     with progress_bar(len(query), "predicting", shown=runtime.is_main) as bar:
-        for start in range(0, len(blocks), size):
-            mine = start + runtime.rank
-            found = None
-            if mine < len(blocks):
-                try:
-                    cells = query.take(blocks[mine]).dataset()
-                    found = predict(saved, cells, config, alone, choices, with_latents=True, model=model)
-                except UserError as error:
-                    found = error
-            shares = runtime.gather(found)
-            if errors := [share for share in shares if isinstance(share, UserError)]:
-                raise errors[0]
-            for rows, prediction in zip(blocks[start : start + size], shares, strict=False):
-                yield query.take(rows), prediction
-                bar.update(len(rows))
-            release_memory()
+        for rows, prediction in zip(blocks, runtime.in_turn(predict_block, blocks), strict=True):
+            yield query.take(rows), prediction
+            bar.update(len(rows))

@@ -1,5 +1,6 @@
 """Labelling new cells: from a file and a model folder to the file with predictions."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,7 @@ def label_file(
     config: InferConfig | None = None,
     runtime: Runtime | None = None,
     choices: LabelConfig | None = None,
+    more: Callable[[pd.Series, list[Share], dict], dict] | None = None,
 ) -> Labelled | None:
     """As `label_cells`, for an open file and loaded models.
 
@@ -142,6 +144,7 @@ def label_file(
     saved : a model, or several of which the first that can read a cell labels it
     out_path : file to write, which only the first process does; for an .h5ad or .h5mu it is a copy of the input, to
         which the predictions are added, so that memory holds a block of the cells. None for the result in memory
+    more : makes further entries for uns on the first process, from the first predicted column, the shares and the entry
 
     Returns
     -------
@@ -150,7 +153,7 @@ def label_file(
     runtime, models = runtime or Runtime(torch.device("cpu")), saved if isinstance(saved, list) else [saved]
     names = Names.of(prefix, *models)
     replaced = names.claim(file)
-    shares = share_cells(file, models, ingest or IngestConfig(), progress=runtime.is_main)
+    shares = share_cells(file, models, ingest or IngestConfig(), runtime.is_main, runtime.in_turn)
     left_out = dict.fromkeys(line for share in shares for line in share.saved.task.left_out(share.saved.fitted))
     for line in [*lines_about(shares, file), *left_out, *replaced]:
         runtime.say(line)
@@ -174,7 +177,9 @@ def label_file(
         for share, block, prediction in blocks:
             output.add(share, block, prediction)
         entry = provenance(shares, names, choices)
-        columns = output.finish(entry)
+        first = names.prefix + names.columns[0]
+        explain = (lambda columns: more(columns[first], shares, entry)) if more else (lambda columns: {})
+        columns = output.finish(entry, explain)
     if out_path and content is not None:
         write_whole(content, out_path)
     return Labelled(columns, entry, names, file, shares, content)

@@ -1,5 +1,6 @@
 """Files whose cells have RNA, ATAC or both: the first of several model folders that can read a cell labels it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,9 +34,11 @@ def check_alike(models: list[SavedModel]) -> None:
     Raises
     ------
     UserError
-        If they have other types or another width of the embedding than the first.
+        If they have other types or another width of the embedding than the first, or one is named twice.
     """
     first, *more = models
+    if len({saved.path.resolve() for saved in models}) < len(models):
+        raise UserError(f"--model_path {','.join(str(saved.path) for saved in models)}: names a folder twice")
     for saved in more:
         if (saved.kind, set(saved.outputs)) != (first.kind, set(first.outputs)):
             differ = sorted(set(saved.outputs) ^ set(first.outputs))
@@ -51,7 +54,9 @@ def check_alike(models: list[SavedModel]) -> None:
             )
 
 
-def share_cells(file: RawFile, models: list[SavedModel], config: IngestConfig, progress: bool = False) -> list[Share]:
+def share_cells(
+    file: RawFile, models: list[SavedModel], config: IngestConfig, progress: bool = False, in_turn: Callable = map
+) -> list[Share]:
     """Read a file for one or several model folders, and choose the folder for each cell.
 
     A cell goes to the first folder for which it has counts in all modalities that the folder reads; a cell without
@@ -59,7 +64,7 @@ def share_cells(file: RawFile, models: list[SavedModel], config: IngestConfig, p
 
     Parameters
     ----------
-    file, config, progress : as in `read_query`
+    file, config, progress, in_turn : as in `read_query`
     models : one or several folders
 
     Returns
@@ -72,13 +77,13 @@ def share_cells(file: RawFile, models: list[SavedModel], config: IngestConfig, p
         As `read_query`; if the folders are not alike; if none can read any cell.
     """
     if len(models) == 1:
-        return [Share(models[0], models[0].path.name, read_query(file, models[0], config, progress))]
+        return [Share(models[0], models[0].path.name, read_query(file, models[0], config, progress, None, in_turn))]
     check_alike(models)
     names, found = file_names([saved.path for saved in models]), []
     for saved, name in zip(models, names, strict=True):
         inputs = saved.model_config.inputs
         if set(inputs) <= file.modalities.keys() and len(common_barcodes(file.modalities, inputs)):
-            found.append(Share(saved, name, read_query(file, saved, config, progress)))
+            found.append(Share(saved, name, read_query(file, saved, config, progress, None, in_turn)))
     if not found:
         raise UserError(
             f"{file.path}: holds {' and '.join(file.modalities)}, and no folder of --model_path reads cells with that; "

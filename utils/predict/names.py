@@ -10,8 +10,8 @@ from models.shapes import MODALITIES
 from utils.cells.preprocessed import RawFile
 from utils.errors import UserError
 from utils.predict.infer import latents_of
+from utils.train.cell_types import CELL_TYPES
 from utils.train.model_folder import SavedModel
-from utils.train.tasks import CELL_TYPES
 
 MEASURED = {"rna": "rna_measured", "atac": "atac_measured"}
 """Modality → column of obs: whether the model has read this modality of a cell, which is else inferred or missing."""
@@ -103,14 +103,3 @@ class Names:
                 "names with --prefix, for example --prefix new_"
             )
         return []
-
-
-def column_names(outputs: list[str]) -> list[str]:
-    """The outputs as names of columns that HDF5 can hold: without slashes, none twice, none that is reserved."""
-    names: list[str] = []
-    for output in outputs:
-        name = output.replace("/", "|")
-        while name in names or name in ("_index", ".", ".."):
-            name += "_"
-        names.append(name)
-    return names

@@ -3,7 +3,7 @@
 import platform
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,9 +15,10 @@ from pandas.api.types import union_categoricals
 from utils import __version__
 from utils.cells.preprocessed import STAMP, STAMPED, RawFile
 from utils.files.additions import Array, Part, fill
+from utils.files.write import column_names
 from utils.predict.infer import Prediction
 from utils.predict.mixed import Share
-from utils.predict.names import LABELLED_BY, MEASURED, Names, column_names
+from utils.predict.names import LABELLED_BY, MEASURED, Names
 from utils.predict.query import Query
 
 
@@ -87,8 +88,13 @@ class Output:
             self.arrays[place] = self.parts[number].array(key, values.shape[1])
         fill(self.arrays[place], self.in_part[number][rows], values)
 
-    def finish(self, entry: dict) -> pd.DataFrame:
+    def finish(self, entry: dict, more: Callable[[pd.DataFrame], dict] = lambda columns: {}) -> pd.DataFrame:
         """Write the columns, and the entry of uns that records what made the predictions.
+
+        Parameters
+        ----------
+        entry : from `provenance`
+        more : further entries, from the columns
 
         Returns
         -------
@@ -99,6 +105,7 @@ class Output:
         columns = columns.rename(columns=lambda column: names.prefix + column)
         for part, rows in zip(self.parts, self.of_file, strict=True):
             part.columns(_rows_of(columns, rows, part.names))
+        entry.update(more(columns))
         if names.provenance == STAMP and self.file.stamp is not None:
             entry[STAMPED] = self.before if isinstance(self.before, str) else self.before[STAMPED]
         elif self.before is not None and not _is_prediction(self.before):
@@ -187,7 +194,7 @@ def _provenance(share: Share, choices: object) -> dict:
     how = {} if choices is None else {"choices": choices}
     return (
         {
-            "model": saved.path.resolve().name,
+            "model": saved.name,
             "model_hash": saved.hash,
             "trained_on_simulated_cells": saved.is_simulated,
             "outputs": np.array(saved.outputs, dtype=object),

@@ -1,5 +1,6 @@
 """New cells for a trained model: what the file holds of its features, and their values, any cells at a time."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -63,6 +64,8 @@ class Query:
 
     def values(self, modality: str) -> csr_matrix:
         """Read the model-ready values of a modality [cells, features]."""
+        if not len(self):  # scanpy, which normalises, refuses no cells
+            return csr_matrix((0, len(self.ingested[modality].alignment.features)), dtype=np.float32)
         blocks = self.ingested[modality].chosen(self.rows[modality])
         return vstack([model_values(modality, counts, self.target_sum) for counts in blocks], format="csr")
 
@@ -83,8 +86,8 @@ class Query:
         """
         places = [ingested.source.matrices[ingested.place][0] for ingested in self.ingested.values()]
         size = min(BLOCK_CELLS, FILE_BLOCKS * min(matrix.block_rows for matrix in places))
-        rounds = -(-len(self) // (size * n_shares))
-        size = -(-len(self) // (rounds * n_shares))
+        rounds = max(-(-len(self) // (size * n_shares)), 1)
+        size = max(-(-len(self) // (rounds * n_shares)), 1)
         return [np.arange(start, min(start + size, len(self))) for start in range(0, len(self), size)]
 
 
@@ -104,6 +107,7 @@ def read_query(
     config: IngestConfig,
     progress: bool = False,
     inputs: tuple[str, ...] | None = None,
+    in_turn: Callable = map,
 ) -> Query:
     """Read cells once, so that they can be prepared as the model's training cells were, always from their counts.
 
@@ -114,6 +118,7 @@ def read_query(
     config : overrides for what cannot be inferred from the file
     progress : show progress bars
     inputs : modalities to prepare; by default those that the composed model reads
+    in_turn : as in `ingest`
 
     Raises
     ------
@@ -133,7 +138,7 @@ def read_query(
     config = replace(at_coverage_of(saved, config), genome=config.genome or saved.stamp.get("genome"))
     ingests, rows, measured, report, warnings, coverage = {}, {}, {}, list(file.notes), [], {}
     for name in inputs:
-        ingested = ingest(file.modalities[name], config, saved.features[name], progress)
+        ingested = ingest(file.modalities[name], config, saved.features[name], progress, in_turn)
         report, warnings = report + ingested.report(), warnings + ingested.warnings
         coverage |= {f"{name}_coverage": ingested.alignment.coverage, f"{name}_count_coverage": ingested.count_coverage}
         ingests[name], rows[name] = ingested, ingested.barcodes.get_indexer(barcodes)

@@ -14,6 +14,7 @@ from models.shapes import FEATURES
 from utils import __version__
 from utils.cells.labels import clean_labels
 from utils.cells.preprocessed import Cells, RawFile
+from utils.evaluate.across import coverage_text
 from utils.evaluate.label_report import MEANINGS, LabelledCells, check_column, samples_of, write_label_report
 from utils.files.write import whole_file
 from utils.predict.infer import Prediction
@@ -74,10 +75,13 @@ def facts_of(saved: SavedModel, entry: dict) -> dict[str, str]:
             )
     facts["confidence"] = str(entry["calibration"])
     if sets := entry.get("prediction_sets"):
+        kind = "cells of batches left out" if "across" in saved.fitted else "validation cells"
         facts["prediction sets"] = (
             f"at least {sets['coverage']:.0%} of the sets hold the true type, for cells like the "
-            f"{sets['n_cells']:,} validation cells that set the threshold"
+            f"{sets['n_cells']:,} {kind} that set the threshold"
         )
+    if "across" in saved.fitted:
+        facts["within and across batches"] = coverage_text(saved.fitted["across"])
     if novelty := entry.get("novelty"):
         facts["novelty"] = (
             f"by the {novelty['method']}, against {novelty['n_cells']:,} validation cells; novel below a p-value of "
@@ -156,7 +160,17 @@ def labelled_cells(
         entry["novelty"]["novel_below"] if "novelty" in entry else None,
         names.prefix,
         (names.embedding, *map(names.latent, names.latents), names.prefix + names.table),
+        **_explained(entry, modality),
     )
+
+
+def _explained(entry: dict, modality: str) -> dict:
+    """What the page shows of an explanation, from the entry of uns; nothing if there is none."""
+    if "explanation" not in entry:
+        return {}
+    table = entry["explanation"]["features"]
+    lines = [*map(str, entry["explanation"]["lines"])]
+    return {"explained": table[table["modality"] == modality], "explained_check": lines}
 
 
 def evaluated_cells(
@@ -180,7 +194,7 @@ def evaluated_cells(
     """
     entry = saved.task.provenance(saved.fitted, choices) | {
         "reads": saved.model_config.inputs,
-        "model": saved.path.resolve().name,
+        "model": saved.name,
         "model_hash": saved.hash,
         "scmomer_version": __version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -6,22 +6,30 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix, hstack
 
+from utils.cells.hierarchy import TOP, ancestors_of
 from utils.cells.labels import label_codes, limit_labels
 from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import Cells
 from utils.errors import UserError
 from utils.evaluate import conformal
+from utils.evaluate.across import coverage_by_place
 from utils.evaluate.baselines import FEW_LABEL_BASELINES, TYPE_BASELINES
-from utils.evaluate.calibration import expected_calibration_error
+from utils.evaluate.calibration import error_auroc, expected_calibration_error
 from utils.evaluate.embedding import embedding_scores
 from utils.evaluate.metrics import bootstrap_interval, per_class_table
 from utils.evaluate.plots import confusion
-from utils.predict.infer import predict
+from utils.predict.infer import Prediction, predict
 from utils.predict.report import EVALUATION_LEAD, evaluated_cells, write_report_of
 from utils.train.config import InferConfig, LabelConfig
 from utils.train.distributed import Runtime
 from utils.train.model_folder import SavedModel
 
+DOUBTS = ("confidence", "agreement")
+"""Columns that are low where the model doubts."""
+PLACES = {
+    "set_coverage_within": "in batches that training cells have",
+    "set_coverage_across": "in batches that they do not have",
+}
 WITH_SETS = "logistic regression"
 """The baseline whose prediction sets stand beside the model's."""
 
@@ -97,6 +105,7 @@ def score_types(
     if len(never):
         print("never predicted by the model: " + ", ".join(f"{name} ({n:,} cells)" for name, n in never.items()))
 
+    batches, is_known = batches_of(saved, cells, rows)
     table = {}
     for name in predicted:
         table[name] = saved.task.scores(truth, predicted[name])
@@ -106,11 +115,12 @@ def score_types(
         codes = label_codes(truth, classes)  # -1 for types that the method does not know
         table[name]["calibration_error"] = expected_calibration_error(share[codes >= 0], codes[codes >= 0])
         if fitted := sets.get(name):
-            table[name] |= conformal.set_scores(conformal.prediction_sets(fitted, share, coverage), codes)
+            held = conformal.prediction_sets(fitted, share, coverage)
+            table[name] |= conformal.set_scores(held, codes)
+            table[name] |= {} if is_known is None else coverage_by_place(held, codes, is_known)
         if settings.get(name) is not None:
             table[name]["setting"] = settings[name]  # penalty C, or number of neighbours, chosen on validation cells
-    batches = cells.obs.get((cells.stamp.get("split") or {}).get("split_by"))
-    batches = None if batches is None else batches.iloc[rows]
+    table["scmomer"] |= trust_scores(prediction, truth, saved)
     say_sets(table, coverage)
     return table | {
         "n_cells": len(rows),
@@ -120,6 +130,41 @@ def score_types(
     }
 
 
+def batches_of(saved: SavedModel, cells: Cells, rows: np.ndarray) -> tuple[pd.Series | None, np.ndarray | None]:
+    """The batch of some cells, and whether training cells come from it; None twice where no column names batches.
+
+    The column is that of --calibrate_across, or the one by which preprocess.py has split the cells.
+    """
+    column = saved.training.get("calibrate_across") or (cells.stamp.get("split") or {}).get("split_by")
+    batches = cells.obs.get(column)
+    if batches is None:
+        return None, None
+    return batches.iloc[rows], batches.iloc[rows].isin(batches.iloc[cells.rows("train")].unique()).to_numpy()
+
+
+def trust_scores(prediction: Prediction, truth: np.ndarray, saved: SavedModel) -> dict[str, float]:
+    """How well the doubts in a model's output mark its errors (AUROC), and how often the parents of sets are right."""
+    values = prediction.values
+    wrong = values["predicted_cell_type"] != truth
+    scores = {f"{name}_auroc": error_auroc(wrong, -values[name]) for name in DOUBTS if name in values}
+    if "agreement" in values:
+        all_agree = values["agreement"] == 1
+        scores["both_auroc"] = error_auroc(wrong, -values["confidence"] - values["agreement"])
+        scores["all_agree"] = float(all_agree.mean())
+        for name, rows in {"accuracy_where_all_agree": all_agree, "accuracy_elsewhere": ~all_agree}.items():
+            scores |= {name: float(1 - wrong[rows].mean())} if rows.any() else {}
+    if "is_novel" in values:
+        scores["novel"] = float(values["is_novel"].mean())
+    if "parent_cell_type" in values:
+        parents, hierarchy = values["parent_cell_type"], saved.fitted["hierarchy"]
+        above = {name: set(ancestors_of(name, hierarchy)) | {TOP} for name in set(truth)}
+        scores["parent_holds"] = float(
+            np.mean([name in above[true] for name, true in zip(parents, truth, strict=True)])
+        )
+        scores["parent_is_a_type"] = float(np.isin(parents, saved.outputs).mean())
+    return scores
+
+
 def say_sets(table: dict, coverage: float) -> None:
     """Print coverage and size of the prediction sets of each method that has some."""
     for name, row in table.items():
@@ -127,7 +172,16 @@ def say_sets(table: dict, coverage: float) -> None:
             print(
                 f"prediction sets at a coverage of {coverage:g}, {name}: {row['set_coverage']:.1%} hold the true type, "
                 f"{row['set_size']:.2f} types on average"
+                + "".join(f"; {row[key]:.1%} {words}" for key, words in PLACES.items() if key in row)
             )
+    if "agreement_auroc" in table["scmomer"]:
+        agreement, confidence, both = (
+            table["scmomer"][f"{name}_auroc"] for name in ("agreement", "confidence", "both")
+        )
+        print(
+            f"errors marked by low confidence: AUROC {confidence:.3f}; by low agreement with the simple classifiers: "
+            f"{agreement:.3f}; by the sum of both: {both:.3f}"
+        )
 
 
 def fit_baseline_sets(saved: SavedModel, cells: Cells, labels: pd.Series, baselines: dict[str, tuple]) -> dict:
@@ -180,7 +234,7 @@ def fit_baselines(saved: SavedModel, cells: Cells, labels: pd.Series) -> dict[st
     """
     known_types = label_codes(labels, sorted(set(labels.dropna())))
     per_type = saved.training.get("labels_per_type", 0)
-    is_known = limit_labels(known_types, cells, per_type, saved.training["seed"]) >= 0
+    is_known = limit_labels(known_types, cells, per_type, saved.training.get("seed", 0)) >= 0
     train, val = (rows[is_known[rows]] for rows in (cells.rows("train"), cells.rows("val")))
     inputs = saved.model_config.inputs
     x_train, x_val, x_all = (features(cells, inputs, rows) for rows in (train, val, cells.rows("train")))

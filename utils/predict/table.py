@@ -18,6 +18,17 @@ def table_path(path: str | Path) -> Path:
     return path.with_name(f"{path.stem.removesuffix('.predicted')}.predicted.csv")
 
 
+def comments_of(entry: dict) -> list[str]:
+    """What stands above a table: versions, model, command and warnings, from the entry of uns."""
+    return [
+        f"scMomer {__version__}, {entry['date']}",
+        f"model {entry['model']}, {entry['model_hash']}",
+        f"command {entry['command']}",
+        *map(str, entry["warnings"]),
+        *map(str, entry.get("left_out", ())),
+    ]
+
+
 def write_table(labelled: Labelled, path: str | Path) -> None:
     """Write the predicted columns of all cells to .csv, below comments with versions, model and warnings.
 
@@ -35,14 +46,7 @@ def write_table(labelled: Labelled, path: str | Path) -> None:
     UserError
         If the folder cannot be written to.
     """
-    entry = labelled.entry
-    lines = [
-        f"scMomer {__version__}, {entry['date']}",
-        f"model {entry['model']}, {entry['model_hash']}",
-        f"command {entry['command']}",
-        *map(str, entry["warnings"]),
-        *map(str, entry.get("left_out", ())),
-    ]
+    lines = comments_of(labelled.entry)
     with whole_file(path) as partial, open(partial, "w", newline="") as file:
         file.writelines(f"{COMMENT} {' '.join(line.split())}\n" for line in lines)
         labelled.columns.to_csv(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from models.device import wait_for
 from models.minibatch import Minibatch
 from models.objectives import Objective
 from utils.cells.minibatches import CellDataset, MicroBatch
@@ -109,8 +110,7 @@ def measure_steps(
             except torch.OutOfMemoryError:
                 objective.zero_grad(set_to_none=True)
                 return steps
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wait_for(device)
             seconds = time.perf_counter() - started
             peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
             objective.zero_grad(set_to_none=True)

@@ -19,6 +19,10 @@ def number_or_auto(text: str) -> int | None:
     return None if text == "auto" else int(text)
 
 
+Device = Literal["auto", "cpu", "cuda", "mps"]
+DEVICE_HELP = "where to compute: cuda is an NVIDIA GPU, mps an Apple GPU (untested); auto uses a GPU if there is one"
+
+
 @dataclass
 class TrainConfig:
     """Training settings of all stages. Defaults are the published values where the paper gives one."""
@@ -65,8 +69,10 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = field(
         default="fp32", metadata={"help": "floating-point precision; bf16 uses autocast to bfloat16"}
     )
-    device: Literal["auto", "cpu", "cuda"] = field(
-        default="auto", metadata={"help": "where to compute; auto uses a GPU if there is one"}
+    device: Device = field(default="auto", metadata={"help": DEVICE_HELP})
+    deterministic: bool = field(
+        default=True,
+        metadata={"help": "on a GPU, the same run gives the same bits again; off, it may be a little faster"},
     )
     save_steps: int = field(default=500, metadata={"help": "optimiser steps between saves of the training state"})
     resume: bool = field(default=False, metadata={"help": "continue an interrupted run from its saved training state"})
@@ -94,9 +100,7 @@ class InferConfig:
             "help": "cells per forward pass and process; use 2 or more, since with 1 each cell is computed twice"
         },
     )
-    device: Literal["auto", "cpu", "cuda"] = field(
-        default="auto", metadata={"help": "where to compute; auto uses a GPU if there is one"}
-    )
+    device: Device = field(default="auto", metadata={"help": DEVICE_HELP})
     precision: Literal["fp32", "bf16"] = field(
         default="fp32", metadata={"help": "floating-point precision; bf16 uses autocast to bfloat16"}
     )

@@ -4,7 +4,7 @@ Without a launcher there is one process, and every exchange below returns what i
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -76,25 +76,94 @@ class Runtime:
         dist.all_gather_object(gathered, value)
         return gathered
 
+    def in_turn(self, function: Callable, items: Iterable) -> Iterator:
+        """Apply a function to items, which the processes take in turn; yield all results in order on every process.
+
+        With one process it is `map`. Results travel as in `gather`.
+
+        Raises
+        ------
+        UserError
+            On every process, if the function raises it on any.
+        """
+        if self.world_size == 1:
+            yield from map(function, items)
+            return
+        items = list(items)
+        for start in range(0, len(items), self.world_size):
+            mine, found = start + self.rank, None
+            if mine < len(items):
+                try:
+                    found = function(items[mine])
+                except UserError as error:
+                    found = error
+            for result in self.gather(found)[: len(items) - start]:
+                if isinstance(result, UserError):
+                    raise result
+                yield result
+
     def barrier(self) -> None:
         """Wait until every process has reached this call."""
         if self.world_size > 1:
             dist.barrier()
 
 
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """Return the device for --device; `auto` is a GPU if there is one.
+class Quiet(Runtime):
+    """A process that does not print: the runs of folds would hide the results."""
+
+    def say(self, text: str) -> None:
+        pass
+
+
+def choose_device(name: str, local_rank: int = 0, is_alone: bool = True) -> torch.device:
+    """Return the device for --device: `auto` is an NVIDIA GPU, else an Apple GPU, else the CPU.
+
+    Parameters
+    ----------
+    name : auto, cpu, cuda or mps
+    local_rank : number of this process on its machine, and of its GPU
+    is_alone : whether there is one process; several cannot share an Apple GPU
 
     Raises
     ------
     UserError
-        If a GPU is asked for and none is visible.
+        If a GPU is asked for that is not visible, or that several processes cannot share.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device is visible here; use --device auto or --device cpu")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next((kind for kind in there if there[kind] and (is_alone or kind == "cuda")), "cpu")
+    if not there.get(name, True):
+        raise UserError(f"--device {name}: no such device is visible here; use --device auto or --device cpu")
+    if name == "mps" and not is_alone:
+        raise UserError("--device mps: several processes cannot share it; start one, or use --device cpu")
+    if name != "cuda":
+        return torch.device(name)
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local_rank} has no GPU of its own, because {torch.cuda.device_count()} are visible here; start "
+            "as many processes as GPUs"
+        )
     return torch.device("cuda", local_rank)
+
+
+def set_up(device: torch.device, deterministic: bool = True) -> None:
+    """Prepare a device for a run; nothing is done for CPUs.
+
+    Matrix products of float32 on an NVIDIA GPU are computed in TF32, with the range of float32 and 10 bits of fraction.
+
+    Parameters
+    ----------
+    device : from `choose_device`
+    deterministic : the same run gives the same bits again. PyTorch then chooses algorithms that add in a fixed order
+    """
+    if device.type != "cuda":
+        return
+    torch.cuda.set_device(device)
+    torch.set_float32_matmul_precision("high")
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's buffers, which decide about its order
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a safeguard that costs a pass over memory
 
 
 _groups = []
@@ -103,20 +172,27 @@ were the last one, dropping it would wait for gloo's thread while holding the in
 may be waiting: a deadlock."""
 
 
+def lone_process(device: str) -> Runtime:
+    """The `Runtime` of a script that is never launched as several processes."""
+    chosen = choose_device(device)
+    set_up(chosen)
+    return Runtime(chosen)
+
+
 @contextmanager
-def distributed_run(device: str) -> Iterator[Runtime]:
+def distributed_run(device: str, deterministic: bool = True) -> Iterator[Runtime]:
     """Yield the `Runtime` of this process: one of those that a launcher (torchrun) started, or a single one.
 
     Processes communicate by NCCL between GPUs and by gloo between CPUs.
 
     Parameters
     ----------
-    device : auto, cpu or cuda
+    device : auto, cpu, cuda or mps
+    deterministic : see `set_up`
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")), world_size == 1)
+    set_up(chosen, deterministic)
     if world_size == 1:
         yield Runtime(chosen)
         return

@@ -4,9 +4,12 @@ from collections.abc import Callable
 
 from models.heads import Head
 from models.scmomer import ScMomer
-from models.shapes import MODALITIES, ScMomerConfig, other
+from models.shapes import MODALITIES, FusionConfig, ScMomerConfig, other
 from utils.errors import UserError
 from utils.train.model_folder import SavedModel, load_parts
+
+SCBERT_HIDDEN = 512
+"""Width of the first hidden layer of scBERT's classifier; the second has --classifier_hidden (in scBERT 128)."""
 
 
 def parts_for_head(parent: SavedModel, other_modality: str, missing: str) -> tuple[dict, dict]:
@@ -15,7 +18,7 @@ def parts_for_head(parent: SavedModel, other_modality: str, missing: str) -> tup
     Parameters
     ----------
     parent : a folder of stage I, II or III
-    other_modality : student, zeros or measured, as in `ScMomerConfig`
+    other_modality : student, zeros, measured or none, as in `ScMomerConfig`
     missing : the modality to leave out, for zeros with a parent that has both towers
 
     Returns
@@ -25,9 +28,17 @@ def parts_for_head(parent: SavedModel, other_modality: str, missing: str) -> tup
     Raises
     ------
     UserError
-        If `other_modality` needs a student or a second encoder that the parent lacks.
+        If `other_modality` needs a student or a second encoder that the parent lacks, or an RNA encoder alone.
     """
     is_alone = parent.kind in MODALITIES  # one encoder of stage I
+    if other_modality == "none":
+        if parent.kind != "rna":
+            raise UserError(
+                f"--other_modality none: reads RNA alone, as scBERT does, but {parent.path} is no RNA encoder of "
+                "stage I; give a folder of pretrain_rna.py"
+            )
+        parts = parent.config | {"fusion": FusionConfig(latent_dim=SCBERT_HIDDEN)}
+        return parts, {"missing": "atac", "other_modality": "none"}
     lacks_student = other_modality == "student" and parent.kind != "student"
     if lacks_student or (other_modality != "zeros" and is_alone):
         raise UserError(

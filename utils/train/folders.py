@@ -88,6 +88,30 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> str:
     return file_hash(path / MANIFEST)
 
 
+def copy_folder(path: Path, target: Path, texts: dict[str, str]) -> str:
+    """Write a copy of a folder, in which some of the files hold other texts, and return the copy's hash.
+
+    Parameters
+    ----------
+    path, target : the folder, and the one to write or replace, which may be the same
+    texts : name of a file → its text in the copy
+    """
+
+    def write(folder: Path) -> None:
+        for name in listed_files(path):
+            if name in texts:
+                (folder / name).write_text(texts[name])
+            else:
+                shutil.copyfile(path / name, folder / name)
+
+    return write_folder(target, write)
+
+
+def listed_files(path: Path) -> list[str]:
+    """Return the names of the files that a folder's manifest lists."""
+    return list(json.loads((path / MANIFEST).read_text()))
+
+
 def read_folder(path: str | Path, read: Callable[[Path, str], T], *needed: str) -> T:
     """Compare every file of a folder with its manifest, then read the folder; nothing is renamed or repaired.
 

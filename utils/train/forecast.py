@@ -6,6 +6,7 @@ from itertools import islice
 
 import torch
 
+from models.device import wait_for
 from models.minibatch import Minibatch
 from models.objectives import Objective
 from utils.cells.minibatches import CellDataset, Plan
@@ -76,8 +77,7 @@ def seconds_per_pass(objective: Objective, forward: Callable, train: CellDataset
             batch = train[some[len(some) * quarter // 4]]
             started = time.perf_counter()
             forward(batch)[0].sum().backward()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wait_for(device)
             seconds.append(time.perf_counter() - started)
             objective.zero_grad(set_to_none=True)
             if sum(seconds) > LONG:

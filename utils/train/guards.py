@@ -94,8 +94,8 @@ class FiniteGuard:
     cells: dict[str, None] = field(default_factory=dict)
 
     def note(self, rows: Tensor, loss: Tensor) -> None:
-        """Remember which cells of a minibatch have no finite loss [B]."""
-        bad = ~torch.isfinite(loss.detach()).cpu()
+        """Remember which cells of a minibatch have no finite loss [B], both on the CPU."""
+        bad = ~torch.isfinite(loss)
         if bad.any():
             self.cells |= dict.fromkeys(self.barcodes[rows[bad].numpy()])
 
@@ -137,10 +137,10 @@ class Spread:
     moments: Tensor | None = None  # [3, D] count, sum and sum of squares of each dimension
 
     def add(self, embedding: Tensor | None, weight: Tensor) -> None:
-        """Add the embeddings [B, D] of a minibatch; cells of weight 0 do not count."""
+        """Add the embeddings [B, D] of a minibatch, on the CPU; cells of weight 0 do not count."""
         if embedding is None:
             return
-        x, w = embedding.detach().double().cpu(), weight.double().cpu()[:, None]
+        x, w = embedding.double(), weight.double()[:, None]
         moments = torch.stack([w.sum(0).expand(x.shape[1]), (w * x).sum(0), (w * x * x).sum(0)])
         self.moments = moments if self.moments is None else self.moments + moments
 

@@ -35,7 +35,10 @@ from utils.train.lock import sole_writer
 from utils.train.log import RunLog, copy_log, training_folder
 from utils.train.schedule import learning_rate
 from utils.train.state import Progress, keep_step_size, load_state, saved_batch_size, starts_anew, write_state
-from utils.train.sums import Sums, add_up, means, total
+from utils.train.sums import Sums, add_up, means, read_together, total
+
+READ_EVERY = 32
+"""Minibatches of an evaluation between two transfers of results from the device."""
 
 
 def fit(
@@ -274,7 +277,7 @@ def train_epoch(
         initial=plan.first_step * plan.step_size,
         shown=runtime.is_main,
     )
-    rate, cells_done, step_sums = 0.0, 0, {}
+    rate, cells_done, passes = 0.0, 0, []
     for i, batch in enumerate(loader):
         micro = i % config.grad_acc  # micro-batch within the optimiser step
         if micro == 0:
@@ -285,7 +288,7 @@ def train_epoch(
                 config.warmup_epochs,
                 config.cycle_epochs,
             )
-            step_sums = {}
+            passes = []
         is_last = micro == config.grad_acc - 1
         # Gradients accumulate in each process; only the last micro-batch of a step exchanges them between processes.
         exchange = nullcontext() if is_last or runtime.world_size == 1 else module.no_sync()
@@ -294,13 +297,18 @@ def train_epoch(
             # The loss of a step is the mean over its cells, on all processes. DistributedDataParallel divides summed
             # gradients by the number of processes, so we multiply by it.
             (loss.sum() / batch.step_cells * runtime.world_size).backward()
-        guard.note(batch.row, loss)
-        add_up(step_sums, metrics | {"loss": (loss.detach().sum(), batch.weight.sum())})
+        passes.append((batch, loss.detach(), metrics))
         if not is_last:
             continue
         norm = nn.utils.clip_grad_norm_(
             [p for g in optimizer.param_groups for p in g["params"]], config.clip_norm or math.inf
         )
+        # The one moment of a step at which the CPU waits for a GPU.
+        norm, results = read_together((norm, [results for _, *results in passes]))
+        step_sums = {}
+        for (part, *_), (losses, metrics) in zip(passes, results, strict=True):
+            guard.note(part.row, losses)
+            add_up(step_sums, metrics | {"loss": (losses.sum(), part.weight.sum())})
         is_finite = math.isfinite(norm) and math.isfinite(step_sums["loss"][0])
         # All processes must skip the same steps and stop after the same step, even if only one has a reason.
         is_bad, is_stopping = runtime.any(not is_finite, bool(stop.name))
@@ -341,11 +349,22 @@ def evaluate(objective: Objective, loader, config: TrainConfig, runtime: Runtime
     Where the objective has an embedding, `spread` is its standard deviation over cells.
     """
     objective.eval()
-    sums, spread = {}, Spread()
+    sums, spread, passes = {}, Spread(), []
+
+    def read() -> None:
+        results = read_together([results for _, results in passes])
+        for (batch, _), (losses, metrics, *embedding) in zip(passes, results, strict=True):
+            add_up(sums, metrics | {"loss": (losses.sum(), batch.weight.sum())})
+            spread.add(*(embedding or [None]), batch.weight)
+        passes.clear()
+
     for batch in loader:
         loss, metrics = run(objective, batch, config, runtime)
-        add_up(sums, metrics | {"loss": (loss.sum(), batch.weight.sum())})
-        spread.add(objective.embedding, batch.weight)
+        passes.append((batch, (loss, metrics) if objective.embedding is None else (loss, metrics, objective.embedding)))
+        if len(passes) == READ_EVERY:
+            read()
+    if passes:
+        read()
     deviation = spread.deviation(runtime)
     return means(sums, runtime) | ({} if deviation is None else {"spread": deviation})
 

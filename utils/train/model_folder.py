@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import numpy as numpy_file
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import utils.train.cell_types  # noqa: F401  # registers the task, so that its folders are known
 from models.atac_encoder import ATACEncoder
 from models.objectives import MaskedATAC, MaskedRNA
 from models.rna_encoder import RNAEncoder
@@ -29,8 +31,17 @@ from models.shapes import (
 from utils import __version__
 from utils.errors import UserError, reading
 from utils.train.folders import read_folder
+from utils.train.hub import HUB, address_of, front_matter, local_folder
 from utils.train.tasks import TRAINED, Trained, check_positive
-from utils.train.weights import check_declared, check_finite, check_shapes, load_strictly, shapes_of, stored_shapes
+from utils.train.weights import (
+    Shapes,
+    check_declared,
+    check_finite,
+    check_shapes,
+    load_strictly,
+    shapes_of,
+    stored_shapes,
+)
 
 PRETRAINED = {
     "rna": "an RNA encoder (pretrain_rna.py)",
@@ -46,6 +57,7 @@ CONFIGS = {
     "student": StudentConfig,
 }
 """Part of a model → dataclass with its shape; the head's is its task's."""
+ASSAYS = {"rna": "scRNA-seq", "atac": "scATAC-seq"}
 
 
 def in_words(kind: str) -> str:
@@ -66,10 +78,12 @@ class SavedModel:
     stamp : constants of the preprocessing
     outputs : names of the head's outputs, in their order (for cell types, the types)
     fitted : what the task fitted on validation cells after training (for cell types, the temperature)
+    arrays : the larger part of what the task fitted (for cell types, the boxed baselines), name → array
     options : settings of the composed model (missing, other_modality); latent_dim where the folder holds a head alone
     training : the settings of the command line
     parents : role → hash of a model folder that training started from
     path, hash : the folder it was loaded from, and the SHA-256 of its manifest
+    address : where it was downloaded from, hf://owner/name; empty for a local folder
     """
 
     kind: str
@@ -79,11 +93,18 @@ class SavedModel:
     state: dict[str, Tensor] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
     fitted: dict = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
     options: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
     path: Path | None = None
     hash: str = ""
+    address: str = ""
+
+    @property
+    def name(self) -> str:
+        """What outputs call the model: the folder's name, or owner/name on the hub."""
+        return self.address.removeprefix(HUB) if self.address else self.path.resolve().name
 
     def writer(self, module: nn.Module) -> Callable[[Path], None]:
         """A function that writes this folder with the weights that the module has when it is called."""
@@ -91,12 +112,15 @@ class SavedModel:
 
     @property
     def identity(self) -> dict:
-        """What identifies this training run: its settings and the models it starts from."""
-        return self.training | {"parents": self.parents}
+        """What identifies this training run: its settings, the shapes of its parts and the models it starts from."""
+        shapes = {name: value for part in self.config.values() for name, value in asdict(part).items()}
+        return self.training | shapes | {"parents": self.parents}
 
     def write(self, folder: Path) -> None:
         """Write all files into an empty folder (see `utils.train.folders.write_folder`)."""
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.state.items()}, folder / WEIGHTS)
+        if self.arrays:
+            numpy_file.save_file({name: np.ascontiguousarray(x) for name, x in self.arrays.items()}, folder / ARRAYS)
         for name, features in self.features.items():
             (folder / f"{FEATURES[name]}.txt").write_text("".join(f"{feature}\n" for feature in features))
         (folder / "config.json").write_text(
@@ -121,15 +145,24 @@ class SavedModel:
         )
         (folder / "README.md").write_text(self.card())
 
+    def front_matter(self, license: str = "unknown", **more: str) -> str:
+        """The lines of the card that the Hugging Face hub reads (see `utils.train.hub.front_matter`).
+
+        The licence of the weights follows from the data and the user's choice, which this program does not know.
+        """
+        pipeline = self.task.pipeline if self.task else "feature-extraction"
+        tags = ["biology", "single-cell", *(ASSAYS[name] for name in self.features), f"scmomer-{self.kind}"]
+        return front_matter(pipeline, tags + ["simulated"] * self.is_simulated, license, **more)
+
     def card(self) -> str:
         """The model card, in Markdown."""
         sizes = ", ".join(f"{len(names):,} {FEATURES[name]}" for name, names in self.features.items())
         shape = "\n".join(f"- {name}: {asdict(config)}" for name, config in self.config.items())
         head = f"\nPredicts: {', '.join(self.outputs)}\n" if self.outputs else ""
         if self.task is not None and (fitted := self.task.describe(self.fitted)):
-            head += f"\nFitted on validation cells: {fitted}.\n"
+            head += f"\nFitted on validation cells: {fitted}.\n{self.task.card(self.fitted)}"
         parents = "".join(f"- {flag}: {digest}\n" for flag, digest in self.parents.items()) or "- none\n"
-        return (
+        return self.front_matter() + (
             f"# scMomer: {in_words(self.kind)}\n\n{sizes}; {sum(t.numel() for t in self.state.values()):,} numbers "
             "(trained and frozen weights, constants).\n\n"
             f"Made by `python {Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}`\n{head}\n"
@@ -174,6 +207,12 @@ class SavedModel:
             return make_head(self.options["latent_dim"])
         return ScMomer(self.model_config, n_features.get("rna", 0), n_features.get("atac", 0), make_head)
 
+    def shapes(self, n_features: dict[str, int]) -> Shapes:
+        """Names and shapes of the weights of the declared model, which is not built."""
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of parts without any feature
+            return shapes_of(self._fresh(n_features).state_dict())
+
     def check(self, n_features: dict[str, int], stored: dict[str, tuple[int, ...]]) -> None:
         """Compare the declared model with the shapes of the weights, without building it.
 
@@ -182,10 +221,7 @@ class SavedModel:
         UserError
             If they differ, or a constant is impossible.
         """
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of parts without any feature
-            expected = shapes_of(self._fresh(n_features).state_dict())
-        check_shapes(expected, stored, self.path, NEUTRAL)
+        check_shapes(self.shapes(n_features), stored, self.path, NEUTRAL)
         try:
             if "rna" in n_features:
                 check_positive("target_sum", self.stamp.get("target_sum"))
@@ -195,7 +231,7 @@ class SavedModel:
             raise UserError(f"{self.path / 'config.json'}: {error}; {NO_MODEL[1]}") from error
 
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, ARRAYS = "model.safetensors", "fitted.safetensors"
 NEUTRAL = ("head.mean", "head.deviation")  # absent from folders of version 0.1; fresh values change nothing
 NO_MODEL = ("is not a valid model folder", "restore the folder, or train the model again")
 
@@ -205,21 +241,29 @@ def load_model(path: str | Path, *kinds: str) -> SavedModel:
 
     Parameters
     ----------
-    path : the folder
+    path : the folder, or its address on the Hugging Face hub (see `utils.train.hub.local_folder`)
     kinds : which kinds are accepted
 
     Raises
     ------
     UserError
-        If the folder is damaged or of another kind, its weights do not belong to the declared model, or a number is
-        not finite.
+        If the folder cannot be downloaded, is damaged or of another kind, its weights do not belong to the declared
+        model, or a number is not finite.
     """
+    folder, address = local_folder(path), address_of(path)
 
     def load(place: Path, digest: str) -> SavedModel:
-        with reading(path, *NO_MODEL):
-            return _load(place, Path(path), digest, kinds)
+        with reading(folder, *NO_MODEL):
+            return _load(place, folder, digest, kinds)
 
-    return read_folder(path, load, WEIGHTS, "config.json")
+    try:
+        saved = read_folder(folder, load, WEIGHTS, "config.json")
+    except UserError as error:
+        if address:
+            raise UserError(f"{error} (downloaded to {folder})".replace(str(folder), address, 1)) from error
+        raise
+    saved.address = address
+    return saved
 
 
 def _load(place: Path, folder: Path, digest: str, kinds: tuple[str, ...]) -> SavedModel:
@@ -256,6 +300,10 @@ def _load(place: Path, folder: Path, digest: str, kinds: tuple[str, ...]) -> Sav
             raise ValueError(f"{path.name} has a repeated line")
     model.state = {current_name(name): tensor for name, tensor in load_file(place / WEIGHTS).items()}
     check_finite(model.state, folder / WEIGHTS)
+    if model.task:
+        model.arrays = numpy_file.load_file(place / ARRAYS) if (place / ARRAYS).is_file() else {}
+        width = 0 if "latent_dim" in model.options else sum(n_features[name] for name in model.model_config.inputs)
+        model.task.check_arrays(model.arrays, model.fitted, width, len(model.outputs))
     return model
 
 
@@ -312,8 +360,16 @@ def check_fits(model: SavedModel, features: dict[str, np.ndarray], stamp: dict, 
                 f"{data_path}: its {len(features[name])} {FEATURES[name]} are not the {len(model.features[name])} "
                 f"of {model.path}, in their order; give the preprocessed file that the model was made from"
             )
-    both_have_rna = "rna" in model.features and "rna" in features  # ATAC is not normalised
-    for name in ("target_sum", "log_base") if both_have_rna else ():
+    if "rna" in features:
+        check_normalisation(model, stamp, data_path)
+
+
+def check_normalisation(model: SavedModel, stamp: dict, data_path: str | Path) -> None:
+    """Refuse data whose RNA was normalised in another way than the model's; ATAC is not normalised.
+
+    Parameters are those of `check_fits`.
+    """
+    for name in ("target_sum", "log_base") if "rna" in model.features else ():
         if model.stamp.get(name) != stamp.get(name):
             raise UserError(
                 f"{data_path}: was normalised with {name} {stamp.get(name)}, but {model.path} with "

@@ -14,7 +14,7 @@ from utils.cells.conditions import Changes, Perturbed
 from utils.cells.minibatches import CellDataset
 from utils.evaluate.perturbation import Conditions, Fold, correlations
 from utils.features.gene_vectors import GeneVectors
-from utils.train.distributed import Runtime
+from utils.train.distributed import Quiet
 from utils.train.model_folder import SavedModel, load_model
 from utils.train.stage import Stage
 from utils.train.tasks import Trained, register
@@ -33,13 +33,6 @@ class Perturbation(Trained):
 
 
 PERTURBATION = register(Perturbation())
-
-
-class Quiet(Runtime):
-    """A process that does not print: the runs of folds would hide the results."""
-
-    def say(self, text: str) -> None:
-        pass
 
 
 @dataclass(frozen=True)

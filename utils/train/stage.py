@@ -11,9 +11,10 @@ from models.objectives import Objective
 from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import Cells, read_cells
 from utils.train.config import InferConfig, TrainConfig
+from utils.train.continue_from import EarlierEncoder
 from utils.train.distributed import Runtime, distributed_run
 from utils.train.loop import fit, starts_anew
-from utils.train.model_folder import SavedModel, check_fits, load_model
+from utils.train.model_folder import SavedModel, check_fits, check_normalisation, load_model
 
 
 @dataclass
@@ -56,6 +57,22 @@ class Stage:
         model = load_model(path, *kinds)
         self.parents[role] = model.hash
         return model
+
+    def continue_from(self, kind: str, path: str, cells: Cells, given: dict) -> EarlierEncoder:
+        """The encoder of an earlier run or an imported folder, for these cells; says how many features are shared.
+
+        Parameters
+        ----------
+        kind : rna or atac
+        path : value of --continue_from
+        cells : what to train on
+        given : flags of the encoder's shape that stand on the command line, name → value
+        """
+        parent = self.start_from("continue_from", path, kind)
+        check_normalisation(parent, cells.stamp, self.flags.data_path)
+        encoder = EarlierEncoder.of(parent, cells.features[kind], self.flags.data_path, given)
+        self.runtime.say(encoder.report)
+        return encoder
 
     def check_fits(self, parent: SavedModel, cells: Cells) -> None:
         """Refuse cells whose features or normalisation are not the parent's."""
@@ -114,5 +131,5 @@ def training_stage(kind: str, flags: object, config: TrainConfig, folder: Path |
     """
     if folder is None:
         folder = Path(flags.ckpt_dir) / getattr(flags, "model_name", getattr(flags, "model", None))
-    with distributed_run(config.device) as runtime:
+    with distributed_run(config.device, config.deterministic) as runtime:
         yield Stage(kind, flags, config, runtime, folder)

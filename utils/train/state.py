@@ -17,9 +17,9 @@ from utils.train.model_folder import load_strictly, part
 from utils.train.sums import Sums
 
 MAY_CHANGE = {
-    *("epochs", "patience", "max_steps", "device", "save_steps", "resume", "overwrite"),
+    *("epochs", "patience", "max_steps", "device", "deterministic", "save_steps", "resume", "overwrite"),
     *("data_path", "ckpt_dir", "dir_train", "dir_val", "model_path", "rna_model_path", "atac_model_path"),
-    *("pretrained_model_path", "gene_embedding_path"),
+    *("pretrained_model_path", "gene_embedding_path", "continue_from"),
 }
 """Settings that may differ between a run and its resumption. Files and parent models may have moved; hashes of their
 contents are compared instead."""

@@ -1,12 +1,27 @@
-"""Add up metrics over minibatches and processes.
+"""Read metrics off the device, and add them up over minibatches and processes.
 
 Each metric is a sum and a count, and is divided only at the end: a mean of means would give the cells of a small last
 minibatch more weight than others.
 """
 
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
 from utils.train.distributed import Runtime
 
 Sums = dict[str, list[float]]  # metric → [sum, count]
+
+
+def read_together(tree):
+    """Return nested lists, tuples and dicts of tensors with the tensors on the CPU, as float32.
+
+    All travel in one transfer: each one would make the CPU wait until a GPU has done everything before it.
+    """
+    tensors, structure = tree_flatten(tree)
+    flat = torch.cat([tensor.detach().float().flatten() for tensor in tensors]).cpu()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    shapes = [tensor.shape for tensor in tensors]
+    return tree_unflatten([part.view(shape) for part, shape in zip(parts, shapes, strict=True)], structure)
 
 
 def add_up(sums: Sums, metrics: dict) -> None:

@@ -74,7 +74,9 @@ def _part_of(tensor: str, kind: str) -> str:
     return next((name for name in MODALITIES if f"towers.{name}." in tensor), kind)
 
 
-def check_shapes(expected: Shapes, found: Shapes, path: str | Path | None, optional: Iterable[str] = ()) -> None:
+def check_shapes(
+    expected: Shapes, found: Shapes, path: str | Path | None, optional: Iterable[str] = (), remedy: str = REMEDY
+) -> None:
     """Refuse weights whose names or shapes differ from those of a model.
 
     Parameters
@@ -82,6 +84,7 @@ def check_shapes(expected: Shapes, found: Shapes, path: str | Path | None, optio
     expected, found : shapes of the model's tensors and of those in the file
     path : path of the folder, for messages
     optional : names that may be missing
+    remedy : what the user can do
 
     Raises
     ------
@@ -98,7 +101,7 @@ def check_shapes(expected: Shapes, found: Shapes, path: str | Path | None, optio
             wrong.append(f"{name} is {_sizes(found[name])}, not {_sizes(expected[name])}")
     if wrong:
         more = f", and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
-        raise UserError(f"{path}: weights do not fit the model's shape ({', '.join(wrong[:NAMED])}{more}); {REMEDY}")
+        raise UserError(f"{path}: weights do not fit the model's shape ({', '.join(wrong[:NAMED])}{more}); {remedy}")
 
 
 def _sizes(shape: tuple[int, ...]) -> str:
