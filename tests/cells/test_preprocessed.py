@@ -3,19 +3,24 @@
 import json
 import os
 import re
+import shutil
+from dataclasses import replace
 
 import anndata as ad
+import h5py
 import mudata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.sparse import csr_matrix
 
 from tests.helpers import run
 from utils.cells.labels import encode_labels
-from utils.cells.minibatches import train_and_val
+from utils.cells.minibatches import CellDataset, train_and_val
 from utils.cells.preprocessed import STAMP, read_cells, read_raw
 from utils.errors import UserError
+from utils.files.disk_rows import FileRows
 from utils.files.write import write_whole
 
 
@@ -253,3 +258,55 @@ def test_a_path_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=f"{tmp_path / 'file' / 'a.h5ad'}: .*--out_path"):
         write_whole(rna(), tmp_path / "file" / "a.h5ad")
+
+
+class TestWhatPreprocessingKnows:
+    """Hashes and sums that preprocessing wrote are used as long as they fit the values."""
+
+    @pytest.fixture
+    def reads(self, monkeypatch) -> list:
+        """The numbers of cells that are read from the file."""
+        counted, getitem = [], FileRows.__getitem__
+
+        def noted(rows, numbers):
+            part = getitem(rows, numbers)
+            counted.append(part.shape[0])
+            return part
+
+        monkeypatch.setattr(FileRows, "__getitem__", noted)
+        return counted
+
+    def test_nothing_is_read_for_a_fingerprint_or_a_mean(self, ready_file, reads):
+        cells = read_cells(ready_file, ("rna", "atac"))
+        train, val = train_and_val(cells, 0)
+        checked = sum(reads)
+        assert checked <= 2 * 64
+        known = train.fingerprint, val.fingerprint, cells.train_mean("rna"), cells.train_mean("atac")
+        assert sum(reads) == checked
+        forgetful = replace(cells, values={name: values[:] for name, values in cells.values.items()}, train_sums={})
+        train, val = train_and_val(forgetful, 0)
+        computed = train.fingerprint, val.fingerprint, forgetful.train_mean("rna"), forgetful.train_mean("atac")
+        assert known[:2] == computed[:2]
+        for ours, theirs in zip(known[2:], computed[2:], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+
+    @pytest.mark.parametrize("change", ["values", "split", "hashes", "absent"])
+    def test_what_does_not_fit_is_computed_anew(self, change, ready_file, tmp_path, reads):
+        path = tmp_path / "cells.h5mu"
+        shutil.copy(ready_file, path)
+        with h5py.File(path, "r+") as file:
+            if change == "values":
+                file["mod/rna/X/data"][...] = file["mod/rna/X/data"][...] * 2
+            elif change == "split":
+                codes = file["obs/split/codes"][...]
+                file["obs/split/codes"][...] = codes[::-1]
+            elif change == "hashes":
+                del file["uns/scmomer_known/rna/hashes"]
+                file["uns/scmomer_known/rna/hashes"] = np.zeros(3, np.uint64)
+            else:
+                del file["uns/scmomer_known"]
+        cells, before = read_cells(path, ("rna", "atac")), read_cells(ready_file, ("rna", "atac"))
+        expected = cells.values["rna"][cells.rows("train")].mean(0)
+        np.testing.assert_allclose(cells.train_mean("rna"), np.asarray(expected).ravel(), rtol=1e-5, atol=1e-7)
+        ours, theirs = (CellDataset(c.values, c.obs.index).fingerprint for c in (cells, before))
+        assert (ours == theirs) == (change != "values")

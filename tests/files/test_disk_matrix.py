@@ -66,9 +66,6 @@ def test_scattered_rows_of_a_file(rows, how, dtype, tmp_path, monkeypatch):
 
 def test_a_sample_is_spread_over_the_file(matrix):
     sample = matrix.sample(16, 8)
-    if "CSC" in type(matrix.content).__name__:  # every stretch would cost a scan of the file
-        np.testing.assert_array_equal(sample.toarray(), DENSE[:16])
-        return
     starts = np.linspace(0, 55, 8).astype(int)
     np.testing.assert_array_equal(sample.toarray(), np.concatenate([DENSE[s : s + 2] for s in starts]))
     np.testing.assert_array_equal(matrix.sample(100).toarray(), DENSE)
@@ -109,3 +106,54 @@ def test_half_precision_is_read(form, tmp_path):
         file[name] = values
         file[name].attrs.update(attributes)
         np.testing.assert_array_equal(Matrix(file["X"], "cells.h5ad").rows(3, 9).toarray(), DENSE[3:9])
+
+
+class Reads:
+    """Counts the values that are read from a dataset of a file."""
+
+    def __init__(self, monkeypatch):
+        self.n, getitem = 0, h5py.Dataset.__getitem__
+
+        def counted(dataset, key, *rest, **more):
+            values = getitem(dataset, key, *rest, **more)
+            self.n += np.size(values) if dataset.file.filename.endswith("cells.h5ad") else 0
+            return values
+
+        monkeypatch.setattr(h5py.Dataset, "__getitem__", counted)
+
+
+@pytest.mark.parametrize("n_cells", [400, 1600])
+@pytest.mark.parametrize("form", ["csc", "compressed csr", "dense"])
+def test_each_value_is_read_a_fixed_number_of_times(form, n_cells, tmp_path, monkeypatch):
+    """By features, and by cells in any order, twice; memory holds small blocks only."""
+    monkeypatch.setattr(module, "BLOCK", 500)
+    monkeypatch.setattr(module, "IN_MEMORY", 2)
+    rng = np.random.default_rng(0)
+    dense = rng.poisson(0.3, (n_cells, 23)).astype(np.float32)
+    content, how = {"csc": (csc_matrix(dense), {}), "dense": (dense, {})}.get(
+        form, (csr_matrix(dense), {"compression": "gzip"})
+    )
+    with h5py.File(tmp_path / "cells.h5ad", "w") as file:
+        write_elem(file, "X", content, dataset_kwargs=how)
+    with h5py.File(tmp_path / "cells.h5ad") as file:
+        matrix, order = Matrix(file["X"], tmp_path / "cells.h5ad"), rng.permutation(n_cells)
+        reads, stored = Reads(monkeypatch), dense.size if form == "dense" else 2 * np.count_nonzero(dense)
+        for _ in range(2):
+            found = [block.toarray() for _, block in matrix.take(order).blocks()]
+            np.testing.assert_array_equal(np.concatenate(found), dense[order])
+        assert len(found) > 3
+        assert reads.n < 4 * stored
+
+
+def test_a_full_temporary_folder_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "IN_MEMORY", 1)
+    monkeypatch.setattr(module, "BLOCK", 50)
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("utils.files.row_copy._Copy.rows", full)
+    with h5py.File(tmp_path / "cells.h5ad", "w") as file:
+        write_elem(file, "X", csc_matrix(DENSE))
+        with pytest.raises(UserError, match="TMPDIR"):
+            Matrix(file["X"], tmp_path / "cells.h5ad").rows(0, 5)

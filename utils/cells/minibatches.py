@@ -18,7 +18,7 @@ import torch
 from models.masking import mix
 from models.minibatch import Minibatch, Ragged
 from utils.cells.false_pairs import FalsePairs
-from utils.files.disk_rows import Rows, row_lengths, select, shuffled
+from utils.files.disk_rows import Rows, hashes_of, row_lengths, select, shuffled
 
 AHEAD = 2
 """Number of minibatches made ahead of their use."""
@@ -182,13 +182,10 @@ class CellDataset:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of barcodes, conditions and measured values (or of what stands for these), which identifies cells."""
+        """SHA-256 of barcodes, conditions and hashes of measured values (or of what stands for these)."""
         digest = hashlib.sha256(self.barcode_hash.numpy().tobytes())
         for name in sorted(self.values):
-            for start in range(0, len(self), 2**12):
-                block = self.values[name][start : start + 2**12]
-                for part in (np.diff(block.indptr).astype(np.int64), block.indices.astype(np.int64), block.data):
-                    digest.update(np.ascontiguousarray(part).view(np.uint8))
+            digest.update(hashes_of(self.values[name]).tobytes())
         for arrays in (self.conditions, None if self.values else self.latents):
             for name in sorted(arrays or ()):
                 digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8))

@@ -10,10 +10,11 @@ import pandas as pd
 
 from utils.cells.ingest import Ingested
 from utils.cells.labels import check_labels, without_no_types
-from utils.cells.preprocessed import STAMP, STAMP_VERSION, RawFile
+from utils.cells.preprocessed import KNOWN, STAMP, STAMP_VERSION, RawFile, barcodes_hash
 from utils.cells.split import types_that_lack_cells
 from utils.errors import UserError
 from utils.features.normalise import LOG_BASE, choose_target_sum, model_values
+from utils.files.cell_hashes import cell_hashes
 from utils.files.file_hash import file_hash
 from utils.files.write import write_in_blocks
 
@@ -122,6 +123,9 @@ def make_stamp(
 def write_ready(path: str | Path, by_modality: dict[str, list[Ingested]], obs: pd.DataFrame, stamp: dict) -> None:
     """Write the model-ready file, a block of cells at a time: model values in X, counts in layers["counts"].
 
+    A hash of each cell's values, and the sums of the training cells, are written to uns, so that a run which starts or
+    resumes need not read all values for them.
+
     Parameters
     ----------
     path : .h5ad for one modality, .h5mu for two
@@ -141,11 +145,25 @@ def write_ready(path: str | Path, by_modality: dict[str, list[Ingested]], obs: p
         )
         for modality, parts in by_modality.items()
     }
+    joint = obs.index
+    for parts in by_modality.values():
+        joint = joint.intersection(_measured_barcodes(parts), sort=False)
+    train = joint[(obs.loc[joint, "split"] == "train").to_numpy()]
+    known: dict = {"train_cells": barcodes_hash(train)}
     with write_in_blocks(path, frames, obs, {STAMP: json.dumps(stamp)}) as out:
         for modality, parts in by_modality.items():
+            hashes, total, start = [], np.zeros(len(parts[0].alignment.features)), 0
+            is_train = frames[modality].obs_names.isin(train)
             # Only whole counts are written to layers["counts"], not estimated counts or proportions of a total.
             exact = all(part.values.exact for part in parts)
             for part in parts:
                 for counts in part.blocks(keep=part.measured, progress=True):
                     layers = {"counts": counts} if exact else {}
-                    out.append(modality, X=model_values(modality, counts, stamp.get("target_sum")), **layers)
+                    values = model_values(modality, counts, stamp.get("target_sum"))
+                    out.append(modality, X=values, **layers)
+                    hashes.append(cell_hashes(values))
+                    rows = is_train[start : start + values.shape[0]]
+                    total += np.asarray(values[rows].sum(0, dtype=np.float64)).ravel()
+                    start += values.shape[0]
+            known[modality] = {"hashes": np.concatenate(hashes), "train_sum": total}
+        out.add_uns(KNOWN, known)

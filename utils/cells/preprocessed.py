@@ -1,5 +1,6 @@
 """Opens a user's raw files (RawFile), and reads the model-ready cells that preprocess.py writes (Cells)."""
 
+import hashlib
 import json
 import re
 import warnings
@@ -21,7 +22,7 @@ from utils.cells.annotation import annotation_of, fill_in
 from utils.cells.labels import clean_labels
 from utils.errors import UserError, reading
 from utils.files.disk_matrix import Matrix
-from utils.files.disk_rows import FileRows, Rows, select
+from utils.files.disk_rows import FileRows, Rows, select, use_hashes
 from utils.files.open_any import open_file
 from utils.files.source import Source
 
@@ -29,6 +30,8 @@ mudata.set_options(pull_on_update=False)  # columns of a modality must not be co
 
 STAMP = "scmomer"
 """Key of uns that holds the stamp of a preprocessed file."""
+KNOWN = "scmomer_known"
+"""Key of uns for what preprocessing has computed of the values it wrote: hashes of cells and sums over them."""
 STAMP_VERSION = 1
 STAMPED = "preprocessing"
 """Key below uns[STAMP] to which the stamp is moved when predictions are written to the file."""
@@ -236,6 +239,8 @@ class Cells:
     features : modality → names of genes or peaks
     stamp : constants of the preprocessing
     notes : cells that were left out, a line each
+    train_sums : modality → [features] sums over the training cells that preprocessing found measured in all modalities,
+        and `train_cells` → the `barcodes_hash` of these; empty if the file does not have them
     """
 
     path: Path
@@ -244,6 +249,7 @@ class Cells:
     features: dict[str, np.ndarray]
     stamp: dict
     notes: list[str] = field(default_factory=list)
+    train_sums: dict = field(default_factory=dict)
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of the cells of a split: train, val or test."""
@@ -274,6 +280,8 @@ class Cells:
         """Return the mean of a modality's values over the training cells: [features] float32."""
         self.need_training()
         rows = self.rows("train")
+        if self.train_sums.get("train_cells") == barcodes_hash(self.obs.index[rows]):
+            return torch.from_numpy((self.train_sums[modality] / len(rows)).astype(np.float32))
         blocks = (self.values[modality][rows[start : start + 2**12]] for start in range(0, len(rows), 2**12))
         total = sum(np.asarray(block.sum(0, dtype=np.float64)).ravel() for block in blocks)
         return torch.from_numpy((total / len(rows)).astype(np.float32))
@@ -336,14 +344,34 @@ def read_cells(path: str | Path, modalities: tuple[str, ...], say: Callable[[str
         if say:
             for note in notes:
                 say(note)
-        values, features = {}, {}
+        values, features, known, sums = {}, {}, _known(file), {}
         for name in modalities:
             matrix, var = raw[name].matrices["X"]
             rows = raw[name].obs.index.get_indexer(barcodes)
-            whole = rows_of(matrix)
+            whole, (hashes, sums[name]) = rows_of(matrix), known.get(name, (None, None))
+            if isinstance(whole, FileRows):
+                use_hashes(whole, hashes)
+            if not isinstance(whole, FileRows) or whole.hashes is None:
+                known = {}  # the values may have been changed since
             values[name] = whole if len(rows) == whole.shape[0] and (np.diff(rows) == 1).all() else select(whole, rows)
             features[name] = var.index.to_numpy().astype(str)
-        return Cells(path, file.obs.loc[barcodes], values, features, file.stamp, notes)
+        sums = sums | {"train_cells": known["train_cells"]} if known else {}
+        return Cells(path, file.obs.loc[barcodes], values, features, file.stamp, notes, sums)
+
+
+def _known(file: RawFile) -> dict:
+    """Read what preprocessing has computed of the values: modality → (hashes, sums), and `train_cells`; else empty."""
+    with suppress(Exception):  # another program may have written anything under this key
+        entry = read_elem(file.handles[0][f"uns/{KNOWN}"])
+        parts = {name: (part["hashes"], part["train_sum"]) for name, part in entry.items() if isinstance(part, dict)}
+        return parts | {"train_cells": str(entry["train_cells"])}
+    return {}
+
+
+def barcodes_hash(barcodes: pd.Index) -> str:
+    """Return a hash of a set of barcodes, whatever their order."""
+    numbers = np.sort(pd.util.hash_array(np.asarray(barcodes, dtype=object)))
+    return hashlib.sha256(numbers.tobytes()).hexdigest()
 
 
 def common_barcodes(sources: dict[str, Source], modalities: tuple[str, ...]) -> pd.Index:

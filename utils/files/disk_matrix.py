@@ -1,7 +1,7 @@
 """Matrices that are read in blocks of cells, whatever their layout: dense, CSR or CSC, in memory or in HDF5.
 
-Blocks are CSR. However large the file, memory holds about `BLOCK` values of it at a time (for CSC on disk, eight times
-as many).
+Blocks are CSR. However large the file, memory holds about `BLOCK` values of it at a time (while CSC is sorted, eight
+times as many).
 """
 
 from collections.abc import Iterator
@@ -13,17 +13,20 @@ import h5py
 import numpy as np
 from anndata.abc import CSCDataset, CSRDataset
 from anndata.io import sparse_dataset
-from scipy.sparse import csr_matrix, issparse, vstack
+from scipy.sparse import csc_matrix, csr_matrix, issparse, vstack
 
 from utils.errors import reading
-from utils.files.disk_rows import FileRows
+from utils.files.disk_rows import FileRows, Rows
+from utils.files.row_copy import copy_of_blocks, copy_of_columns
 
 BLOCK = 2**21
 """Values per block: some tens of megabytes with their indices and a copy."""
+COPY_FROM = 2
+"""Blocks of scattered rows after which a matrix that is stored in another layout is copied by rows."""
 SCATTERED = 2
 """Rows that span more than this many times their number are read one by one."""
-BLOCKS_PER_SCAN = 8
-"""Blocks of cells that one scan of a CSC file collects: fewer scans cost more memory."""
+IN_MEMORY = 4
+"""Blocks of a CSC file that are held in memory while it is sorted. A smaller file is read whole."""
 
 
 class Matrix:
@@ -46,7 +49,8 @@ class Matrix:
 
     def __init__(self, content, path: str | Path, order: np.ndarray | None = None):
         self.path, self.order, self._all = path, order, self
-        self._slab: tuple[int, int, csr_matrix] | None = None  # first row, last row + 1, and the rows, of a CSC file
+        self._copy, self._scattered = None, 0  # a copy for scattered rows, and how many of these were asked for
+        self._csc: Rows | None = None  # by rows, of a matrix that is stored by features
         with self._reading():
             if isinstance(content, h5py.Group):
                 content = sparse_dataset(content)
@@ -88,7 +92,7 @@ class Matrix:
             if self.order is not None:
                 block = self._rows_in_order(self.order[start:stop])
             elif isinstance(self.content, CSCDataset):
-                block = self._rows_from_csc(start, stop)
+                block = self._by_rows()[np.arange(start, stop)]
             elif isinstance(self.content, CSRDataset):
                 block = self._rows_from_csr(start, stop)
             else:
@@ -118,12 +122,10 @@ class Matrix:
 
         Returns
         -------
-        [about n_rows, features]; the first `n_rows` cells of a CSC file, where every stretch would cost a scan
+        [about n_rows, features]
         """
         if self.shape[0] <= n_rows:
             return self.rows(0, self.shape[0])
-        if isinstance(self.content, CSCDataset):
-            return self.rows(0, n_rows)
         size = max(1, n_rows // n_parts)
         starts = np.linspace(0, self.shape[0] - size, n_parts).astype(int)
         return csr_matrix(vstack([self.rows(start, start + size) for start in starts], format="csr"))
@@ -135,8 +137,8 @@ class Matrix:
         """
         is_rising = len(rows) < 2 or bool((np.diff(rows) > 0).all())
         is_scattered = not is_rising or (len(rows) and rows[-1] - rows[0] >= SCATTERED * len(rows))
-        if is_scattered and self._all._file_rows is not None:
-            return self._all._file_rows[rows]
+        if is_scattered and (any_order := self._all._in_any_order(len(rows))) is not None:
+            return any_order[rows]
         order = np.argsort(rows, kind="stable")
         rising, parts, at = rows[order], [csr_matrix((0, self.shape[1]), dtype=np.uint8)], 0
         while at < len(rising):
@@ -148,6 +150,17 @@ class Matrix:
             at = stop
         whole = csr_matrix(vstack(parts))
         return whole if is_rising else whole[np.argsort(order)]
+
+    def _in_any_order(self, n_rows: int) -> Rows | None:
+        """The same matrix for scattered rows, copied if a large part of a large file is asked for; else None."""
+        if isinstance(self.content, CSCDataset):
+            return self._by_rows()
+        if self._copy is None and self._file_rows is None:
+            self._scattered += n_rows
+            is_small = issparse(self.content) or isinstance(self.content, np.ndarray)
+            if not is_small and self._scattered >= COPY_FROM * self.block_rows:
+                self._copy = copy_of_blocks((block for _, block in self.blocks()), self.shape[1], self.path)
+        return self._file_rows or self._copy
 
     @cached_property
     def _file_rows(self) -> FileRows | None:
@@ -166,37 +179,18 @@ class Matrix:
         parts = (_without_half_precision(group["data"][entries]), group["indices"][entries], indptr - indptr[0])
         return csr_matrix(parts, shape=(stop - start, self.shape[1]))
 
-    def _rows_from_csc(self, start: int, stop: int) -> csr_matrix:
-        """Read rows of a matrix that is stored by features.
-
-        The values of a cell are scattered over the whole file. So one scan collects several blocks of cells at once (a
-        slab), and the next blocks come from the slab.
-        """
-        if self._slab is None or not (self._slab[0] <= start and stop <= self._slab[1]):
-            last = min(max(stop, start + BLOCKS_PER_SCAN * self.block_rows), self.shape[0])
-            self._slab = None  # frees the old slab before the next one is read
-            self._slab = start, last, self._scan(start, last)
-        first, _, slab = self._slab
-        return slab[start - first : stop - first]
-
-    def _scan(self, start: int, stop: int) -> csr_matrix:
-        """Read all of a CSC file in pieces, and return rows `start` to `stop`."""
-        group = self.content.group
-        indptr, n_values = group["indptr"][:], group["data"].shape[0]
-        if indptr[0] != 0 or indptr[-1] != n_values or (np.diff(indptr) < 0).any():
-            raise ValueError("the column starts are not in order")
-        rows, columns, values = [], [], []
-        for first in range(0, n_values, BLOCK):
-            index = group["indices"][first : first + BLOCK]
-            if len(index) and (index.min() < 0 or index.max() >= self.content.shape[0]):
-                raise ValueError("an entry lies outside the matrix")
-            wanted = np.flatnonzero((index >= start) & (index < stop))
-            rows.append(index[wanted] - start)
-            # A value belongs to the last column that begins at or before it.
-            columns.append((np.searchsorted(indptr, wanted + first, side="right") - 1).astype(np.int32))
-            values.append(_without_half_precision(group["data"][first : first + BLOCK][wanted]))
-        parts = [np.concatenate(part) if part else np.empty(0) for part in (values, rows, columns)]
-        return csr_matrix((parts[0], (parts[1], parts[2])), shape=(stop - start, self.shape[1]))
+    def _by_rows(self) -> Rows:
+        """A matrix that is stored by features, by rows: sorted on disk once, or in memory if it is small."""
+        if self._all._csc is None:
+            if self.content.group["data"].shape[0] <= IN_MEMORY * BLOCK:
+                group = self.content.group
+                parts = _without_half_precision(group["data"][:]), group["indices"][:], group["indptr"][:]
+                whole = csc_matrix(parts, shape=self.content.shape)
+                whole.check_format(full_check=True)
+                self._all._csc = csr_matrix(whole)
+            else:
+                self._all._csc = copy_of_columns(self.content, self.path, IN_MEMORY * BLOCK)
+        return self._all._csc
 
 
 def _without_half_precision(values):

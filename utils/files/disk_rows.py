@@ -16,6 +16,7 @@ import numpy as np
 from scipy.sparse import csr_matrix, hstack
 
 from utils.errors import reading
+from utils.files.cell_hashes import cell_hashes
 
 if TYPE_CHECKING:  # training on values in memory needs no HDF5
     import h5py
@@ -157,12 +158,15 @@ class FileRows:
     width : number of features
     row_starts : [rows of the file + 1] position of each row's first value
     order : [cells] row of the file that each cell is
+    hashes : [rows of the file] hash of each row's values, where they are known; else None
 
     Raises
     ------
     ValueError
         If the matrix is stored in another way.
     """
+
+    hashes: np.ndarray | None = None
 
     def __init__(
         self,
@@ -257,6 +261,26 @@ class FileRows:
 
 
 Rows = csr_matrix | FileRows
+CHECKED_CELLS = 64
+"""Cells whose values are compared with the hashes in their file."""
+
+
+def use_hashes(rows: FileRows, hashes: np.ndarray | None) -> None:
+    """Take the hashes that a file has of its cells, if they are those of some cells chosen at random."""
+    n = rows.shape[0]
+    if hashes is None or hashes.shape != (n,) or hashes.dtype != np.uint64:
+        return
+    some = np.sort(np.random.default_rng(0).permutation(n)[:CHECKED_CELLS])
+    if np.array_equal(cell_hashes(rows[some]), hashes[some]):
+        rows.hashes = hashes
+
+
+def hashes_of(matrix: Rows) -> np.ndarray:
+    """Return [cells] uint64, a hash of each cell's values; all are read unless the file has the hashes."""
+    if isinstance(matrix, FileRows) and matrix.hashes is not None:
+        return matrix.hashes[matrix.order]
+    starts = range(0, matrix.shape[0], 2**12)
+    return np.concatenate([np.empty(0, np.uint64), *(cell_hashes(matrix[start : start + 2**12]) for start in starts)])
 
 
 def select(matrix: Rows, rows: np.ndarray) -> Rows:

@@ -183,6 +183,10 @@ class BlockWriter:
     def __init__(self, groups: dict[str, h5py.Group]):
         self.groups, self.begun = groups, set()
 
+    def add_uns(self, key: str, value: dict) -> None:
+        """Add an entry to the file's uns, once its blocks are written."""
+        write_elem(next(iter(self.groups.values())).file["uns"], key, value)
+
     def append(self, modality: str, **blocks: csr_matrix) -> None:
         """Append the same cells to one or more matrices of a modality.
 
