@@ -28,11 +28,11 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.lib.bench import RESULTS, Row, random_cells, save_rows
 from benchmarks.lib.stages import ROOT
+from benchmarks.lib.steps import N_EXPRESSED, N_GENES, PUBLISHED, our_step, peer_step
 from models import favor
 from models.device import ON_CPU, Sizes
 from models.objectives import MaskedRNA
@@ -41,8 +41,6 @@ from models.rna_encoder import RNAEncoder
 from models.shapes import RNAEncoderConfig
 from utils.cli import flag, parse_flags, run_script
 
-N_GENES, N_EXPRESSED = 16_906, 2_000
-PUBLISHED = RNAEncoderConfig()
 SMALL = RNAEncoderConfig(dim=64, depth=2, heads=2, dim_head=32, tokens="expressed")
 SHAPES = {
     "published, all genes": PUBLISHED,
@@ -94,48 +92,6 @@ def matrix_rate(dtype: torch.dtype) -> float:
     """Return the operations per second of a product of two matrices of 8,192 rows and columns."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=dtype) for _ in range(2))
     return 2 * 8192**3 / timed(lambda: a @ b)
-
-
-def ours(shape: RNAEncoderConfig, precision: str, trains: bool, n_cells: int) -> Callable[[], None]:
-    """Return a step of our encoder on `n_cells` cells."""
-    torch.manual_seed(0)
-    objective = MaskedRNA(RNAEncoder(shape, N_GENES), seed=0).cuda()
-    batch = random_cells("rna", N_GENES, N_EXPRESSED, n_cells).to("cuda")
-    autocast = partial(torch.autocast, "cuda", torch.bfloat16, enabled=precision == "bf16")
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-4, fused=True)
-
-    def train() -> None:
-        with autocast():
-            loss, _ = objective(batch)
-        loss.sum().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    @torch.no_grad()
-    def infer() -> None:
-        with autocast():
-            objective.encoder(objective.encoder.tokenize(batch.rna))
-
-    return train if trains else infer
-
-
-def peer(precision: str, n_cells: int) -> Callable[[], None]:
-    """Return a training step of the peer, which takes all genes as tokens."""
-    from performer_pytorch import PerformerLM  # here, because it need not be installed
-
-    torch.manual_seed(0)
-    model = PerformerLM(num_tokens=7, dim=200, depth=6, max_seq_len=N_GENES, heads=10, dim_head=64).cuda()
-    bins = random_cells("rna", N_GENES, N_EXPRESSED, n_cells).rna.dense().long().clamp(max=5).cuda()
-    target, optimizer = bins > 0, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def train() -> None:
-        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-            loss = F.cross_entropy(model(bins)[target].float(), bins[target])
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return train
 
 
 def fastest(make: Callable[[int], Callable[[], None]], most: int) -> dict[str, float]:
@@ -267,7 +223,8 @@ def measure() -> tuple[list[Row], dict]:
         for trains in (True, False):
             for precision in ("bf16", "fp32"):
                 work = f"{name}, {'training' if trains else 'inference'}, {precision}"
-                best = fastest(partial(ours, shape, precision, trains), 256 if shape is SMALL else 64)
+                step = partial(our_step, shape=shape, device="cuda", precision=precision, trains=trains)
+                best = fastest(step, 256 if shape is SMALL else 64)
                 share = 100 * best["rate"] * flops(shape) * (3 if trains else 1) / rate[precision]
                 found[work] = best | {"share": share}
                 size = f"{best['cells']} cells, {best['gib']:.1f} GiB"
@@ -275,15 +232,17 @@ def measure() -> tuple[list[Row], dict]:
                 if trains and precision == "bf16" and name in REACH:
                     rows.append(Row(f"GPU, {work}", share, REACH[name], "% of the matrix rate"))
     work = "published, all genes, training, bf16"
-    found["kernels per step"] = kernels(ours(PUBLISHED, "bf16", True, 4))
+    step = partial(our_step, device="cuda", precision="bf16")
+    found["kernels per step"] = kernels(step(4))
     with patch.object(favor, "FUSED", False):
         favor.fused_favor.cache_clear()
-        found[f"{work}, plain path"] = fastest(partial(ours, PUBLISHED, "bf16", True), 64)
-        found["kernels per step, plain path"] = kernels(ours(PUBLISHED, "bf16", True, 4))
+        found[f"{work}, plain path"] = fastest(step, 64)
+        found["kernels per step, plain path"] = kernels(step(4))
     favor.fused_favor.cache_clear()
     found["uses fused kernels"] = favor.fused_favor(torch.device("cuda", 0), torch.bfloat16, 64) is not None
     if find_spec("performer_pytorch"):
-        found["peer"] = {precision: fastest(partial(peer, precision), 16) for precision in ("bf16", "fp32")}
+        peers = {how: partial(peer_step, device="cuda", precision=how) for how in ("bf16", "fp32")}
+        found["peer"] = {how: fastest(step, 16) for how, step in peers.items()}
         theirs = max(best["rate"] for best in found["peer"].values())
         rows.append(Row(f"GPU, {work}, beside performer-pytorch", found[work]["rate"] / theirs, PEER_REACH, "times"))
     found["loader, cells/s"] = loader_rate()

@@ -18,16 +18,14 @@ from importlib.util import find_spec
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from benchmarks.lib.bench import RESULTS, Row, random_cells, save_rows
-from models.objectives import MaskedRNA
-from models.rna_encoder import RNAEncoder, RNAEncoderConfig
+from benchmarks.lib.bench import RESULTS, Row, save_rows
+from benchmarks.lib.steps import our_step, peer_step
+from models.shapes import RNAEncoderConfig
 from utils.cli import flag, parse_flags, run_script
 from utils.memory import forget_peak_memory, peak_memory
 
 HAS_PEER = find_spec("performer_pytorch") is not None
-N_GENES, N_EXPRESSED = 16_906, 2_000
 REACH = {  # work → target speed (× the peer's), target memory (% of the peer's)
     "training, all genes, fp32": (1.8, 25),
     "training, all genes, bf16": (2.5, 25),
@@ -45,53 +43,12 @@ class Flags:
     out_path: str = flag("folder for the result", RESULTS)
 
 
-def make_ours(work: str) -> Callable[[], None]:
-    """Return a step of our encoder: training or inference, as `work` says."""
-    torch.manual_seed(0)
-    config = RNAEncoderConfig(tokens="expressed" if "expressed" in work else "all")
-    objective, batch = MaskedRNA(RNAEncoder(config, N_GENES), seed=0), random_cells("rna", N_GENES, N_EXPRESSED)
-    autocast = lambda: torch.autocast("cpu", torch.bfloat16, enabled="bf16" in work)
-
-    def train() -> None:
-        with autocast():
-            loss, _ = objective(batch)
-        loss.sum().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    @torch.no_grad()
-    def infer() -> None:
-        with autocast():
-            objective.encoder(objective.encoder.tokenize(batch.rna))
-
-    if "inference" in work:
-        return infer
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-4, fused=True)
-    return train
-
-
-def make_peer(work: str) -> Callable[[], None]:
-    """Return a step of the peer, which takes all genes as tokens and computes in float32."""
-    from performer_pytorch import PerformerLM  # here, so that it takes no memory where our encoder is measured
-
-    torch.manual_seed(0)
-    model = PerformerLM(num_tokens=7, dim=200, depth=6, max_seq_len=N_GENES, heads=10, dim_head=64)
-    bins = random_cells("rna", N_GENES, N_EXPRESSED).rna.dense().long().clamp(max=5)
-    target = bins > 0
-
-    def train() -> None:
-        F.cross_entropy(model(bins)[target], bins[target]).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    @torch.no_grad()
-    def infer() -> None:
-        model(bins, return_encodings=True)
-
-    if "inference" in work:
-        return infer
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    return train
+def make_step(work: str) -> Callable[[], None]:
+    """Return a step of the peer or of our encoder: training or inference, as `work` says."""
+    how = {"precision": "bf16" if "bf16" in work else "fp32", "trains": "inference" not in work}
+    if work.startswith("peer"):
+        return peer_step(**how)
+    return our_step(shape=RNAEncoderConfig(tokens="expressed" if "expressed" in work else "all"), **how)
 
 
 def memory_of(work: str, threads: int) -> float:
@@ -105,7 +62,7 @@ def main() -> None:
     (flags,) = parse_flags(__doc__, Flags)
     torch.set_num_threads(flags.threads)
     if flags.only:
-        (make_peer if flags.only.startswith("peer") else make_ours)(flags.only)()
+        make_step(flags.only)()
         print(peak_memory() / 2**20)
         return
     peers = ["peer training", "peer inference"] if HAS_PEER else []
@@ -113,7 +70,7 @@ def main() -> None:
         print("performer-pytorch is not installed (see --help); only our encoder is measured")
     works = [*peers, *REACH]
     memory = {work: memory_of(work, flags.threads) for work in works}
-    steps = {work: (make_peer if work in peers else make_ours)(work) for work in works}
+    steps = {work: make_step(work) for work in works}
     seconds = {work: [] for work in steps}
     for repeat in range(flags.repeats + 1):
         for work, step in steps.items():

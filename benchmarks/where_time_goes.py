@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.lib.bench import RESULTS, machine
-from benchmarks.rna_encoder import make_ours
+from benchmarks.rna_encoder import make_step
 from utils.cli import flag, parse_flags, run_script
 
 WORKS = ("inference, expressed genes, fp32", "inference, all genes, fp32")
@@ -31,7 +31,7 @@ def main() -> None:
     torch.set_num_threads(flags.threads)
     lines = [machine()]
     for work in WORKS:
-        step = make_ours(work)
+        step = make_step(work)
         step()  # warms up
         with profile(activities=[ProfilerActivity.CPU]) as watched:
             step()

@@ -17,12 +17,14 @@ from utils.cells.minibatches import CellDataset, LengthPlan, make_loader
 from utils.errors import UserError
 from utils.files.disk_rows import select
 from utils.memory import release_memory
-from utils.predict.query import Query
 from utils.progress import progress_bar
 from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
 from utils.train.model_folder import SavedModel
 from utils.train.sums import read_together
+
+if TYPE_CHECKING:  # running a model needs no file formats
+    from utils.predict.query import Query
 
 
 class CellByCell(TorchFunctionMode):
@@ -226,11 +228,11 @@ def predict(
 
 def predict_blocks(
     saved: SavedModel,
-    query: Query,
+    query: "Query",
     config: InferConfig,
     runtime: Runtime,
     choices: object = None,
-) -> Iterator[tuple[Query, Prediction]]:
+) -> Iterator[tuple["Query", Prediction]]:
     """Predict for the cells of a file, of which a block is in memory at a time; processes take blocks in turn.
 
     Parameters
