@@ -9,9 +9,6 @@ import warnings
 
 import numpy as np
 from scipy.sparse import csr_matrix
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
 from utils.evaluate.metrics import classification_scores
@@ -43,6 +40,9 @@ def fit_boxed(x, labels: np.ndarray, x_val, labels_val: np.ndarray, seed: int = 
     -------
     Arrays for :func:`boxed_types`, by name; none with fewer than two classes
     """
+    from sklearn.exceptions import ConvergenceWarning  # late: reading a folder does not wait for scikit-learn
+    from sklearn.neural_network import MLPClassifier
+
     labels = np.asarray(labels)
     if len(np.unique(labels)) < 2:
         return {}
@@ -90,8 +90,10 @@ def even_rows(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
     return np.sort(order[np.argsort(turn[order], kind="stable")][:most])
 
 
-def _logistic_regression(x, labels, x_val, labels_val) -> LogisticRegression:
+def _logistic_regression(x, labels, x_val, labels_val):
     """Fit logistic regression with balanced classes; the penalty is chosen on validation cells, if they differ."""
+    from sklearn.linear_model import LogisticRegression
+
     fits = []
     for c in PENALTIES if len(np.unique(labels_val)) > 1 else (1.0,):
         model = LogisticRegression(C=c, class_weight="balanced", max_iter=200, tol=1e-3).fit(x, labels)
