@@ -205,14 +205,3 @@ class BlockWriter:
                 del group[name]
             # 64-bit row starts, because the finished matrix may hold more than 2^31 values.
             write_elem(group, name, block, dataset_kwargs={"indptr_dtype": np.int64, "chunks": (CHUNK,)})
-
-
-def column_names(texts: list[str]) -> list[str]:
-    """Texts as names of columns that HDF5 can hold: without slashes, none twice, none that is reserved."""
-    names: list[str] = []
-    for text in texts:
-        name = text.replace("/", "|")
-        while name in names or name in ("_index", ".", ".."):
-            name += "_"
-        names.append(name)
-    return names

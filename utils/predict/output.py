@@ -15,7 +15,7 @@ from pandas.api.types import union_categoricals
 from utils import __version__
 from utils.cells.preprocessed import STAMP, STAMPED, RawFile
 from utils.files.additions import Array, Part, fill
-from utils.files.write import column_names
+from utils.files.column_names import column_names
 from utils.predict.infer import Prediction
 from utils.predict.mixed import Share
 from utils.predict.names import LABELLED_BY, MEASURED, Names

@@ -20,8 +20,8 @@ from utils.evaluate.markers import marker_table, markers
 from utils.evaluate.metrics import classification_scores
 from utils.evaluate.novelty import MIN_CELLS as NOVELTY_CELLS
 from utils.evaluate.novelty import N_REFERENCE, check_novelty, fit_novelty, novelty_p_values, with_held_out
+from utils.files.column_names import column_names
 from utils.files.disk_rows import side_by_side
-from utils.files.write import column_names
 from utils.train.config import LabelConfig
 from utils.train.tasks import Task, check_positive, register
 
