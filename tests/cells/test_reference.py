@@ -73,7 +73,7 @@ def test_a_model_folder_is_taken_as_it_is(tmp_path):
         (b"chr1\t5\t9\nchr1\t5\t9\n", "atac"),
         (b"chr1\t9\t5\n", "atac"),
         (b"TP53\n", "atac"),
-        (gzip.compress(b"TP53\n"), "rna"),
+        (gzip.compress(b"TP53\n", mtime=0), "rna"),
         (b"\x80\x04\x95\xff\xfe", "rna"),
     ],
 )
