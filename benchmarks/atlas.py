@@ -144,7 +144,7 @@ def million(n_cells: int, folder: Path) -> tuple[list[Row], dict]:
     stages.run(
         "predict", f"predict_cell_type.py --data_path {quoted[tenth]} --model_path {model} --min_count_coverage 0"
     )
-    used = stages.used
+    used = {name: {key: run[key] for key in ("seconds", "peak_memory_gb")} for name, run in stages.used.items()}
     peaks = {
         f"{n_cells:,} cells, preprocessing": used["preprocess"]["peak_memory_gb"],
         f"{n_cells:,} cells, one epoch of minibatches": loaded["peak_gb"],
