@@ -104,9 +104,10 @@ def main() -> None:
             models = [saved]
             runtime.say(reason)
         else:
-            models = [load_model(path, "celltype") for path in folders(flags)]
-        if flags.explain and len(models) > 1:
-            raise UserError(f"--explain {flags.explain}: is for one model folder; label with each of them alone")
+            named = folders(flags)
+            if flags.explain and len(named) > 1:
+                raise UserError(f"--explain {flags.explain}: is for one model folder; label with each of them alone")
+            models = [load_model(path, "celltype") for path in named]
 
         def explanation(types, shares, entry) -> dict:
             found = explain_query(
@@ -125,6 +126,9 @@ def main() -> None:
             shown = labelled_cells(labelled, out_path, flags.sample_column, flags.label_column)
             write_report_of(shown, page_path, file.path.name)
             runtime.say(f"wrote {page_path}")
+        for path, is_new in ((page_path, flags.report), (explained, flags.explain)):
+            if Path(path).is_file() and not is_new:
+                runtime.say(f"note: {path} is of an earlier run, and does not describe this output")
         sizes = labelled.columns[f"{names.prefix}predicted_cell_type"].value_counts()
         types = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size)
         runtime.say(f"wrote {out_path} and {Path(csv_path).name}: {sizes.sum():,} cells; {types}")

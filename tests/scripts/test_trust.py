@@ -317,3 +317,26 @@ def test_evaluation_scores_the_sets(ready_file, trusted, tmp_path, capsys):
     assert table["coverage"] == 0.8 and "set_size" not in table["majority class"]
     assert table["scmomer"]["agreement_auroc"] == pytest.approx(0.5, abs=0.5)
     assert "--coverage" in error_of(capsys, "evaluate", **flags, coverage=0.2)
+
+
+@pytest.mark.parametrize(("shift", "warned"), [(0.0, False), (50.0, True)])
+def test_many_novel_cells_are_a_warning(shift, warned, simulation, trusted, tmp_path, capsys):
+    """Cells whose counts are those of other genes: the model has seen no such cells."""
+    rna = simulation.mdata["rna"][:80].copy()
+    if shift:
+        rna.X = rna.X[:, np.random.default_rng(0).permutation(rna.n_vars)]
+    write_whole(rna, tmp_path / "query.h5ad")
+    out = predict(tmp_path / "query.h5ad", trusted)
+    novel = (out.obs["novelty"] > 0.95).mean()
+    assert (novel > 0.25) == warned
+    expected = f"{novel:.0%} of the cells have a novelty above 0.95"
+    assert (expected in capsys.readouterr().out) == warned
+    assert any(expected in line for line in out.uns["scmomer"]["warnings"]) == warned
+
+
+def test_files_of_an_earlier_run_are_named(query, trusted, capsys):
+    predict(query, trusted, explain=2, report=True)
+    assert "earlier run" not in capsys.readouterr().out
+    predict(query, trusted)
+    said = capsys.readouterr().out
+    assert "out.report.html" in said and "out.explained.csv" in said

@@ -20,15 +20,16 @@ SAMPLE_COLUMNS = ("donor", "sample", "batch", "donor_id", "sample_id")
 MEANINGS = {
     "predicted_cell_type": "The most probable type of the cell. “unassigned”: the cell has no counts in the model's "
     "features, or it is novel and --reject was given. Empty: the cell lacks the modality that the model reads.",
-    "confidence": "The probability of that type, from 0 to 1, calibrated on validation cells: of cells with 0.8, about "
-    "8 of 10 should be right. In a new donor or batch it is often too high.",
+    "confidence": "The probability of that type, from 0 to 1. Where “What was done” calls it calibrated, about 8 of 10 "
+    "cells with 0.8 are right, if they are like the validation cells. In a new donor or batch it is often too high.",
     "second_cell_type": "The type with the next highest probability.",
     "margin": "The difference of these two probabilities. Near 0, the model hesitates between the two types.",
-    "prediction_set": "All types that the cell may have, most probable first. Of cells like the validation cells, at "
-    "least the share --coverage of the sets hold the true type. A set never holds a type that the model does not know.",
-    "parent_cell_type": "What the types of the prediction set are all a kind of, in the hierarchy that the model was "
-    "trained with: the type itself where the set holds one type, “cell” where its types share no ancestor. It is as "
-    "right as the set: use it where the exact type is in doubt.",
+    "prediction_set": "All types that the cell may have, most probable first. For cells like the "
+    "validation cells, at least 90 % of the sets hold the true type, or the share that --coverage names. A set never "
+    "holds a type that the model does not know.",
+    "parent_cell_type": "The narrowest group of the model's hierarchy that holds every type of the prediction set: the "
+    "type itself if the set holds one, “cell” if they share no group. It is right at least as often as the set. Use it "
+    "where the exact type is in doubt.",
     "agreement": "The share of four classifiers that give the most probable type: the model itself and three simple "
     "ones stored with it (logistic regression, the correlation with the mean of each type, a small neural network). 1: "
     "all agree; 0.25: the model stands alone. Errors are more frequent where it is low.",
@@ -37,14 +38,15 @@ MEANINGS = {
     "is_novel": "Whether 1 - novelty is below --novel_below. At 0.05, about 5 % of well-known cells are called novel "
     "by mistake, more in a new batch.",
     "rna_measured": "Whether the model has read the cell's RNA. If not, it does not read RNA, or the cell has none.",
-    "labelled_by": "The model folder that has labelled the cell: the first of --model_path that reads what it has.",
     "atac_measured": "Whether the model has read the cell's ATAC. If not, the model infers it or does without.",
+    "labelled_by": "The model folder that has labelled the cell: the first of --model_path that reads what it has.",
 }
 """Column of obs → what it means, for a reader who has only the page."""
 OTHER_PLACES = {
     "X_{prefix}scmomer": "in obsm: the embedding of each cell, from which the UMAP above is drawn.",
-    "X_{prefix}scmomer_rna": "in obsm: the latent of each cell's RNA, measured, or inferred by the model's student.",
-    "X_{prefix}scmomer_atac": "in obsm: the latent of each cell's ATAC, measured, or inferred by the model's student.",
+    "X_{prefix}scmomer_rna": "in obsm: the RNA's part of the embedding, before the two modalities are joined: from the "
+    "cell's own RNA if the model reads it, else predicted from its ATAC.",
+    "X_{prefix}scmomer_atac": "in obsm: the ATAC's part: from the cell's own ATAC, else predicted from its RNA.",
     "{prefix}cell_type_probability": "in obsm: the probability of every type for each cell; each row sums to 1.",
 }
 
@@ -138,7 +140,7 @@ def _sections(cells: LabelledCells, types: Types, folder: Path) -> Iterator[tupl
     yield "Predicted types", [paragraph(_types_text(cells, types)), table(_type_rows(cells, types), "predicted type")]
     yield "The cells as the model sees them", _embedding(cells, types, folder)
     yield "Types in each sample", _composition(cells, types, folder)
-    yield "Confidence and coverage", _confidence(cells, folder)
+    yield "Confidence, prediction sets and novelty", _confidence(cells, folder)
     if cells.explained is not None:
         yield f"{cells.feature.capitalize()}s that the model has used", _explained(cells, types, folder)
     yield (
@@ -205,15 +207,21 @@ def _embedding(cells: LabelledCells, types: Types, folder: Path) -> list[str]:
     if "novelty" in cells.columns:
         values["novelty"] = cells.columns["novelty"].to_numpy(float)[rows]
         what += ", and by novelty, bright where the cells are unlike the training cells"
+    text = (
+        "Each point is a cell; cells that the model finds alike lie close together. Distances between separate "
+        "clusters mean little. A cluster with low confidence or high novelty throughout may be a type that the "
+        "model does not know."
+    )
+    if "labelled_by" in cells.columns:
+        text += (
+            " Several folders have labelled these cells, each with an embedding of its own, so cells of one type lie "
+            "apart where different folders have labelled them."
+        )
     return [
-        paragraph(
-            "Each point is a cell; cells that the model finds alike lie close together. Distances between separate "
-            "clusters mean little. A cluster with low confidence or high novelty throughout may be a type that the "
-            "model does not know."
-        ),
+        paragraph(text),
         figure(
             label_figures.umap_types(points, rows, types, folder / "types.png"),
-            f"The embedding by predicted type ({drawn}). In brackets: all cells of the type.",
+            f"The embedding by predicted type ({drawn}). In brackets: number of cells of the type.",
         ),
         figure(
             label_figures.umap_values(points, values, folder / "values.png"),
@@ -233,7 +241,7 @@ def _composition(cells: LabelledCells, types: Types, folder: Path) -> list[str]:
     if cells.samples is None:
         text = "The file names no samples, so there is one bar; --sample_column COLUMN draws one for each sample."
     else:
-        text = f"One bar for each of {n:,} samples of the column {cells.sample_column}, with its number of cells."
+        text = f"One bar for each sample of the column {cells.sample_column} ({n:,}), with its number of cells."
         if n > label_figures.SAMPLES_SHOWN:
             text += f" The {label_figures.SAMPLES_SHOWN} largest are drawn."
     name = cells.sample_column or ""
@@ -274,11 +282,12 @@ def _confidence(cells: LabelledCells, folder: Path) -> list[str]:
         threshold = None if cells.novel_below is None else 1 - cells.novel_below
         panels["novelty"] = (novelty[np.isfinite(novelty)], threshold)
         lines.append(
-            f"{_is_novel(columns).mean():.1%} of the cells are novel. Cells like the validation cells spread evenly "
-            "from 0 to 1; a peak at the right shows cells that the model does not know, or another batch."
+            f"{_is_novel(columns).mean():.1%} of the cells are novel. The novelty of cells like the validation cells "
+            "is spread evenly from 0 to 1; a peak at the right shows cells that the model does not know, or another "
+            "batch."
         )
     drawn = label_figures.distributions(panels, folder / "distributions.png")
-    return [bullets(lines), figure(drawn, f"How many cells have which value ({scored.sum():,} cells).")]
+    return [bullets(lines), figure(drawn, f"Number of cells at each value ({scored.sum():,} cells).")]
 
 
 def _known_truth(cells: LabelledCells) -> np.ndarray:
@@ -303,7 +312,7 @@ def _set_coverage(cells: LabelledCells) -> list[str]:
 def _genes(cells: LabelledCells, types: Types, folder: Path) -> list[str]:
     what = cells.feature
     if cells.values is None:
-        return [paragraph(f"The {what}s of the file were not compared.")]
+        return [paragraph(f"The {what}s of the file were not compared, because several model folders read them.")]
     found = dot_plots.differing_genes(cells.values, cells.features, types)
     if found.empty:
         return [paragraph(f"There are no two types with at least {dot_plots.MIN_CELLS} cells, so none differ.")]
@@ -329,7 +338,8 @@ def _explained(cells: LabelledCells, types: Types, folder: Path) -> list[str]:
         f"For each predicted type, the {per_type} {what}s that speak most for it: without them, the model would be "
         "less sure (gradient × input). A model may use what no biologist would, such as traces of the chemistry. The "
         f"check removes them from other cells of the type and, to compare, other {what}s of equal expression; if it "
-        "fails, do not believe the list. The file .explained.csv beside this page has the whole list."
+        "fails, do not believe the list. The whole list is in <data>.explained.csv beside this page; “attribution” is "
+        f"by how much the log-odds of the type would fall without the {what}."
     )
     found = dot_plots.listed_genes(cells.values, cells.features, types, cells.explained, per_type)
     caption = f"Rows: {what}s, in groups by the type that they speak for (right), the strongest first."
@@ -372,5 +382,5 @@ def _truth(cells: LabelledCells, folder: Path) -> list[str]:
     return [
         paragraph(text),
         table(per_type, "type"),
-        figure(drawn, "Rows: true types. Columns: predicted types. A row sums to 1."),
+        figure(drawn, "Rows: true types. Columns: predicted types. Numbers: cells. Colour: share of the true type."),
     ]

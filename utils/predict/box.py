@@ -77,7 +77,7 @@ def looks_like_blood(file: RawFile, config: IngestConfig, saved: SavedModel) -> 
     matrix, var = source.matrices[place]
     alignment = align_genes(var, config.species, saved.features["rna"], file.path)
     if alignment.genes.species != "human":
-        return f"the genes of the file are of {alignment.genes.species} species", ""
+        return f"the file has {alignment.genes.species} genes", ""
     least = at_coverage_of(saved, config).min_gene_coverage
     if alignment.coverage < least:
         return f"the file has {alignment.coverage:.1%} of its genes (at least {least:.0%} are needed)", ""

@@ -76,9 +76,9 @@ class Explanation:
         what = FEATURES[row.modality]
         verdict = "the check holds" if row.holds else f"THE CHECK FAILS, so do not believe these {what}"
         return (
-            f"explanation of {row.type}: without its top {self.n} {what} the confidence falls by {row.top:.3f}, "
-            f"without as many random ones of equal expression by {row.random:.3f}; difference {row.difference:.3f} "
-            f"[{row.low:.3f}, {row.high:.3f}], {row.cells:,} cells; {verdict}"
+            f"explanation of {row.type}: removing the top {self.n} {what} lowers the confidence by {row.top:.3f}, "
+            f"removing as many random {what} of equal expression by {row.random:.3f} (difference {row.difference:.3f}, "
+            f"95 % interval {row.low:.3f} to {row.high:.3f}; {row.cells:,} cells); {verdict}"
         )
 
     @property

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import anndata as ad
 import mudata
+import numpy as np
 import pandas as pd
 import torch
 
@@ -177,9 +178,16 @@ def label_file(
         for share, block, prediction in blocks:
             output.add(share, block, prediction)
         entry = provenance(shares, names, choices)
-        first = names.prefix + names.columns[0]
-        explain = (lambda columns: more(columns[first], shares, entry)) if more else (lambda columns: {})
-        columns = output.finish(entry, explain)
+
+        def last_entries(columns: pd.DataFrame) -> dict:
+            bare = columns.rename(columns=lambda name: name.removeprefix(names.prefix))
+            doubts = models[0].task.doubts_about(bare)
+            for doubt in doubts:
+                runtime.say(f"warning: {doubt}")
+            entry["warnings"] = np.array([*entry["warnings"], *doubts], dtype=object)
+            return more(bare[names.columns[0]], shares, entry) if more else {}
+
+        columns = output.finish(entry, last_entries)
     if out_path and content is not None:
         write_whole(content, out_path)
     return Labelled(columns, entry, names, file, shares, content)

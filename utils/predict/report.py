@@ -63,7 +63,7 @@ def facts_of(saved: SavedModel, entry: dict) -> dict[str, str]:
     """
     reads = " and ".join(str(name).upper() for name in entry["reads"])
     facts = {
-        "model": f"{entry['model']}; it reads {reads} and knows {len(saved.outputs)} types",
+        "model": f"{entry['model']}; reads {reads} and knows {len(saved.outputs)} types",
         "hash of the model folder": str(entry["model_hash"]),
         "types that the model knows": ", ".join(saved.outputs),
     }

@@ -25,6 +25,9 @@ from utils.files.disk_rows import side_by_side
 from utils.train.config import LabelConfig
 from utils.train.tasks import Task, check_positive, register
 
+LEAST_CELLS, MANY_NOVEL, NEARLY_ALL_NOVEL = 50, 0.25, 0.9
+"""Cells from which on their novelty is looked at, and shares of novel cells above which a warning says so."""
+
 
 class CellTypes(Task):
     """Cell types: one class per type of the training cells, with a calibrated confidence."""
@@ -153,6 +156,18 @@ class CellTypes(Task):
         calibration = self._calibration(fitted)
         is_doubtful = calibration is not None and (calibration.few or not calibration.is_enough)
         return [str(calibration)] if is_doubtful else []
+
+    def doubts_about(self, columns) -> list[str]:
+        """Many cells that are unlike all that the model has seen."""
+        novelty = np.asarray(columns.get("novelty", ()), dtype=float)
+        novelty = novelty[np.isfinite(novelty)]
+        share = float((novelty > 0.95).mean()) if len(novelty) >= LEAST_CELLS else 0.0
+        if share <= MANY_NOVEL:
+            return []
+        text = (
+            f"{share:.0%} of the cells have a novelty above 0.95, where 5% are expected: check their labels before use"
+        )
+        return [text + ("; perhaps the model knows no such cells at all" if share > NEARLY_ALL_NOVEL else "")]
 
     def provenance(self, fitted: dict, choices: LabelConfig | None = None) -> dict:
         calibration, choices = self._calibration(fitted), choices or LabelConfig()

@@ -160,6 +160,10 @@ class Task(Trained, ABC):
         """Reasons to doubt the predictions, one line each."""
         return []
 
+    def doubts_about(self, columns: dict[str, np.ndarray]) -> list[str]:
+        """Reasons to doubt predictions that the columns show, once they have been made, one line each."""
+        return []
+
     def provenance(self, fitted: dict) -> dict:
         """Entries of uns about what was fitted."""
         return fitted
