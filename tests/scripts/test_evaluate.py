@@ -13,11 +13,14 @@ from tests.helpers import TRAINING, error_of, lacks, records, run
 from utils.cells.labels import label_codes, limit_labels
 from utils.cells.minibatches import CellDataset, MicroBatch
 from utils.cells.preprocessed import read_cells
-from utils.evaluate.baselines import majority_class, nearest_neighbours
 from utils.evaluate.metrics import cell_auroc, classification_scores
+from utils.evaluate.tuning import BUDGET
+from utils.evaluate.type_baselines import majority_class
 from utils.train.model_folder import load_model
 
-TYPE_ROWS = {"scmomer", "majority class", "nearest neighbours", "logistic regression", "PCA + logistic regression"}
+TYPE_ROWS = {
+    *("scmomer", "majority class", "nearest neighbours", "logistic regression", "PCA + logistic regression", "MLP")
+}
 
 
 @pytest.fixture(params=["atac", "rna"])
@@ -64,6 +67,13 @@ def test_cell_types(ready_file, runs, missing, tmp_path, capsys):
     for name in TYPE_ROWS:
         low, high = table[name]["macro_f1_95%"]
         assert low <= table[name]["macro_f1"] <= high
+        assert 0 <= table[name]["calibration_error"] <= 1
+        assert name in ("scmomer", "majority class") or 0 < table[name]["settings_tried"] <= BUDGET
+    for row in table["differences"]:
+        best = max(TYPE_ROWS - {"scmomer"}, key=lambda name: table[name][row["score"]])
+        assert table[row["baseline"]][row["score"]] == table[best][row["score"]] == row["theirs"]
+        assert row["difference_95%"][0] <= row["difference"] <= row["difference_95%"][1]
+    assert len(table["verdict"]) == 2
     majority = pd.Series(cells.labels().iloc[cells.rows("train")]).mode()[0]
     assert table["majority class"]["accuracy"] == pytest.approx((truth == majority).mean())
     assert table["embeddings"].keys() == {"scmomer", "50 principal components"}
@@ -109,14 +119,13 @@ def test_baselines_learn_from_the_labels_that_the_model_learned_from(ready_file,
     cells, seen = read_cells(ready_file, ("rna",)), {}
 
     def spy(x_train, y_train, *others, **options):
-        seen["labelled"], seen["all"] = (x_train, y_train), options["x_all"]
+        seen.setdefault("labelled", (x_train, y_train))
+        seen["all"] = options["unlabelled"].x
         return majority_class(x_train, y_train)
 
-    monkeypatch.setattr(
-        "utils.predict.score_types.TYPE_BASELINES", {"nearest neighbours": nearest_neighbours, "spy": spy}
-    )
+    monkeypatch.setattr("utils.evaluate.type_baselines.TYPE_BASELINES", {"spy": spy})
     table = evaluated(ready_file, tmp_path / "few", tmp_path)
-    assert {"spy", "logistic regression, self-trained"} < table.keys()
+    assert {"spy", "spy, self-trained", "denoiser + MLP", "denoiser + MLP, self-trained"} < table.keys()
     labels = cells.labels()
     codes = label_codes(labels, sorted(set(labels)))
     few = limit_labels(codes, cells, 3, 5)

@@ -5,6 +5,7 @@ simple ways to keep such a network from overfitting. Only non-zero values are re
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,36 +14,39 @@ from scipy.sparse import csr_matrix
 from torch import nn
 from torch.nn import functional
 
-HIDDEN = 256
-"""Hidden units of the denoiser."""
+HIDDEN, LATENT = 256, 64
+"""Hidden units and latent of the denoiser. A narrow latent makes it find what genes have in common."""
 MINIBATCH = 128
 LEARNING_RATE = 1e-3
-DENOISER_STEPS = 2000
+DENOISER_STEPS = 4000
 DENOISER_DROPOUT = 0.5
 BLOCK = 4096
 
 
 class Encoder(nn.Module):
-    """Features → hidden units."""
+    """Features → hidden units → a latent, or hidden units alone where `latent` is 0."""
 
-    def __init__(self, n_features: int, hidden: int):
+    def __init__(self, n_features: int, hidden: int, latent: int = 0):
         super().__init__()
         self.first = nn.EmbeddingBag(n_features, hidden, mode="sum")  # a product with a sparse matrix
         nn.init.normal_(self.first.weight, std=n_features**-0.5)
         self.bias = nn.Parameter(torch.zeros(hidden))
         self.norm = nn.LayerNorm(hidden)
+        self.last = nn.Sequential(nn.Linear(hidden, latent), nn.LayerNorm(latent)) if latent else nn.Identity()
+        self.width = latent or hidden
 
     def forward(self, x: csr_matrix, keep: np.ndarray | None = None, scale: float = 1.0) -> torch.Tensor:
-        """[cells, features] → [cells, hidden]; `keep` says of each non-zero value whether it is read."""
+        """[cells, features] → [cells, width]; `keep` says of each non-zero value whether it is read."""
         columns, values, starts = x.indices, x.data, x.indptr[:-1]
         if keep is not None:
             starts = np.concatenate([[0], np.cumsum(keep)])[starts]
             columns, values = columns[keep], values[keep] * scale
         as_tensor = lambda array, kind: torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
         summed = self.first(
-            *(as_tensor(columns, np.int64), as_tensor(starts, np.int64)), per_sample_weights=as_tensor(values, np.float32)
+            *(as_tensor(columns, np.int64), as_tensor(starts, np.int64)),
+            per_sample_weights=as_tensor(values, np.float32),
         )
-        return functional.gelu(self.norm(summed + self.bias))
+        return self.last(functional.gelu(self.norm(summed + self.bias)))
 
 
 @dataclass
@@ -76,6 +80,7 @@ def fit_mlp(
     steps: int = 800,
     balance: float = 0.0,
     start: Encoder | None = None,
+    start_rate: float = 1.0,
 ) -> DropoutMLP:
     """Fit the network by AdamW; the learning rate falls to zero along a half cosine.
 
@@ -89,6 +94,7 @@ def fit_mlp(
     steps : optimiser steps
     balance : a cell weighs (cells of its type)^-balance
     start : an encoder to begin with, of which a copy is trained; by default one with random weights
+    start_rate : the learning rate of the encoder, as a multiple of the head's
     """
     classes, codes = np.unique(y, return_inverse=True)
     weight = torch.from_numpy(class_weights(codes, balance)).float()
@@ -96,12 +102,12 @@ def fit_mlp(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = Encoder(x.shape[1], hidden) if start is None else copy.deepcopy(start)
-        head = nn.Linear(encoder.bias.shape[0], len(classes))
+        head = nn.Linear(encoder.width, len(classes))
 
     def loss(rows: np.ndarray, part: csr_matrix, embedding: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(head(embedding), truth[rows], weight=weight)
 
-    _train(encoder, [*encoder.parameters(), *head.parameters()], loss, x, seed, dropout, decay, steps)
+    _train(encoder, head, loss, x, seed, dropout, decay, steps, start_rate)
     return DropoutMLP(classes, encoder, head)
 
 
@@ -119,16 +125,15 @@ def fit_denoiser(x, seed: int) -> Encoder:
     scale = torch.from_numpy(deviation + deviation.mean() + 1e-6).float()  # rare features weigh less, common ones alike
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = Encoder(x.shape[1], HIDDEN)
-        decoder = nn.Linear(HIDDEN, x.shape[1])
+        encoder = Encoder(x.shape[1], HIDDEN, LATENT)
+        decoder = nn.Linear(LATENT, x.shape[1])
     with torch.no_grad():
         decoder.bias.copy_(torch.from_numpy(mean))
 
     def loss(rows: np.ndarray, part: csr_matrix, embedding: torch.Tensor) -> torch.Tensor:
         return ((decoder(embedding) - torch.from_numpy(part.toarray())) / scale).square().mean()
 
-    parameters = [*encoder.parameters(), *decoder.parameters()]
-    _train(encoder, parameters, loss, x, seed, DENOISER_DROPOUT, 0.0, DENOISER_STEPS)
+    _train(encoder, decoder, loss, x, seed, DENOISER_DROPOUT, 0.0, DENOISER_STEPS)
     return encoder
 
 
@@ -139,20 +144,33 @@ def class_weights(codes: np.ndarray, balance: float) -> np.ndarray:
     return weight * n.sum() / (weight * n).sum()
 
 
-def _train(encoder: Encoder, parameters: list, loss, x, seed: int, dropout: float, decay: float, steps: int) -> None:
+def _train(
+    encoder: Encoder,
+    head: nn.Linear,
+    loss: Callable,
+    x,
+    seed: int,
+    dropout: float,
+    decay: float,
+    steps: int,
+    encoder_rate: float = 1.0,
+) -> None:
     """Take the optimiser steps; each cell is seen once before any is seen again."""
     x = csr_matrix(x, dtype=np.float32)
     draw = np.random.default_rng(seed)
-    optimiser = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=decay, fused=True)
+    rates = {head: LEARNING_RATE, encoder: LEARNING_RATE * encoder_rate}
+    groups = [{"params": list(part.parameters()), "lr": rate} for part, rate in rates.items() if rate]
+    optimiser = torch.optim.AdamW(groups, weight_decay=decay, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    encoder.requires_grad_(encoder_rate > 0)
     order = np.zeros(0, dtype=np.int64)
-    for step in range(steps):
+    for _ in range(steps):
         while len(order) < min(MINIBATCH, x.shape[0]):
             order = np.concatenate([order, draw.permutation(x.shape[0])])
         rows, order = order[:MINIBATCH], order[MINIBATCH:]
         part = x[rows]
         keep = draw.random(part.nnz) >= dropout
-        for group in optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * (1 + np.cos(np.pi * step / steps)) / 2
         optimiser.zero_grad()
         loss(rows, part, encoder(part, keep, 1 / (1 - dropout))).backward()
         optimiser.step()
+        schedule.step()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-BUDGET = 24
+BUDGET = 16
 """Settings that each baseline may try."""
 
 
@@ -61,9 +61,9 @@ def tune(
     best_score = score(best_fit)
     tried = {best}
     while len(tried) < min(BUDGET, len(grid)):
-        # Steps from the best: their number first, then (with the sign turned) upwards on an early axis before others.
-        steps = lambda place: [b - a for a, b in zip(place, best, strict=True)]
-        order = lambda place: (sum(map(abs, steps(place))), steps(place))
+        # Few steps away before many, then a step on an early axis before one on a later, upwards before downwards.
+        steps = lambda place: [a - b for a, b in zip(place, best, strict=True)]
+        order = lambda place: (sum(map(abs, steps(place))), [(-abs(step), -step) for step in steps(place)])
         place = min((place for place in grid if place not in tried), key=order)
         tried.add(place)
         found = fit(setting_at(place))

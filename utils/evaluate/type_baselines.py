@@ -34,13 +34,16 @@ COMPONENTS = (5, 10, 20, 50, 100, 200)
 NEIGHBOURS = (1, 2, 5, 10, 15, 30, 50, 100, 200, 400, 800)
 """Numbers of neighbours to choose from."""
 MLP_AXES = {
-    "steps": (100, 200, 400, 800, 1600),
+    "steps": (50, 100, 200, 400, 800, 1600, 3200),
     "balance": BALANCES,
     "dropout": (0.0, 0.25, 0.5, 0.75),
+    "hidden": (64, 128, 256, 512),
     "decay": (0.0, 0.01, 0.1, 1.0),
-    "hidden": (64, 128, 256, 512, 1024),
 }
-MLP_START = {"steps": 400, "balance": 0.5, "dropout": 0.5, "decay": 0.01, "hidden": 256}
+MLP_START = {"steps": 400, "balance": 0.5, "dropout": 0.5, "hidden": 256, "decay": 0.01}
+DENOISER_AXES = {name: values for name, values in MLP_AXES.items() if name != "hidden"}
+DENOISER_AXES = {"start_rate": (0.0, 0.1, 0.3, 1.0)} | DENOISER_AXES
+DENOISER_START = {name: MLP_START.get(name, 0.3) for name in DENOISER_AXES}
 MOST_TRAINING, MOST_VALIDATION = 50_000, 10_000
 """Cells that baselines are fitted and tuned on, at most, so that time is bounded on atlases."""
 
@@ -184,15 +187,15 @@ def mlp(
 
     Parameters
     ----------
-    denoised : begin with an encoder that has learned to denoise all training cells; its hidden units are given
+    denoised : begin with an encoder that has learned to denoise all training cells; its hidden units are given, and the share of
+        the learning rate that it gets (`start_rate`) is chosen
     """
     unlabelled = unlabelled or Unlabelled(x_train, seed)
     features = unlabelled.features
     transform = lambda x: sparse.csr_matrix(x)[:, features]
     z_train, begin = transform(x_train), {"start": unlabelled.denoiser} if denoised else {}
     fit = lambda setting: Fitted(transform, fit_mlp(z_train, np.asarray(y_train), seed, **setting, **begin))
-    axes = {name: values for name, values in MLP_AXES.items() if not (denoised and name == "hidden")}
-    start = {name: MLP_START[name] for name in axes}
+    axes, start = (DENOISER_AXES, DENOISER_START) if denoised else (MLP_AXES, MLP_START)
     return _tuned(fit, axes, start, y_train, x_val, y_val, ("steps", "hidden") if not denoised else ("steps",))
 
 
