@@ -1,4 +1,4 @@
-"""The network with feature dropout: sparse input as a product, equal bits for an equal seed, what its options change."""
+"""The network with feature dropout: sparse input as a product, equal bits for equal seeds, effects of its options."""
 
 import numpy as np
 import torch

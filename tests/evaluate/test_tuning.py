@@ -32,13 +32,13 @@ def test_the_budget_is_used_whatever_the_scores_are_and_a_tie_keeps_the_first(mo
     monkeypatch.setattr(tuning, "BUDGET", 7)
     for score in (lambda s: 0.0, lambda s: float(s["a"])):
         fit, log = fit_log()
-        found = tune(fit, score, AXES, {"a": 4, "b": 2, "c": False})
+        tune(fit, score, AXES, {"a": 4, "b": 2, "c": False})
         assert len(log) == 7
     assert tune(fit, lambda s: 0.0, AXES, {"a": 4, "b": 2, "c": False}).setting == {"a": 4, "b": 2, "c": False}
 
 
 def test_a_small_grid_ends_early_and_without_a_score_the_start_is_taken():
-    fit, log = fit_log()
+    fit, _ = fit_log()
     assert tune(fit, lambda s: s["b"], {"b": (1, 2, 3)}, {"b": 1}).tried == 3
     found = tune(fit, None, AXES, {"a": 4, "b": 2, "c": True})
     assert (found.tried, found.setting["a"], str(found)) == (0, 4, "a 4, b 2, c yes")

@@ -20,6 +20,8 @@ MINIBATCH = 128
 LEARNING_RATE = 1e-3
 DENOISER_STEPS = 4000
 DENOISER_DROPOUT = 0.5
+MOST_EPOCHS = 200
+"""No fit sees a cell more often, so that small data take little time."""
 BLOCK = 4096
 
 
@@ -133,8 +135,13 @@ def fit_denoiser(x, seed: int) -> Encoder:
     def loss(rows: np.ndarray, part: csr_matrix, embedding: torch.Tensor) -> torch.Tensor:
         return ((decoder(embedding) - torch.from_numpy(part.toarray())) / scale).square().mean()
 
-    _train(encoder, decoder, loss, x, seed, DENOISER_DROPOUT, 0.0, DENOISER_STEPS)
+    _train(encoder, decoder, loss, x, seed, DENOISER_DROPOUT, 0.0, min(DENOISER_STEPS, most_steps(x.shape[0])))
     return encoder
+
+
+def most_steps(n_cells: int) -> int:
+    """Return the largest number of optimiser steps for so many cells."""
+    return max(1, MOST_EPOCHS * n_cells // MINIBATCH)
 
 
 def class_weights(codes: np.ndarray, balance: float) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -61,10 +62,7 @@ def tune(
     best_score = score(best_fit)
     tried = {best}
     while len(tried) < min(BUDGET, len(grid)):
-        # Few steps away before many, then a step on an early axis before one on a later, upwards before downwards.
-        steps = lambda place: [a - b for a, b in zip(place, best, strict=True)]
-        order = lambda place: (sum(map(abs, steps(place))), [(-abs(step), -step) for step in steps(place)])
-        place = min((place for place in grid if place not in tried), key=order)
+        place = min((place for place in grid if place not in tried), key=partial(_order, best))
         tried.add(place)
         found = fit(setting_at(place))
         value = score(found)
@@ -72,3 +70,9 @@ def tune(
             best, best_fit, best_score = place, found, value
     ends = {name: i in (0, len(axes[name]) - 1) for name, i in zip(names, best, strict=True)}
     return Tuned(best_fit, setting_at(best), len(tried), [name for name in open_ended if ends[name]])
+
+
+def _order(best: tuple[int, ...], place: tuple[int, ...]) -> tuple:
+    """Few steps away before many; then a step on an early axis before one on a later, upwards before downwards."""
+    steps = [a - b for a, b in zip(place, best, strict=True)]
+    return sum(map(abs, steps)), [(-abs(step), -step) for step in steps]

@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from utils.errors import UserError
 from utils.evaluate.boxed import MOST_FEATURES, even_rows
-from utils.evaluate.dropout_mlp import Encoder, class_weights, fit_denoiser, fit_mlp
+from utils.evaluate.dropout_mlp import Encoder, class_weights, fit_denoiser, fit_mlp, most_steps
 from utils.evaluate.metrics import classification_scores
 from utils.evaluate.principal_components import as_rows, fit_pca
 from utils.evaluate.tuning import Tuned, tune
@@ -34,7 +34,7 @@ COMPONENTS = (5, 10, 20, 50, 100, 200)
 NEIGHBOURS = (1, 2, 5, 10, 15, 30, 50, 100, 200, 400, 800)
 """Numbers of neighbours to choose from."""
 MLP_AXES = {
-    "steps": (50, 100, 200, 400, 800, 1600, 3200),
+    "steps": (50, 100, 200, 400, 800, 1600),
     "balance": BALANCES,
     "dropout": (0.0, 0.25, 0.5, 0.75),
     "hidden": (64, 128, 256, 512),
@@ -187,8 +187,8 @@ def mlp(
 
     Parameters
     ----------
-    denoised : begin with an encoder that has learned to denoise all training cells; its hidden units are given, and the share of
-        the learning rate that it gets (`start_rate`) is chosen
+    denoised : begin with an encoder that has learned to denoise all training cells; its hidden units are given,
+        and the share of the learning rate that it gets (`start_rate`) is chosen
     """
     unlabelled = unlabelled or Unlabelled(x_train, seed)
     features = unlabelled.features
@@ -196,7 +196,9 @@ def mlp(
     z_train, begin = transform(x_train), {"start": unlabelled.denoiser} if denoised else {}
     fit = lambda setting: Fitted(transform, fit_mlp(z_train, np.asarray(y_train), seed, **setting, **begin))
     axes, start = (DENOISER_AXES, DENOISER_START) if denoised else (MLP_AXES, MLP_START)
-    return _tuned(fit, axes, start, y_train, x_val, y_val, ("steps", "hidden") if not denoised else ("steps",))
+    steps = _offered(MLP_AXES["steps"], most_steps(z_train.shape[0]))
+    axes, start = axes | {"steps": steps}, start | {"steps": min(start["steps"], steps[-1])}
+    return _tuned(fit, axes, start, y_train, x_val, y_val, ("steps",) if denoised else ("steps", "hidden"))
 
 
 def majority_class(x_train, y_train, x_val=None, y_val=None, seed=0, unlabelled=None) -> tuple[DummyClassifier, None]:
