@@ -9,7 +9,7 @@ from utils.errors import UserError
 from utils.evaluate import tuning
 from utils.evaluate import type_baselines as baselines
 from utils.evaluate.metrics import classification_scores
-from utils.evaluate.type_baselines import FEW_LABEL_BASELINES, TYPE_BASELINES, Unlabelled, fit_all
+from utils.evaluate.type_baselines import FEW_LABEL_BASELINES, TYPE_BASELINES, Unlabelled, fewer, fit_all
 
 FITS = {name: fit for name, fit in (TYPE_BASELINES | FEW_LABEL_BASELINES).items() if name != "majority class"}
 
@@ -96,7 +96,7 @@ def test_balanced_weights_find_rare_types():
 def test_a_best_number_of_neighbours_at_the_end_is_noted():
     (x, y), (x_val, y_val) = cells(60, 0, noise=3), cells(400, 1, noise=3)
     lines = []
-    fits, _ = fit_all(x, y, x_val, y_val, x, say=lines.append)
+    fits, _ = fit_all(x, y, x_val, y_val, say=lines.append)
     tuned = fits["nearest neighbours"][1]
     assert ("k" in tuned.at_end) == (tuned.setting["k"] in (1, 50))
     assert ("at an end" in lines[0]) == bool(tuned.at_end)
@@ -118,19 +118,16 @@ def test_all_rows_with_few_labels_and_without_unlabelled_cells():
     np.testing.assert_allclose(
         fits["logistic regression, self-trained"][0].predict_proba(x_test), expected.predict_proba(x_test), atol=1e-6
     )
-    assert fit_all(x[few], y[few], x_val, y_val, x[few], say=lines.append)[0].keys() == TYPE_BASELINES.keys()
+    assert fit_all(x[few], y[few], x_val, y_val, say=lines.append)[0].keys() == TYPE_BASELINES.keys()
 
 
-def test_cells_above_a_number_are_drawn_and_the_number_is_printed(monkeypatch):
-    monkeypatch.setattr(baselines, "MOST_TRAINING", 300)
-    monkeypatch.setattr(baselines, "TYPE_BASELINES", {"majority class": baselines.majority_class})
-    (x, y), (x_val, y_val), lines = cells(2000, 0), cells(50, 1), []
+def test_small_types_keep_their_cells_and_others_their_shares():
+    _, y = cells(2000, 0)
     y[:3] = "rare"
-    _, unlabelled = fit_all(x, y, x_val, y_val, x, say=lines.append)
-    assert len(lines) == 1 and "300" in lines[0] and "2,000" in lines[0] and unlabelled.x.shape[0] == 300
-    _, drawn = baselines._fewer(x, y, 300, 0, "training cells", lines.append)
+    drawn = y[fewer(y, 300)]
     assert len(drawn) == 300 and (drawn == "rare").sum() == 3
     assert np.mean(drawn == "T") == pytest.approx(np.mean(y == "T"), abs=0.06)
+    assert (fewer(y, 300) == fewer(y, 300)).all() and (fewer(y, 2000) == np.arange(2000)).all()
 
 
 def test_majority_class():

@@ -16,6 +16,7 @@ from utils.cells.preprocessed import read_cells
 from utils.evaluate import tuning
 from utils.evaluate.metrics import cell_auroc, classification_scores
 from utils.evaluate.type_baselines import majority_class
+from utils.predict.score_types import fit_baselines
 from utils.train.model_folder import load_model
 
 TYPE_ROWS = {
@@ -142,6 +143,27 @@ def test_baselines_learn_from_the_labels_that_the_model_learned_from(ready_file,
     assert (seen["all"] != cells.values["rna"][train]).nnz == 0
     curve = next(r for r in records(tmp_path / "few") if r["phase"] == "train")
     assert curve["step"] == -(-len(learned) // TRAINING["batch_size"] // TRAINING.get("grad_acc", 1))
+
+
+def test_baselines_see_no_test_cell_and_no_more_cells_than_allowed(ready_file, runs, monkeypatch):
+    saved, cells = load_model(runs["celltype_atac"], "celltype"), read_cells(ready_file, ("rna",))
+    cells.values["rna"] = cells.values["rna"][np.arange(len(cells.obs))]
+    held = cells.rows("train")[::4]
+    cells.obs["split"] = np.where(np.isin(np.arange(len(cells.obs)), held), "test", cells.obs["split"].astype(str))
+    monkeypatch.setattr("utils.predict.score_types.MOST_TRAINING", 40)
+    lines, val = [], cells.values["rna"][cells.rows("val")]
+    fitted = lambda: fit_baselines(saved, cells, labels, lines.append)
+    labels = cells.labels()
+    one, unlabelled = fitted()
+    n = len(cells.rows("train"))
+    assert unlabelled.x.shape[0] == 40 < n and "40 " in lines[0] and f"{n:,}" in lines[0]
+    noise = cells.values["rna"].tolil()
+    noise[held] = np.random.default_rng(0).random((len(held), noise.shape[1])) * 9
+    cells.values["rna"], labels = noise.tocsr(), labels.copy()
+    labels.iloc[held] = labels.iloc[held].to_numpy()[::-1]
+    other, _ = fitted()
+    for name, (estimator, _) in one.items():
+        assert (estimator.predict_proba(val) == other[name][0].predict_proba(val)).all(), name
 
 
 def test_translation(ready_file, runs, missing, tmp_path):

@@ -45,7 +45,7 @@ DENOISER_AXES = {name: values for name, values in MLP_AXES.items() if name != "h
 DENOISER_AXES = {"start_rate": (0.0, 0.1, 0.3, 1.0)} | DENOISER_AXES
 DENOISER_START = {name: MLP_START.get(name, 0.3) for name in DENOISER_AXES}
 MOST_TRAINING, MOST_VALIDATION = 50_000, 10_000
-"""Cells that baselines are fitted and tuned on, at most, so that time is bounded on atlases."""
+"""Cells that baselines are fitted and tuned on, at most, so that time and memory are bounded on atlases."""
 
 
 class Unlabelled:
@@ -218,7 +218,9 @@ FEW_LABEL_BASELINES = {"denoiser + MLP": partial(mlp, denoised=True)}
 NOT_SELF_TRAINED = ("majority class",)
 
 
-def fit_all(x_train, y_train, x_val, y_val, x_all, seed: int = 0, say=print) -> tuple[dict[str, tuple], Unlabelled]:
+def fit_all(
+    x_train, y_train, x_val, y_val, x_all=None, seed: int = 0, say=print
+) -> tuple[dict[str, tuple], Unlabelled]:
     """Fit all baselines.
 
     Where some training cells have no label, there are further rows: a denoiser of all training cells under the MLP, and
@@ -228,8 +230,8 @@ def fit_all(x_train, y_train, x_val, y_val, x_all, seed: int = 0, say=print) -> 
     Parameters
     ----------
     x_train, y_train, x_val, y_val : labelled training cells and validation cells
-    x_all : training cells with and without a label
-    seed : of the draw of cells, where there are too many, and of all fits
+    x_all : training cells with and without a label; None if all have one
+    seed : of all fits
     say : prints a line
 
     Returns
@@ -238,11 +240,7 @@ def fit_all(x_train, y_train, x_val, y_val, x_all, seed: int = 0, say=print) -> 
     unlabelled : what was learned without labels
     """
     y_train, y_val = np.asarray(y_train), np.asarray(y_val)
-    has_more = x_all.shape[0] > x_train.shape[0]
-    x_train, y_train = _fewer(x_train, y_train, MOST_TRAINING, seed, "training cells", say)
-    x_val, y_val = _fewer(x_val, y_val, MOST_VALIDATION, seed, "validation cells", say)
-    if x_all.shape[0] > MOST_TRAINING:
-        x_all = x_all[np.sort(np.random.default_rng(seed).permutation(x_all.shape[0])[:MOST_TRAINING])]
+    has_more, x_all = x_all is not None, x_train if x_all is None else x_all
     unlabelled, fits = Unlabelled(x_all, seed), {}
 
     def add(name: str, fit: Callable, x, y) -> None:
@@ -262,16 +260,21 @@ def fit_all(x_train, y_train, x_val, y_val, x_all, seed: int = 0, say=print) -> 
     return fits, unlabelled
 
 
-def _fewer(x, y, most: int, seed: int, what: str, say) -> tuple:
-    """Draw at most so many cells; small types keep theirs, the others keep their shares."""
-    if len(y) <= most:
-        return x, y
-    kept = even_rows(y, most // 10, seed)
-    others = np.setdiff1d(np.arange(len(y)), kept)
-    others = np.random.default_rng(seed).permutation(others)[: most - len(kept)]
-    rows = np.sort(np.concatenate([kept, others]))
-    say(f"baselines use {len(rows):,} of {len(y):,} {what}")
-    return x[rows], y[rows]
+def fewer(labels, most: int, seed: int = 0) -> np.ndarray:
+    """Return the positions of at most so many cells, in order: small types keep their cells, the others their shares.
+
+    Parameters
+    ----------
+    labels : [cells]
+    most : number of cells, a tenth of which is drawn from the types in turn
+    seed : of the draw
+    """
+    labels = np.asarray(labels)
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    kept = even_rows(labels, most // 10, seed)
+    others = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(len(labels)), kept))
+    return np.sort(np.concatenate([kept, others[: most - len(kept)]]))
 
 
 @threadpool_limits.wrap(limits=1)  # threads do not speed up such small matrices, and slow them down on busy cores

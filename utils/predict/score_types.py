@@ -19,7 +19,7 @@ from utils.evaluate.embedding import embedding_scores
 from utils.evaluate.metrics import bootstrap_interval, per_class_table
 from utils.evaluate.plots import confusion
 from utils.evaluate.tuning import BUDGET, Tuned
-from utils.evaluate.type_baselines import Unlabelled, fit_all
+from utils.evaluate.type_baselines import MOST_TRAINING, MOST_VALIDATION, Unlabelled, fewer, fit_all
 from utils.predict.infer import Prediction, predict
 from utils.predict.report import EVALUATION_LEAD, evaluated_cells, write_report_of
 from utils.train.config import InferConfig, LabelConfig
@@ -246,5 +246,19 @@ def fit_baselines(saved: SavedModel, cells: Cells, labels: pd.Series, say) -> tu
     per_type = saved.training.get("labels_per_type", 0)
     is_known = limit_labels(known_types, cells, per_type, saved.training.get("seed", 0)) >= 0
     train, val = (rows[is_known[rows]] for rows in (cells.rows("train"), cells.rows("val")))
-    x = [features(cells, saved.model_config.inputs, rows) for rows in (train, val, cells.rows("train"))]
-    return fit_all(x[0], labels.iloc[train].to_numpy(), x[1], labels.iloc[val].to_numpy(), x[2], say=say)
+    everything = cells.rows("train") if len(train) < len(cells.rows("train")) else None
+    train = _fewer(train, known_types, MOST_TRAINING, "labelled training cells", say)
+    val = _fewer(val, known_types, MOST_VALIDATION, "validation cells", say)
+    if everything is not None:
+        everything = _fewer(everything, np.zeros(len(labels)), MOST_TRAINING, "training cells", say)
+    read = lambda rows: None if rows is None else features(cells, saved.model_config.inputs, rows)
+    types = lambda rows: labels.iloc[rows].to_numpy()
+    return fit_all(read(train), types(train), read(val), types(val), read(everything), say=say)
+
+
+def _fewer(rows: np.ndarray, codes: np.ndarray, most: int, what: str, say) -> np.ndarray:
+    """Draw rows if there are more than `most`, and print how many."""
+    drawn = rows[fewer(codes[rows], most)]
+    if len(drawn) < len(rows):
+        say(f"baselines use {len(drawn):,} of {len(rows):,} {what}")
+    return drawn
