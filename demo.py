@@ -243,8 +243,9 @@ def write_page(out: Path, last: str, summary: dict) -> None:
             paragraph(
                 f"All methods learned from the same {LABELS} labelled cells of each type and are scored on the same "
                 "cells. Rows without a method's name are scMomer; the marked one labelled the donor. Principal "
-                "components and self-trained methods use the unlabelled cells, too. “RNA + ATAC” rows read the "
-                "donor's measured ATAC, which a donor with RNA alone does not have. 95 % intervals are in brackets."
+                "components, the denoiser and self-trained methods use the unlabelled cells, too. “RNA + ATAC” rows "
+                "read the donor's measured ATAC, which a donor with RNA alone does not have. 95 % intervals are in "
+                "brackets."
             ),
             figure(out / "comparison.png", "Methods that read RNA alone; lines are 95 % intervals over cells."),
             table(type_rows(summary), "method", marked=(FINAL,)),

@@ -3,9 +3,11 @@
     python evaluate.py --data_path cells.ready.h5mu --model_path runs/celltype
     python evaluate.py --data_path cells.ready.h5mu --model_path runs/student
 
-A cell type model is scored on the labels of the test cells, beside the majority class, nearest neighbours and logistic
-regression (on all features, and on 50 principal components). Baselines are fitted on the same training cells and tuned
-on the same validation cells; the model's embedding is scored beside principal components, and its prediction sets
+A cell type model is scored on the labels of the test cells, beside the majority class, nearest neighbours, logistic
+regression (on all features, and on principal components) and a neural network with one hidden layer (MLP). If some
+training cells have no label, there are also a denoiser of all of them under the MLP, and each baseline self-trained.
+Baselines are fitted on the same training cells (at most 50,000) and tuned on the same validation cells, with the same
+number of settings tried for each; the model's embedding is scored beside principal components, and its prediction sets
 beside those of logistic regression, at the same --coverage, also within and across batches. It is also scored how well
 the model's confidence and the agreement of simple classifiers mark its errors. A model with a student is scored on
 translation: how well it predicts, from the measured modality, the one it has not seen, beside the mean, the mean times

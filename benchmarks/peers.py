@@ -26,8 +26,8 @@ from utils.cells.labels import label_codes, limit_labels
 from utils.cells.preprocessed import Cells, read_cells, read_raw
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
-from utils.evaluate.baselines import logistic_regression
 from utils.evaluate.metrics import classification_scores, translation_scores
+from utils.evaluate.type_baselines import logistic_regression
 
 UNKNOWN = "unknown"
 BATCH_SIZES = (128, 127, 126)  # the default of scvi-tools, then others for when its last minibatch has one cell

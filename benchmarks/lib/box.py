@@ -18,7 +18,6 @@ from utils.cells.config import IngestConfig
 from utils.cells.ingest import ingest
 from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import STAMP, open_cells, read_cells
-from utils.evaluate.baselines import C_GRID
 from utils.evaluate.metrics import bootstrap_interval, classification_scores, per_class_table
 from utils.features.normalise import log_normalise
 from utils.files.write import write_whole
@@ -51,6 +50,8 @@ TYPES_68K = {
 """Type in pbmc68k_reduced → type of the box. Its types come from the correlation with sorted cells."""
 LICENCE = {"license": "other", "license_name": "trained-on-gpl-3-data", "license_link": "README.md"}
 """What the card says to the Hugging Face hub about the licence of the box's weights."""
+C_GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Inverse penalties of logistic regression to try."""
 DECAYS = (1e-4, 1e-2, 1.0, 10.0)
 """Weight decays of the MLP to try."""
 

@@ -13,11 +13,21 @@ from tests.helpers import TRAINING, error_of, lacks, records, run
 from utils.cells.labels import label_codes, limit_labels
 from utils.cells.minibatches import CellDataset, MicroBatch
 from utils.cells.preprocessed import read_cells
-from utils.evaluate.baselines import majority_class, nearest_neighbours
+from utils.evaluate import tuning
 from utils.evaluate.metrics import cell_auroc, classification_scores
+from utils.evaluate.type_baselines import majority_class
+from utils.predict.score_types import fit_baselines
 from utils.train.model_folder import load_model
 
-TYPE_ROWS = {"scmomer", "majority class", "nearest neighbours", "logistic regression", "PCA + logistic regression"}
+TYPE_ROWS = {
+    *("scmomer", "majority class", "nearest neighbours", "logistic regression", "PCA + logistic regression", "MLP")
+}
+
+
+@pytest.fixture(autouse=True)
+def few_settings(monkeypatch):
+    """Baselines try few settings, which is quick."""
+    monkeypatch.setattr(tuning, "BUDGET", 3)
 
 
 @pytest.fixture(params=["atac", "rna"])
@@ -64,6 +74,13 @@ def test_cell_types(ready_file, runs, missing, tmp_path, capsys):
     for name in TYPE_ROWS:
         low, high = table[name]["macro_f1_95%"]
         assert low <= table[name]["macro_f1"] <= high
+        assert 0 <= table[name]["calibration_error"] <= 1
+        assert name in ("scmomer", "majority class") or 0 < table[name]["settings_tried"] <= 3
+    for row in table["differences"]:
+        best = max(TYPE_ROWS - {"scmomer"}, key=lambda name: table[name][row["score"]])
+        assert table[row["baseline"]][row["score"]] == table[best][row["score"]] == row["theirs"]
+        assert row["difference_95%"][0] <= row["difference"] <= row["difference_95%"][1]
+    assert len(table["verdict"]) == 2
     majority = pd.Series(cells.labels().iloc[cells.rows("train")]).mode()[0]
     assert table["majority class"]["accuracy"] == pytest.approx((truth == majority).mean())
     assert table["embeddings"].keys() == {"scmomer", "50 principal components"}
@@ -109,14 +126,13 @@ def test_baselines_learn_from_the_labels_that_the_model_learned_from(ready_file,
     cells, seen = read_cells(ready_file, ("rna",)), {}
 
     def spy(x_train, y_train, *others, **options):
-        seen["labelled"], seen["all"] = (x_train, y_train), options["x_all"]
+        seen.setdefault("labelled", (x_train, y_train))
+        seen["all"] = options["unlabelled"].x
         return majority_class(x_train, y_train)
 
-    monkeypatch.setattr(
-        "utils.predict.score_types.TYPE_BASELINES", {"nearest neighbours": nearest_neighbours, "spy": spy}
-    )
+    monkeypatch.setattr("utils.evaluate.type_baselines.TYPE_BASELINES", {"spy": spy})
     table = evaluated(ready_file, tmp_path / "few", tmp_path)
-    assert {"spy", "logistic regression, self-trained"} < table.keys()
+    assert {"spy", "spy, self-trained", "denoiser + MLP", "denoiser + MLP, self-trained"} < table.keys()
     labels = cells.labels()
     codes = label_codes(labels, sorted(set(labels)))
     few = limit_labels(codes, cells, 3, 5)
@@ -127,6 +143,27 @@ def test_baselines_learn_from_the_labels_that_the_model_learned_from(ready_file,
     assert (seen["all"] != cells.values["rna"][train]).nnz == 0
     curve = next(r for r in records(tmp_path / "few") if r["phase"] == "train")
     assert curve["step"] == -(-len(learned) // TRAINING["batch_size"] // TRAINING.get("grad_acc", 1))
+
+
+def test_baselines_see_no_test_cell_and_no_more_cells_than_allowed(ready_file, runs, monkeypatch):
+    saved, cells = load_model(runs["celltype_atac"], "celltype"), read_cells(ready_file, ("rna",))
+    cells.values["rna"] = cells.values["rna"][np.arange(len(cells.obs))]
+    held = cells.rows("train")[::4]
+    cells.obs["split"] = np.where(np.isin(np.arange(len(cells.obs)), held), "test", cells.obs["split"].astype(str))
+    monkeypatch.setattr("utils.predict.score_types.MOST_TRAINING", 40)
+    lines, val = [], cells.values["rna"][cells.rows("val")]
+    fitted = lambda: fit_baselines(saved, cells, labels, lines.append)
+    labels = cells.labels()
+    one, unlabelled = fitted()
+    n = len(cells.rows("train"))
+    assert unlabelled.x.shape[0] == 40 < n and "40 " in lines[0] and f"{n:,}" in lines[0]
+    noise = cells.values["rna"].tolil()
+    noise[held] = np.random.default_rng(0).random((len(held), noise.shape[1])) * 9
+    cells.values["rna"], labels = noise.tocsr(), labels.copy()
+    labels.iloc[held] = labels.iloc[held].to_numpy()[::-1]
+    other, _ = fitted()
+    for name, (estimator, _) in one.items():
+        assert (estimator.predict_proba(val) == other[name][0].predict_proba(val)).all(), name
 
 
 def test_translation(ready_file, runs, missing, tmp_path):

@@ -6,10 +6,10 @@ from scipy.special import expit
 from models.shapes import other
 from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import Cells
-from utils.evaluate.baselines import depth_translation, neighbour_translation, ridge_translation
 from utils.evaluate.comparison import in_words
 from utils.evaluate.metrics import MIN_OPEN
 from utils.evaluate.translation import unweighted_probability
+from utils.evaluate.translation_baselines import depth_translation, neighbour_translation, ridge_translation
 from utils.evaluate.translation_scores import ERRORS, N_RESAMPLES, draw_resamples, interval, score_prediction
 from utils.files.disk_rows import row_lengths, select
 from utils.predict.translation import fit_calibration, translate

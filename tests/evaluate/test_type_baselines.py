@@ -1,0 +1,136 @@
+"""Baselines of cell types: each finds a planted signal and none in noise, on equal budgets, blind to test cells."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from tests.evaluate.marked_cells import cells
+from utils.errors import UserError
+from utils.evaluate import tuning
+from utils.evaluate import type_baselines as baselines
+from utils.evaluate.metrics import classification_scores
+from utils.evaluate.type_baselines import FEW_LABEL_BASELINES, TYPE_BASELINES, Unlabelled, fewer, fit_all
+
+FITS = {name: fit for name, fit in (TYPE_BASELINES | FEW_LABEL_BASELINES).items() if name != "majority class"}
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Few settings and few steps, so that the tests are quick."""
+    monkeypatch.setattr(tuning, "BUDGET", 6)
+    monkeypatch.setattr("utils.evaluate.dropout_mlp.DENOISER_STEPS", 200)
+    for axes, start in (
+        (baselines.MLP_AXES, baselines.MLP_START),
+        (baselines.DENOISER_AXES, baselines.DENOISER_START),
+    ):
+        monkeypatch.setitem(axes, "steps", (25, 50, 100))
+        monkeypatch.setitem(start, "steps", 50)
+
+
+@pytest.fixture(params=FITS)
+def fit(request):
+    return FITS[request.param]
+
+
+def test_each_finds_the_markers_and_its_setting_is_the_best_it_tried(fit, monkeypatch):
+    (x, y), (x_val, y_val), (x_test, y_test) = cells(600, 0), cells(300, 1), cells(600, 2)
+    scored = []
+    monkeypatch.setattr(
+        baselines, "classification_scores", lambda *a: scored.append(classification_scores(*a)) or scored[-1]
+    )
+    model, tuned = fit(x, y, x_val, y_val)
+    assert np.mean(model.predict(x_test) == y_test) > 0.9
+    np.testing.assert_allclose(model.predict_proba(x_test).sum(axis=1), 1, rtol=1e-5)
+    assert tuned.tried == 6 == len(scored)  # the same budget for each
+    ours = classification_scores(y_val, model.predict(x_val))
+    total = lambda scores: scores["accuracy"] + scores["macro_f1"]
+    assert total(ours) == pytest.approx(max(map(total, scored)))
+
+
+def test_permuted_labels_leave_chance(fit):
+    (x, y), (x_val, y_val), (x_test, y_test) = cells(600, 0), cells(300, 1), cells(2000, 2)
+    shuffle = np.random.default_rng(0).permutation
+    model, _ = fit(x, shuffle(y), x_val, shuffle(y_val))
+    per_type = classification_scores(y_test, model.predict(x_test))["balanced_accuracy"]
+    assert 0.2 < per_type < 0.3  # of four types
+
+
+def test_equal_seeds_give_equal_bits(fit):
+    (x, y), (x_val, y_val), (x_test, _) = cells(200, 0), cells(100, 1), cells(100, 2)
+    one, same = (fit(x, y, x_val, y_val)[0].predict_proba(x_test) for _ in range(2))
+    assert (one == same).all()
+
+
+@pytest.mark.parametrize("validation", ["none", "empty", "one class"])
+def test_without_useful_validation_cells_the_start_is_taken(fit, validation):
+    x, y = cells(60, 0)
+    x_val, y_val = {"none": (None, None), "empty": (x[:0], y[:0]), "one class": (x[y == "T"], y[y == "T"])}[validation]
+    model, tuned = fit(x, y, x_val, y_val)
+    assert tuned.tried == 0 and set(model.predict(x)) <= set(y)
+
+
+def test_odd_shapes(fit):
+    x, y = cells(12, 3)
+    model, tuned = fit(x, y, x, np.where(np.arange(12) < 6, "a type that training never saw", y))
+    assert set(model.predict(x)) <= set(y) and tuned.tried > 0
+    with pytest.raises(UserError, match="two cell types"):
+        fit(x, ["T"] * 12)
+
+
+def test_sparse_and_dense_values_give_the_same():
+    (x, y), (x_val, y_val), (x_test, _) = cells(300, 0), cells(100, 1), cells(50, 2)
+    for fit in (baselines.logistic_regression, baselines.pca_logistic_regression):
+        (sparse_fit, one), (dense_fit, two) = fit(x, y, x_val, y_val), fit(x.toarray(), y, x_val.toarray(), y_val)
+        assert one.setting == two.setting
+        np.testing.assert_allclose(sparse_fit.predict_proba(x_test), dense_fit.predict_proba(x_test), atol=1e-3)
+
+
+def test_balanced_weights_find_rare_types():
+    """Rare types are found more often where the validation cells ask for it."""
+    (x, y), (x_val, y_val) = cells(150, 0, noise=4), cells(3000, 1, noise=4)
+    even = np.concatenate([np.flatnonzero(y_val == kind)[:60] for kind in np.unique(y_val)])
+    _, for_even = baselines.logistic_regression(x, y, x_val[even], y_val[even])
+    assert for_even.setting["balance"] >= 0.5
+
+
+def test_a_best_number_of_neighbours_at_the_end_is_noted():
+    (x, y), (x_val, y_val) = cells(60, 0, noise=3), cells(400, 1, noise=3)
+    lines = []
+    fits, _ = fit_all(x, y, x_val, y_val, say=lines.append)
+    tuned = fits["nearest neighbours"][1]
+    assert ("k" in tuned.at_end) == (tuned.setting["k"] in (1, 50))
+    assert ("at an end" in lines[0]) == bool(tuned.at_end)
+
+
+def test_all_rows_with_few_labels_and_without_unlabelled_cells():
+    (x, y), (x_val, y_val), (x_test, y_test) = cells(800, 0), cells(300, 1), cells(600, 2)
+    few = np.concatenate([np.flatnonzero(y == kind)[:6] for kind in np.unique(y)])
+    lines = []
+    fits, unlabelled = fit_all(x[few], y[few], x_val, y_val, x, say=lines.append)
+    assert fits.keys() == {"majority class"} | FITS.keys() | {f"{name}, self-trained" for name in FITS}
+    assert len(lines) == len(fits) - 1 and unlabelled.x.shape[0] == 800
+    right = {name: np.mean(model.predict(x_test) == y_test) for name, (model, _) in fits.items()}
+    assert min(right[name] for name in right if name.endswith("self-trained")) > 2 * right["majority class"]
+    assert right["denoiser + MLP"] > right["MLP"]
+    # A self-trained row learned from what the plain row predicts, with the labelled cells once more.
+    both = sparse.vstack([x[few], x]), np.concatenate([y[few], fits["logistic regression"][0].predict(x)])
+    expected, _ = baselines.logistic_regression(*both, x_val, y_val, unlabelled=Unlabelled(x))
+    np.testing.assert_allclose(
+        fits["logistic regression, self-trained"][0].predict_proba(x_test), expected.predict_proba(x_test), atol=1e-6
+    )
+    assert fit_all(x[few], y[few], x_val, y_val, say=lines.append)[0].keys() == TYPE_BASELINES.keys()
+
+
+def test_small_types_keep_their_cells_and_others_their_shares():
+    _, y = cells(2000, 0)
+    y[:3] = "rare"
+    drawn = y[fewer(y, 300)]
+    assert len(drawn) == 300 and (drawn == "rare").sum() == 3
+    assert np.mean(drawn == "T") == pytest.approx(np.mean(y == "T"), abs=0.06)
+    assert (fewer(y, 300) == fewer(y, 300)).all() and (fewer(y, 2000) == np.arange(2000)).all()
+
+
+def test_majority_class():
+    (x, y), (x_test, _) = cells(100, 0), cells(20, 1)
+    model, setting = baselines.majority_class(x, y)
+    assert set(model.predict(x_test)) == {"T"} and setting is None
