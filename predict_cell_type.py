@@ -134,11 +134,11 @@ def main() -> None:
         runtime.say(f"wrote {out_path} and {Path(csv_path).name}: {sizes.sum():,} cells; {types}")
 
 
-def folders(flags: Flags) -> list[Path]:
-    """The model folders that --model_path names, alone or separated by commas."""
+def folders(flags: Flags) -> list[Path | str]:
+    """The model folders that --model_path names, alone or separated by commas; addresses on the hub as they are."""
     named = [flags.model_path] if Path(flags.model_path).exists() else flags.model_path.split(",")
     inside = [Path(flags.ckpt_dir) / name.strip() for name in named]
-    return [path if path.exists() else Path(name.strip()) for path, name in zip(inside, named, strict=True)]
+    return [path if path.exists() else name.strip() for path, name in zip(inside, named, strict=True)]
 
 
 if __name__ == "__main__":
