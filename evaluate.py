@@ -40,6 +40,9 @@ class Flags:
     label_column: str | None = flag("column of obs with cell types; by default the one the model was trained on", None)
     out_path: str | None = flag("folder for the results; by default <model_path>/evaluation", None)
     model_alone: bool = flag("leave out the baselines of cell types", False)
+    quick: bool = flag(
+        "where labels are few, leave out the baselines that learn from unlabelled cells, which take minutes", False
+    )
     coverage: float = flag("share of prediction sets that hold the true type, from 0.5 to 0.99", 0.9)
     report: bool = flag("of cell types, also write a page with figures; takes about 15 seconds", False)
     sample_column: str | None = flag(
@@ -87,7 +90,7 @@ def main() -> None:
     if is_types:
         table = score_types(
             *(saved, cells, flags.split, config, runtime, out, flags.label_column, flags.model_alone, flags.coverage),
-            *(flags.report, flags.sample_column),
+            *(flags.report, flags.sample_column, flags.quick),
         )
     else:
         table = score_translation(saved, cells, rows, config, runtime)

@@ -223,3 +223,20 @@ def test_cells_that_were_split_otherwise_are_noted(raw_file, ready_file, runs, t
 def test_no_cells_of_the_split(ready_file, runs, tmp_path, capsys):
     line = error_of(capsys, "evaluate", data_path=ready_file, model_path=runs["celltype_atac"], out_path=tmp_path)
     assert lacks(line, ready_file.name, "test", "--split") == []
+
+
+def test_quick_leaves_out_what_learns_from_unlabelled_cells(ready_file, runs, tmp_path):
+    """The other rows keep their scores."""
+    few = {"pretrained_model_path": runs["student_atac"], "ckpt_dir": tmp_path, "model": "few", "labels_per_type": 5}
+    run("train_missing_celltype_func", data_path=ready_file, **few, **TRAINING)
+    scores = {}
+    for name, quick in (("all", {}), ("quick", {"quick": True})):
+        out = {"out_path": tmp_path / name, "split": "val", "device": "cpu"}
+        run("evaluate", data_path=ready_file, model_path=tmp_path / "few", **out, **quick)
+        table = json.loads((tmp_path / name / "evaluation_val.json").read_text())
+        scores[name] = {
+            row: values for row, values in table.items() if isinstance(values, dict) and row != "embeddings"
+        }
+    left_out = scores["all"].keys() - scores["quick"].keys()
+    assert left_out and all("self-trained" in name or "denoiser" in name for name in left_out)
+    assert all(scores["quick"][name] == scores["all"][name] for name in scores["quick"])

@@ -219,7 +219,7 @@ NOT_SELF_TRAINED = ("majority class",)
 
 
 def fit_all(
-    x_train, y_train, x_val, y_val, x_all=None, seed: int = 0, say=print
+    x_train, y_train, x_val, y_val, x_all=None, seed: int = 0, say=print, quick: bool = False
 ) -> tuple[dict[str, tuple], Unlabelled]:
     """Fit all baselines.
 
@@ -233,6 +233,7 @@ def fit_all(
     x_all : training cells with and without a label; None if all have one
     seed : of all fits
     say : prints a line
+    quick : without the further rows; cells without a label still give the principal components
 
     Returns
     -------
@@ -240,7 +241,7 @@ def fit_all(
     unlabelled : what was learned without labels
     """
     y_train, y_val = np.asarray(y_train), np.asarray(y_val)
-    has_more, x_all = x_all is not None, x_train if x_all is None else x_all
+    has_more, x_all = x_all is not None and not quick, x_train if x_all is None else x_all
     unlabelled, fits = Unlabelled(x_all, seed), {}
 
     def add(name: str, fit: Callable, x, y) -> None:

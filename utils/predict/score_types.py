@@ -48,6 +48,7 @@ def score_types(
     coverage: float = 0.9,
     report: bool = False,
     sample_column: str | None = None,
+    quick: bool = False,
 ) -> dict:
     """Scores of the model and of the baselines, with 95 % bootstrap intervals over cells, and of their embeddings.
 
@@ -59,6 +60,7 @@ def score_types(
     out : folder for the confusion matrix, per_type_<split>.csv and predicted_<split>.csv
     label_column : of obs; by default the one that the model learned from
     model_alone : leave out the baselines
+    quick : leave out those that learn from unlabelled cells
     coverage : of the prediction sets, which are scored for the model and for logistic regression
     report : also write the page report_<split>.html
     sample_column : of obs, for the page; by default donor, sample or batch
@@ -89,7 +91,7 @@ def score_types(
     probability = {"scmomer": (prediction["probability"], saved.outputs)}
     embeddings, tuned, baselines = {"scmomer": prediction.embedding}, {}, {}
     if not model_alone:
-        baselines, unlabelled = fit_baselines(saved, cells, labels, runtime.say)
+        baselines, unlabelled = fit_baselines(saved, cells, labels, runtime.say, quick)
         x = features(cells, inputs, rows)
         embeddings["50 principal components"] = unlabelled.pca.transform(x)[:, :50]
         for name, (estimator, tuned[name]) in baselines.items():
@@ -236,7 +238,9 @@ def features(cells: Cells, inputs: tuple[str, ...], rows: np.ndarray) -> csr_mat
     return hstack([cells.values[name][rows] for name in inputs], format="csr")
 
 
-def fit_baselines(saved: SavedModel, cells: Cells, labels: pd.Series, say) -> tuple[dict[str, tuple], Unlabelled]:
+def fit_baselines(
+    saved: SavedModel, cells: Cells, labels: pd.Series, say, quick: bool = False
+) -> tuple[dict[str, tuple], Unlabelled]:
     """Baselines, name → (estimator, how it was tuned), from the labels that the model learned from.
 
     Where the model saw unlabelled training cells, baselines that can use them see the same cells. The second value is
@@ -253,7 +257,7 @@ def fit_baselines(saved: SavedModel, cells: Cells, labels: pd.Series, say) -> tu
         everything = _fewer(everything, np.zeros(len(labels)), MOST_TRAINING, "training cells", say)
     read = lambda rows: None if rows is None else features(cells, saved.model_config.inputs, rows)
     types = lambda rows: labels.iloc[rows].to_numpy()
-    return fit_all(read(train), types(train), read(val), types(val), read(everything), say=say)
+    return fit_all(read(train), types(train), read(val), types(val), read(everything), say=say, quick=quick)
 
 
 def _fewer(rows: np.ndarray, codes: np.ndarray, most: int, what: str, say) -> np.ndarray:
