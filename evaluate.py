@@ -41,7 +41,7 @@ class Flags:
     out_path: str | None = flag("folder for the results; by default <model_path>/evaluation", None)
     model_alone: bool = flag("leave out the baselines of cell types", False)
     quick: bool = flag(
-        "where labels are few, leave out the baselines that learn from unlabelled cells, which take minutes", False
+        "where labels are few, leave out the networks that learn from unlabelled cells, which take minutes", False
     )
     coverage: float = flag("share of prediction sets that hold the true type, from 0.5 to 0.99", 0.9)
     report: bool = flag("of cell types, also write a page with figures; takes about 15 seconds", False)

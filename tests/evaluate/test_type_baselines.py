@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import sparse
+from sklearn.linear_model import LogisticRegression
 
 from tests.evaluate.marked_cells import cells
 from utils.errors import UserError
@@ -134,3 +135,29 @@ def test_majority_class():
     (x, y), (x_test, _) = cells(100, 0), cells(20, 1)
     model, setting = baselines.majority_class(x, y)
     assert set(model.predict(x_test)) == {"T"} and setting is None
+
+
+@pytest.mark.parametrize("n_labelled", [60, 600])
+def test_tuned_components_are_no_worse_than_the_usual_ones(n_labelled, monkeypatch):
+    """A large spread without meaning hides the markers; whitened components and a grid of penalties find them."""
+    monkeypatch.setattr(tuning, "BUDGET", 16)
+    draw = np.random.default_rng(0)
+    nuisance = draw.normal(size=120)
+
+    def with_nuisance(x):
+        return sparse.csr_matrix(np.maximum(x.toarray() + 3 * draw.normal(size=(x.shape[0], 1)) * nuisance, 0))
+
+    (x_all, y_all), (x_val, y_val) = cells(600, 0), cells(300, 1)
+    x_all, x_val = with_nuisance(x_all), with_nuisance(x_val)
+    x, y, unlabelled = x_all[:n_labelled], y_all[:n_labelled], Unlabelled(x_all)
+    _, tuned = baselines.pca_logistic_regression(x, y, x_val, y_val, unlabelled=unlabelled)
+    total = lambda model: sum(classification_scores(y_val, model.predict(x_val))[n] for n in ("accuracy", "macro_f1"))
+    setting = {"components": 50, "whitened": True, "balance": 0.5}
+    transform = baselines._components(unlabelled.pca, x, setting)
+    usual = [
+        baselines.Fitted(
+            transform, baselines._fit_logistic(LogisticRegression(max_iter=2000), transform(x), y, setting | {"C": c})
+        )
+        for c in baselines.C_GRID
+    ]
+    assert total(tuned.fit) >= max(map(total, usual)) > 1.2

@@ -38,7 +38,7 @@ class Encoder(nn.Module):
         self.width = latent or hidden
 
     def forward(self, x: csr_matrix, keep: np.ndarray | None = None, scale: float = 1.0) -> torch.Tensor:
-        """[cells, features] → [cells, width]; `keep` says of each non-zero value whether it is read."""
+        """[cells, features] → [cells, width]; `keep` marks the non-zero values that are read."""
         columns, values, starts = x.indices, x.data, x.indptr[:-1]
         if keep is not None:
             starts = np.concatenate([[0], np.cumsum(keep)])[starts]

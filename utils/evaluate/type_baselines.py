@@ -148,13 +148,13 @@ def pca_logistic_regression(x_train, y_train, x_val=None, y_val=None, seed=0, un
     pca = (unlabelled or Unlabelled(x_train, seed)).pca
 
     def fit(setting: dict) -> Fitted:
-        transform = _components(pca, setting)
+        transform = _components(pca, x_train, setting)
         classifier = LogisticRegression(max_iter=2000, tol=1e-4, random_state=seed)
         return Fitted(transform, _fit_logistic(classifier, transform(x_train), y_train, setting))
 
     offered = _offered(COMPONENTS, pca.n_components_)
     axes = {"C": C_GRID, "components": offered, "whitened": (False, True), "balance": BALANCES}
-    start = {"C": 0.1, "components": offered[min(3, len(offered) - 1)], "whitened": False, "balance": 0.5}
+    start = {"C": 0.1, "components": offered[min(3, len(offered) - 1)], "whitened": True, "balance": 0.5}
     return _tuned(fit, axes, start, y_train, x_val, y_val, ("C", "components"))
 
 
@@ -167,7 +167,7 @@ def nearest_neighbours(x_train, y_train, x_val=None, y_val=None, seed=0, unlabel
     pca = (unlabelled or Unlabelled(x_train, seed)).pca
 
     def fit(setting: dict) -> Fitted:
-        transform = _components(pca, setting)
+        transform = _components(pca, x_train, setting)
         return Fitted(transform, KNeighborsClassifier(setting["k"]).fit(transform(x_train), np.asarray(y_train)))
 
     neighbours, offered = _offered(NEIGHBOURS, x_train.shape[0]), _offered(COMPONENTS, pca.n_components_)
@@ -216,6 +216,8 @@ TYPE_BASELINES = {
 FEW_LABEL_BASELINES = {"denoiser + MLP": partial(mlp, denoised=True)}
 """Further baselines, for data in which some training cells have no label."""
 NOT_SELF_TRAINED = ("majority class",)
+NETWORKS = ("MLP", *FEW_LABEL_BASELINES)
+"""Rows that take minutes where they learn from unlabelled cells."""
 
 
 def fit_all(
@@ -233,7 +235,7 @@ def fit_all(
     x_all : training cells with and without a label; None if all have one
     seed : of all fits
     say : prints a line
-    quick : without the further rows; cells without a label still give the principal components
+    quick : without the further rows of networks
 
     Returns
     -------
@@ -241,7 +243,7 @@ def fit_all(
     unlabelled : what was learned without labels
     """
     y_train, y_val = np.asarray(y_train), np.asarray(y_val)
-    has_more, x_all = x_all is not None and not quick, x_train if x_all is None else x_all
+    has_more, x_all = x_all is not None, x_train if x_all is None else x_all
     unlabelled, fits = Unlabelled(x_all, seed), {}
 
     def add(name: str, fit: Callable, x, y) -> None:
@@ -252,10 +254,11 @@ def fit_all(
             end = f"; the best {' and '.join(tuned.at_end)} is at an end of what is offered" if tuned.at_end else ""
             say(f"{name}: {tuned.tried} settings tried in {seconds:.0f} s of CPU time, chosen: {tuned}{end}")
 
-    rows = TYPE_BASELINES | (FEW_LABEL_BASELINES if has_more else {})
+    rows = TYPE_BASELINES | (FEW_LABEL_BASELINES if has_more and not quick else {})
+    not_again = (*NOT_SELF_TRAINED, *(NETWORKS if quick else ()))
     for name, fit in rows.items():
         add(name, fit, x_train, y_train)
-    for name in [name for name in rows if has_more and name not in NOT_SELF_TRAINED]:
+    for name in [name for name in rows if has_more and name not in not_again]:
         both = sparse.vstack([x_train, x_all], format="csr")
         add(f"{name}, self-trained", rows[name], both, np.concatenate([y_train, fits[name][0].predict(x_all)]))
     return fits, unlabelled
@@ -300,12 +303,13 @@ def _fit_logistic(classifier: LogisticRegression, z, y, setting: dict) -> Logist
     return classifier.set_params(C=setting["C"], class_weight=weight).fit(z, np.asarray(y))
 
 
-def _components(pca: PCA, setting: dict) -> Callable:
-    """Return the step from features to the chosen principal components."""
+def _components(pca: PCA, x_train, setting: dict) -> Callable:
+    """Return the step from features to the chosen principal components, scaled by their spread in labelled cells."""
     k = setting["components"]
-    # Unwhitened components keep their relative sizes; the first has unit variance, so that a penalty means the same.
-    deviation = np.sqrt(np.maximum(pca.explained_variance_[:k], 1e-12))
-    scale = deviation if setting["whitened"] else deviation[0]
+    variance = np.maximum(pca.transform(as_rows(x_train))[:, :k].var(0), 1e-12)
+    # Unwhitened components keep their relative sizes. Their mean variance is 1, as that of whitened ones, so that the
+    # best penalty is about the same for both: the search changes one setting at a time.
+    scale = np.sqrt(variance if setting["whitened"] else variance.mean())
     return lambda x: pca.transform(as_rows(x))[:, :k] / scale
 
 

@@ -60,7 +60,7 @@ def score_types(
     out : folder for the confusion matrix, per_type_<split>.csv and predicted_<split>.csv
     label_column : of obs; by default the one that the model learned from
     model_alone : leave out the baselines
-    quick : leave out those that learn from unlabelled cells
+    quick : leave out the networks that learn from unlabelled cells
     coverage : of the prediction sets, which are scored for the model and for logistic regression
     report : also write the page report_<split>.html
     sample_column : of obs, for the page; by default donor, sample or batch
