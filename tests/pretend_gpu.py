@@ -30,7 +30,7 @@ _setup_privateuseone_for_python_backend("pretend", _Backend())
 DEVICE = torch.device("pretend", 0)
 ROOT = Path(__file__).parents[1]
 
-# Autocast knows the operators of CPUs and of CUDA. Here it is told of those that our models use, as for CUDA.
+# Autocast knows the operators of CPUs and of CUDA. Here those that our models use are added, as for CUDA.
 HALVED = ("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "conv1d", "scaled_dot_product_attention")
 IN_FULL = ("layer_norm", "softplus", "mse_loss", "cross_entropy_loss", "binary_cross_entropy_with_logits")
 _library, _others = torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL")

@@ -1,5 +1,7 @@
 """Hashes of cells: a function of the values alone, which any change of them changes."""
 
+from itertools import pairwise
+
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
@@ -16,7 +18,7 @@ def test_a_hash_is_of_the_cells_values_alone():
     assert np.array_equal(cell_hashes(CELLS[order]), hashes[order])
     assert np.array_equal(cell_hashes(csr_matrix(vstack([CELLS[:7], CELLS[7:]]))), hashes)
     unsorted = CELLS.copy()
-    for start, stop in zip(unsorted.indptr, unsorted.indptr[1:], strict=False):
+    for start, stop in pairwise(unsorted.indptr):
         for part in (unsorted.indices, unsorted.data):
             part[start:stop] = part[start:stop][::-1].copy()
     assert np.array_equal(cell_hashes(unsorted), hashes)

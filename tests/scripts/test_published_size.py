@@ -3,6 +3,7 @@
 import sys
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import anndata as ad
@@ -71,7 +72,7 @@ def write_files(folder: Path) -> None:
     (folder / "labels.txt").write_text("\n".join(CLASSES))
     starts = np.arange(N_PEAKS // 22 + 1) * 900
     peaks = (f"chr{1 + chrom}\t{start}\t{start + 500}\n" for chrom in range(22) for start in starts)
-    (folder / "peaks.bed").write_text("".join(line for line, _ in zip(peaks, range(N_PEAKS), strict=False)))
+    (folder / "peaks.bed").write_text("".join(islice(peaks, N_PEAKS)))
     counts = np.random.default_rng(1).poisson(0.1, (1, N_GENES)).astype(np.float32)
     ad.AnnData(csr_matrix(counts), pd.DataFrame(index=["c"]), pd.DataFrame(index=genes)).write(folder / "cell.h5ad")
 

@@ -49,8 +49,9 @@ class Matrix:
 
     def __init__(self, content, path: str | Path, order: np.ndarray | None = None):
         self.path, self.order, self._all = path, order, self
-        self._copy, self._scattered = None, 0  # a copy for scattered rows, and how many of these were asked for
-        self._csc: Rows | None = None  # by rows, of a matrix that is stored by features
+        # The matrix in a layout whose rows can be read in any order, and how many such rows were asked for.
+        self._by_rows: Rows | None = None
+        self._scattered = 0
         with self._reading():
             if isinstance(content, h5py.Group):
                 content = sparse_dataset(content)
@@ -92,7 +93,7 @@ class Matrix:
             if self.order is not None:
                 block = self._rows_in_order(self.order[start:stop])
             elif isinstance(self.content, CSCDataset):
-                block = self._by_rows()[np.arange(start, stop)]
+                block = self._all._in_any_order(0)[np.arange(start, stop)]
             elif isinstance(self.content, CSRDataset):
                 block = self._rows_from_csr(start, stop)
             else:
@@ -152,15 +153,29 @@ class Matrix:
         return whole if is_rising else whole[np.argsort(order)]
 
     def _in_any_order(self, n_rows: int) -> Rows | None:
-        """The same matrix for scattered rows, copied if a large part of a large file is asked for; else None."""
-        if isinstance(self.content, CSCDataset):
-            return self._by_rows()
-        if self._copy is None and self._file_rows is None:
+        """The same matrix for scattered rows, or None: then its blocks are read instead.
+
+        What is stored by features is sorted by rows when rows are first asked for; other layouts are copied once
+        `COPY_FROM` blocks of scattered rows were asked for.
+        """
+        if self._by_rows is None and self._file_rows is None:
             self._scattered += n_rows
-            is_small = issparse(self.content) or isinstance(self.content, np.ndarray)
-            if not is_small and self._scattered >= COPY_FROM * self.block_rows:
-                self._copy = copy_of_blocks((block for _, block in self.blocks()), self.shape[1], self.path)
-        return self._file_rows or self._copy
+            is_on_disk = not (issparse(self.content) or isinstance(self.content, np.ndarray))
+            if isinstance(self.content, CSCDataset):
+                self._by_rows = self._sorted()
+            elif is_on_disk and self._scattered >= COPY_FROM * self.block_rows:
+                self._by_rows = copy_of_blocks((block for _, block in self.blocks()), self.shape[1], self.path)
+        return self._file_rows or self._by_rows
+
+    def _sorted(self) -> Rows:
+        """A matrix that is stored by features, sorted by rows: in memory if it is small, else on disk."""
+        group = self.content.group
+        if group["data"].shape[0] > IN_MEMORY * BLOCK:
+            return copy_of_columns(self.content, self.path, IN_MEMORY * BLOCK)
+        parts = _without_half_precision(group["data"][:]), group["indices"][:], group["indptr"][:]
+        whole = csc_matrix(parts, shape=self.content.shape)
+        whole.check_format(full_check=True)
+        return csr_matrix(whole)
 
     @cached_property
     def _file_rows(self) -> FileRows | None:
@@ -178,19 +193,6 @@ class Matrix:
         entries = slice(indptr[0], indptr[-1])
         parts = (_without_half_precision(group["data"][entries]), group["indices"][entries], indptr - indptr[0])
         return csr_matrix(parts, shape=(stop - start, self.shape[1]))
-
-    def _by_rows(self) -> Rows:
-        """A matrix that is stored by features, by rows: sorted on disk once, or in memory if it is small."""
-        if self._all._csc is None:
-            if self.content.group["data"].shape[0] <= IN_MEMORY * BLOCK:
-                group = self.content.group
-                parts = _without_half_precision(group["data"][:]), group["indices"][:], group["indptr"][:]
-                whole = csc_matrix(parts, shape=self.content.shape)
-                whole.check_format(full_check=True)
-                self._all._csc = csr_matrix(whole)
-            else:
-                self._all._csc = copy_of_columns(self.content, self.path, IN_MEMORY * BLOCK)
-        return self._all._csc
 
 
 def _without_half_precision(values):

@@ -144,7 +144,7 @@ def explain(
     """
     config = config or InferConfig()
     if len(saved.outputs) < 2:
-        raise UserError(f"--explain {n}: {saved.path} knows one type only, so nothing tells it from others")
+        raise UserError(f"--explain {n}: {saved.path} knows one type only, so there is nothing to explain")
     runtime, rng = Runtime(device or torch.device("cpu")), np.random.default_rng(seed)
     types = choose_cells(codes, rng)
     every = np.concatenate([chosen.rank for chosen in types]) if types else np.arange(0)
