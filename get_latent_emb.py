@@ -28,6 +28,9 @@ class Flags:
     data_path: str = flag("cells: for the teacher preprocessed paired cells (.h5mu), otherwise any file of cells")
     model_path: str = flag("model folder: of pretrain_multimodal.py for the teacher, otherwise of any stage")
     what: Literal["teacher", "cells", "genes"] = flag("what to embed", "teacher")
+    without: Literal["atac", "rna"] | None = flag(
+        "cells: of a folder of stage II, embed cells without this modality, with zeros for its latent", None
+    )
     ckpt_dir: str | None = flag("teacher: folder for train.h5ad and val.h5ad", None)
     out_path: str | None = flag("cells, genes: file to write, .h5ad, or .txt for genes as word2vec text", None)
 
@@ -84,7 +87,7 @@ def write_embeddings(flags: Flags, ingest: IngestConfig, config: InferConfig) ->
     from utils.cells.preprocessed import read_raw
     from utils.features.gene_vectors import write_gene_vectors
     from utils.files.write import check_target, whole_file, write_whole
-    from utils.predict.cell_embeddings import cell_embeddings, inputs_of
+    from utils.predict.cell_embeddings import cell_embeddings, inputs_of, without
     from utils.predict.gene_embeddings import gene_embeddings
     from utils.predict.query import read_query
     from utils.train.distributed import distributed_run
@@ -95,6 +98,8 @@ def write_embeddings(flags: Flags, ingest: IngestConfig, config: InferConfig) ->
     check_target(flags.out_path, ".txt" if is_text else ".h5ad", [flags.data_path])
     with distributed_run(config.device) as runtime, read_raw(flags.data_path) as file:
         saved = load_model(flags.model_path, *PRETRAINED, *TASKS)
+        if flags.without:
+            saved = without(saved, flags.without)
         if flags.what == "genes" and "rna" not in saved.features:
             raise UserError(f"{saved.path}: has no genes; give the folder of a model that reads RNA")
         inputs = inputs_of(saved) if flags.what == "cells" else ("rna",)

@@ -20,6 +20,7 @@ from functools import partial
 
 from utils.cells.config import IngestConfig
 from utils.cli import flag, parse_flags, run_script
+from utils.errors import UserError
 
 
 @dataclass
@@ -41,6 +42,11 @@ class Flags:
     test_groups: str | None = flag("values of --split_by, separated by commas, whose cells are test cells", None)
     val_fraction: float = flag("share of each cell type's remaining cells that is kept for validation", 0.1)
     target_sum: str = flag("counts per cell after scaling: a number, or median (of the training cells)", "1e4")
+    shuffle_pairs: str | None = flag(
+        "a control: exchange the ATAC of training and validation cells within this column of obs (batch, donor), among "
+        "cells of similar depth; what a model loses by it is what real pairs are worth",
+        None,
+    )
     any_labels: bool = flag("accept --label_column even if it holds numbers or mostly unique names", False)
     seed: int = flag("random seed for choosing validation cells", 0)
 
@@ -55,6 +61,7 @@ def main() -> None:
     from utils.cells.labels import check_labels
     from utils.cells.model_ready import assign_cells, check_before_reading, make_stamp, measured_cells, write_ready
     from utils.cells.reference import read_reference
+    from utils.cells.shuffled import shuffle_pairs
     from utils.cells.split import SPLITS, assign_split
     from utils.files.write import check_target
 
@@ -74,6 +81,8 @@ def main() -> None:
         check_target(flags.out_path, file.suffix, file.inputs)
         print_lines(file.notes)
         check_before_reading(file, split=split, target_sum=flags.target_sum, **labels)
+        if flags.shuffle_pairs and len(file.sources) < 2:
+            raise UserError(f"--shuffle_pairs {flags.shuffle_pairs}: {file.path} has no paired ATAC; leave it out")
 
         # Find the counts, and match the file's genes and peaks to those that are written.
         by_modality = {}
@@ -90,9 +99,13 @@ def main() -> None:
         obs = measured_cells(file.obs, by_modality)
         found_labels = check_labels(obs, flags.label_column, file.path, flags.any_labels)
         print_lines(assign_cells(obs, split, flags.label_column))
+        if flags.shuffle_pairs:
+            by_modality["atac"] = [shuffle_pairs(by_modality["atac"][0], obs, flags.shuffle_pairs, flags.seed)]
+            print(f"control: ATAC exchanged among training and among validation cells within {flags.shuffle_pairs}")
 
         # Normalise with constants that are recorded in the stamp.
         stamp = make_stamp(file, by_modality, obs, flags.label_column, flags.target_sum, split_flags)
+        stamp |= {"shuffled_pairs": flags.shuffle_pairs} if flags.shuffle_pairs else {}
         if "rna" in by_modality:
             print_lines(f"note: {advice}" for advice in coarse_bins(by_modality["rna"], stamp["target_sum"]))
         write_ready(flags.out_path, by_modality, obs, stamp)

@@ -31,6 +31,10 @@ class Flags:
     missing: Literal["atac", "rna"] = flag("modality that will be missing, which the student replaces", "atac")
     feature_dropout: float = flag("share of the measured genes or peaks hidden from the student while training", 0.0)
     alone_weight: float = flag("weight of reconstructing the cell from the student's latent alone", 0.0)
+    teacher_weight: float = flag("weight of the teacher's latent; at 0 the student only reconstructs the cell", 1.0)
+    missing_weight: float = flag(
+        "weight of reconstructing the missing modality; at 0 (and --teacher_weight 0) the student never sees it", 1.0
+    )
     blank_decoders: bool = flag(
         "set the decoders back to the training means, which predicts the missing modality better", False
     )
@@ -39,7 +43,7 @@ class Flags:
 def main() -> None:
     flags, config, shape = parse_flags(__doc__, Flags, TrainConfig, StudentConfig, stage="pretrain_missing_mod")
     check_numbers(flags, "feature_dropout", below=1)
-    check_numbers(flags, "alone_weight")
+    check_numbers(flags, "alone_weight", "teacher_weight", "missing_weight")
 
     # Slow to import: --help and mistaken flags do not wait for them.
     import torch
@@ -65,7 +69,9 @@ def main() -> None:
         if flags.blank_decoders:
             model.start_decoders_at_mean(cells.train_mean("rna"), cells.train_mean("atac"), blank=True)
 
-        objective = Distillation(model, flags.feature_dropout, flags.alone_weight)
+        objective = Distillation(
+            model, flags.feature_dropout, flags.alone_weight, flags.teacher_weight, flags.missing_weight
+        )
         stage.fit(objective, train, val, parts, like=cells, saves=model, options=options)
 
 

@@ -278,10 +278,20 @@ class Distillation(Objective):
     model : ScMomer with a student
     feature_dropout : share of the measured modality's features hidden from the student while training
     alone_weight : weight of reconstructing the cell from the student's latent alone, as in `JointPairs`
+    teacher_weight : weight of the teacher's latent; at 0 there is no teacher, and the student is a denoiser
+    missing_weight : weight of the missing modality in each reconstruction
     """
 
-    def __init__(self, model: ScMomer, feature_dropout: float = 0.0, alone_weight: float = 0.0):
+    def __init__(
+        self,
+        model: ScMomer,
+        feature_dropout: float = 0.0,
+        alone_weight: float = 0.0,
+        teacher_weight: float = 1.0,
+        missing_weight: float = 1.0,
+    ):
         super().__init__()
+        self.teacher_weight, self.missing_weight = teacher_weight, missing_weight
         self.missing, self.feature_dropout, self.alone_weight = model.config.missing, feature_dropout, alone_weight
         self.student, self.fusion, self.decoders = model.student, model.fusion, model.decoders
         self.loss_name = "latent + reconstruction" + of_each_alone(alone_weight)
@@ -293,8 +303,9 @@ class Distillation(Objective):
         teacher = batch.latent[self.missing]
         latent_mse = (stand_in - teacher).square().mean(1)
         latents = {present: batch.latent[present], self.missing: stand_in}
+        rna_weight, atac_weight = (self.missing_weight if name == self.missing else 1.0 for name in MODALITIES)
         rna_mse, atac_bce = reconstruction(self.decoders, self.fusion(latents), batch)
-        loss = latent_mse + rna_mse + atac_bce
+        loss = self.teacher_weight * latent_mse + rna_weight * rna_mse + atac_weight * atac_bce
         metrics = {
             "latent_mse": weighted(latent_mse, batch.weight),
             "latent_cosine": weighted(F.cosine_similarity(stand_in, teacher), batch.weight),
@@ -303,7 +314,7 @@ class Distillation(Objective):
         }
         if self.alone_weight:
             rna_mse, atac_bce = reconstruction(self.decoders, self.fusion(alone(latents, self.missing)), batch)
-            loss = loss + self.alone_weight * (rna_mse + atac_bce)
+            loss = loss + self.alone_weight * (rna_weight * rna_mse + atac_weight * atac_bce)
             metrics["rna_mse_of_student"] = weighted(rna_mse, batch.weight)
         return loss, metrics
 

@@ -1,12 +1,14 @@
 """Embeddings of cells, by a model folder of any stage."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import anndata as ad
 from torch import Tensor
 
 from models.minibatch import Minibatch
 from models.rna_encoder import RNAEncoder
+from utils.errors import UserError
 from utils.predict.infer import infer
 from utils.predict.query import Query
 from utils.train.config import InferConfig
@@ -17,6 +19,19 @@ from utils.train.model_folder import SavedModel
 def inputs_of(saved: SavedModel) -> tuple[str, ...]:
     """Return the modalities that a model folder of any stage reads."""
     return (saved.kind,) if saved.kind in ("rna", "atac") else saved.model_config.inputs
+
+
+def without(saved: SavedModel, modality: str) -> SavedModel:
+    """Return the joint model of stage II as one that reads the other modality alone, with zeros for this one's latent.
+
+    Raises
+    ------
+    UserError
+        If the folder is of another stage.
+    """
+    if saved.kind != "multimodal":
+        raise UserError(f"--without {modality}: {saved.path} is no folder of pretrain_multimodal.py; leave it out")
+    return replace(saved, options=saved.options | {"missing": modality, "other_modality": "zeros"})
 
 
 def mean_state(encoder: RNAEncoder, batch: Minibatch) -> Tensor:

@@ -1,0 +1,321 @@
+"""Run one fold of the study on paired cells: what is the second modality worth for cells with RNA alone?
+
+    python -m benchmarks.paired --fold 0
+    python -m benchmarks.paired --fold 0 --parts types --seeds 0,1
+    python -m benchmarks.paired --data bmmc --fold 1
+
+Test cells come from batches or donors that no stage is trained on, and have RNA alone. --parts chooses what to run:
+
+    embeddings   pretrains every arm, once per fold, and fits the same classifier on each arm's frozen embedding, by 10,
+                 30, 100 and all labels per type
+    types        fine-tunes the model, and the same model that was pretrained on shuffled pairs, beside all baselines
+    translation  scores how well each arm's student predicts ATAC
+    scANVI, MultiVI   other methods (`make study` installs them)
+
+Each part writes one CSV file with a row per seed, number of labels, method and measure; benchmarks/study.py makes
+tables of them. Seeds that a file has already are not run again, and an interrupted run continues with the stage that
+was interrupted. The arms are flags of the ordinary scripts; their commands are in stages.json of --out_path.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from benchmarks.lib.bench import RESULTS, machine
+from benchmarks.lib.probe import probe, thinned
+from benchmarks.lib.stages import ROOT, Stages, from_root
+from benchmarks.lib.study import add_rows, read_rows, seeds_of
+from utils.cells.preprocessed import read_cells
+from utils.cli import flag, parse_flags, run_script
+from utils.errors import UserError
+from utils.evaluate.metrics import classification_scores
+
+FEW_LABELS = (10, 30, 100)
+PARTS = ("embeddings", "types", "translation")
+PEERS = ("scANVI", "MultiVI")
+PSEUDO_LABELS = "--epochs 6 --cycle_epochs 5 --val_every 6"
+UNTRAINED = "--max_steps 1 --learning_rate 0"  # leaves the weights at their random initial values
+OURS, SHUFFLED = "scMomer", "scMomer, shuffled pairs"
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set of the study.
+
+    Attributes
+    ----------
+    inputs : flags of preprocess.py that name the files, with {} for --data_path
+    group : column of obs whose values are set aside
+    folds : values that each fold sets aside for testing
+    few : numbers of labels per type
+    subclass : a column of obs with finer types, if there is one
+    more : flags of preprocess.py
+    pace : script → flags that are added to --preset small
+    """
+
+    inputs: str
+    group: str
+    folds: tuple[str, ...]
+    few: tuple[int, ...] = FEW_LABELS
+    subclass: str | None = None
+    more: str = ""
+    pace: dict[str, str] = field(default_factory=dict)
+
+
+DATA = {
+    "snareseq2": Data(
+        "--data_path {}/snareseq2_mop.h5mu",
+        "batch",
+        ("09J,09K", "09H,09I", "09F,09G"),
+        FEW_LABELS,
+        "subclass",
+        "--target_sum 1000",
+    ),
+    # Some hundred cells: more epochs, set once from those of benchmarks/rna_only.py.
+    "bmmc": Data(
+        "--rna_path {0}/multiome/bmmc/v1_rna.h5ad --atac_path {0}/multiome/bmmc/v1_atac.h5ad",
+        "batch",
+        ("s1d1", "s1d2"),
+        (),
+        None,
+        "--target_sum median --genome hg38",
+        {
+            "pretrain_rna": "--epochs 20 --cycle_epochs 19",
+            "pretrain_atac": "--epochs 20 --cycle_epochs 19",
+            "pretrain_multimodal": "--epochs 20 --cycle_epochs 19",
+            "pretrain_missing_mod": "--epochs 60 --cycle_epochs 59",
+            "train_missing_celltype_func": "--epochs 40 --cycle_epochs 39 --grad_acc 1",
+        },
+    ),
+}
+
+
+@dataclass
+class Flags:
+    data: Literal["snareseq2", "bmmc"] = flag(
+        "mouse cortex (SNARE-seq2), or human bone marrow (500 cells)", "snareseq2"
+    )
+    data_path: str = flag("folder with the raw files", "../shared/data")
+    fold: int = flag("which batches or donors to test on, from 0", 0)
+    parts: str = flag(f"what to run, a comma-separated list of {', '.join(PARTS + PEERS)}", ",".join(PARTS))
+    seeds: str = flag("of the draws of labels and of fine-tuning in the part types, separated by commas", "0")
+    draws: int = flag("draws of labels in the part embeddings", 5)
+    out_path: str | None = flag("folder for the models; by default runs/study/<data>_fold<f>", None)
+    results_path: str = flag("folder for the CSV files", f"{RESULTS}/study")
+
+    def __post_init__(self):
+        if unknown := [part for part in self.parts.split(",") if part not in PARTS + PEERS]:
+            raise UserError(f"--parts {self.parts}: {unknown[0]!r} is none of {', '.join(PARTS + PEERS)}")
+        if not 0 <= self.fold < len(DATA[self.data].folds):
+            raise UserError(f"--fold {self.fold} must be between 0 and {len(DATA[self.data].folds) - 1}")
+        if not all(seed.isdigit() for seed in self.seeds.split(",")):
+            raise UserError(f"--seeds {self.seeds}: give whole numbers, separated by commas")
+
+
+def main() -> None:
+    (flags,) = parse_flags(__doc__, Flags)
+    out = Path(flags.out_path or f"runs/study/{flags.data}_fold{flags.fold}").resolve()
+    fold = Fold(DATA[flags.data], Path(flags.data_path).resolve(), out, flags.fold)
+    for part in flags.parts.split(","):
+        path = Path(flags.results_path) / f"{flags.data}_fold{flags.fold}_{part}.csv"
+        has = seeds_of(path)
+        wanted = range(flags.draws) if part == "embeddings" else map(int, flags.seeds.split(","))
+        if part in ("translation", "MultiVI"):
+            wanted = (0,)
+        seeds = [seed for seed in wanted if seed not in has]
+        if not seeds:
+            print(f"{path}: has these rows already; to make them again, delete it")
+            continue
+        fold.preprocess()
+        for rows in getattr(fold, part.lower())(seeds):
+            add_rows(path, rows)
+            print(f"wrote {path}: {len(read_rows(path)):,} rows")
+        fold.save_costs(Path(flags.results_path) / f"{flags.data}_fold{flags.fold}_costs.csv")
+
+
+class Fold:
+    """Runs the scripts for one fold, and turns what they write into rows.
+
+    Parameters
+    ----------
+    data : the data set
+    folder : where its raw files are
+    out : folder for models and stages.json
+    fold : number of the fold
+    """
+
+    def __init__(self, data: Data, folder: Path, out: Path, fold: int):
+        out.mkdir(parents=True, exist_ok=True)
+        self.data, self.out, self.fold = data, out, fold
+        self.inputs, self.groups = data.inputs.format(from_root(folder)), data.folds[fold]
+        self.stages = Stages(out / "stages.json")
+        self.ready, self.shuffled = self.path("ready.h5mu"), self.path("shuffled.h5mu")
+
+    def path(self, name: str) -> str:
+        """Return the path of a file or folder of this fold, as commands spell it."""
+        return from_root(self.out / name)
+
+    def preprocess(self) -> None:
+        """Make the model-ready file, and the same with ATAC shuffled within batches and deciles of depth."""
+        common = f"{self.inputs} --split_by {self.data.group} --test_groups {self.groups} {self.data.more}"
+        shuffle = f"--shuffle_pairs {self.data.group}"
+        self.stages.run("preprocess", f"preprocess.py {common} --out_path {self.ready}")
+        self.stages.run("preprocess, shuffled pairs", f"preprocess.py {common} --out_path {self.shuffled} {shuffle}")
+
+    def train(self, stage: str, script: str, name: str, flags: str, seed: int = 0, data: str | None = None) -> None:
+        """Run a training script with --preset small, and flags of its own."""
+        common = f"--preset small --data_path {data or self.ready} --ckpt_dir {self.path('')} --model_name {name}"
+        pace = self.data.pace.get(script, "")
+        self.stages.run(stage, " ".join(f"{script}.py {common} {pace} {flags} --seed {seed} --overwrite".split()))
+
+    def pretrain(self) -> dict[str, tuple[str, str]]:
+        """Pretrain all arms; return arm → model folder, and flags of get_latent_emb.py."""
+        self.train("stage I, RNA", "pretrain_rna", "rna", "")
+        self.train("stage I, ATAC", "pretrain_atac", "atac", "")
+        self.join("multimodal", self.ready)
+        self.student("student", "multimodal", self.ready)
+        self.join("multimodal_shuffled", self.shuffled)
+        self.student("student_shuffled", "multimodal_shuffled", self.shuffled)
+        self.join("multimodal_untrained", self.ready, UNTRAINED)
+        self.student("student_untrained", "multimodal_untrained", self.ready)
+        self.student("denoiser_both", "multimodal_untrained", self.ready, "--teacher_weight 0")
+        self.student("denoiser_rna", "multimodal_untrained", self.ready, "--teacher_weight 0 --missing_weight 0")
+        return {
+            "stage I": ("rna", ""),
+            "stage II": ("multimodal", "--without atac"),
+            "student": ("student", ""),
+            "student, shuffled pairs": ("student_shuffled", ""),
+            "student, untrained teacher": ("student_untrained", ""),
+            "RNA + ATAC denoiser": ("denoiser_both", ""),
+            "RNA denoiser": ("denoiser_rna", ""),
+            "measured ATAC": ("multimodal", ""),
+        }
+
+    def join(self, name: str, data: str, flags: str = "") -> None:
+        """Run stage II, and write the teacher's latents."""
+        parents = f"--rna_model_path {self.path('rna')} --atac_model_path {self.path('atac')}"
+        self.train(f"stage II, {name}", "pretrain_multimodal", name, f"{parents} {flags}", data=data)
+        latents = f"--model_path {self.path(name)} --ckpt_dir {self.path(f'latents_{name}')}"
+        self.stages.run(f"latents, {name}", f"get_latent_emb.py --data_path {data} {latents}")
+
+    def student(self, name: str, teacher: str, data: str, flags: str = "") -> None:
+        """Run stage III."""
+        latents = self.path(f"latents_{teacher}")
+        teacher = f"--model_path {self.path(teacher)} --dir_train {latents} --dir_val {latents}"
+        self.train(f"stage III, {name}", "pretrain_missing_mod", name, f"{teacher} {flags}", data=data)
+
+    def embeddings(self, seeds: list[int]):
+        """Yield rows of the same classifier on each arm's embedding, for each draw of labels."""
+        arms = self.pretrain()
+        files = {"": self.ready}
+        if self.data.subclass:  # RNA thinned at test time, where cells are deep enough for types to be saturated
+            cells = read_cells(self.out / "ready.h5mu", ("rna", "atac"))
+            names = thinned(self.out, ROOT / self.inputs.split()[1], cells.obs.index[cells.rows("test")])
+            files |= {name: self.path(f"{name}.h5ad") for name in names}
+        found = {}
+        for arm, (folder, flags) in arms.items():
+            for thinning, cells in files.items():
+                if thinning and arm == "measured ATAC":
+                    continue
+                name = f"embedding_{arm}_{thinning}".replace(" ", "_").replace(",", "").replace("+", "and")
+                command = f"--data_path {cells} --model_path {self.path(folder)} --out_path {self.path(name + '.h5ad')}"
+                self.stages.run(name, f"get_latent_emb.py --what cells {command} {flags}".rstrip())
+                found[arm, thinning] = self.out / f"{name}.h5ad"
+        cells = read_cells(self.out / "ready.h5mu", ("rna", "atac"))
+        for seed in seeds:
+            yield from probe(cells, found, (*self.data.few, 0), seed, self.data.subclass)
+
+    def types(self, seeds: list[int]):
+        """Yield rows of the fine-tuned model, with pairs as they are and shuffled, and of the baselines."""
+        self.pretrain()
+        for seed in seeds:
+            for n in (*self.data.few, 0):
+                rows = []
+                for method, parent in ((OURS, "student"), (SHUFFLED, "student_shuffled")):
+                    name = self.fine_tune(method, parent, n, seed)
+                    alone = " --model_alone" if method != OURS or (n == 0 and seed) else ""
+                    ours = f"evaluate.py --data_path {self.ready} --model_path {self.path(name)}{alone}"
+                    self.stages.run(f"evaluate {name}", ours)
+                    table = json.loads((self.out / name / "evaluation" / "evaluation_test.json").read_text())
+                    scores = {
+                        row: found for row, found in table.items() if isinstance(found, dict) and "accuracy" in found
+                    }
+                    for row, found in scores.items():
+                        row = method if row == "scmomer" else row
+                        rows += [(seed, n, row, measure, found[measure]) for measure in ("accuracy", "macro_f1")]
+                yield rows
+
+    def fine_tune(self, method: str, parent: str, n: int, seed: int) -> str:
+        """Fine-tune a cell type model on n labels per type (0 for all), and return the name of its folder.
+
+        With few labels it is trained twice: on the labelled cells alone, the longer the fewer they are, and then on all
+        training cells, with the first model's predictions as labels.
+        """
+        start, name = f"--pretrained_model_path {self.path(parent)} --train_student", f"{parent}_{n}_labels_{seed}"
+        script, title = "train_missing_celltype_func", f"fine-tune {method}, {n or 'all'} labels, seed {seed}"
+        if n:
+            epochs, few = max(12, 1800 // n), f"{start} --labels_per_type {n}"
+            pace = f"--epochs {epochs} --cycle_epochs {epochs - 1} --val_every {epochs} --pretrained_lr_scale 0.1"
+            self.train(f"{title}, labelled cells alone", script, f"{name}_alone", f"{few} {pace}", seed)
+            start = f"{few} {PSEUDO_LABELS} --pseudo_labels_from {self.path(f'{name}_alone')}"
+        self.train(title, script, name, start, seed)
+        return name
+
+    def translation(self, seeds: list[int]):
+        """Yield rows of the translation RNA → ATAC by each arm's student, and by the baselines."""
+        arms, rows = self.pretrain(), []
+        for arm, (folder, _) in arms.items():
+            if not folder.startswith(("student", "denoiser_both")):  # the others predict no ATAC
+                continue
+            self.stages.run(
+                f"translate {arm}", f"evaluate.py --data_path {self.ready} --model_path {self.path(folder)}"
+            )
+            table = json.loads((self.out / folder / "evaluation" / "evaluation_test.json").read_text())
+            for row, found in table.items():
+                if (
+                    isinstance(found, dict)
+                    and "peak_auroc" in found
+                    and (arm == "student" or row.startswith("scmomer"))
+                ):
+                    method = row.replace("scmomer", arm)
+                    values = {name: value for name, value in found.items() if isinstance(value, float)}
+                    rows += [(seeds[0], 0, method, name, value) for name, value in values.items()]
+        yield rows
+
+    def scanvi(self, seeds: list[int]):
+        yield from self.peer("scANVI", seeds)
+
+    def multivi(self, seeds: list[int]):
+        yield from self.peer("MultiVI", seeds)
+
+    def peer(self, method: str, seeds: list[int]):
+        """Yield rows of another method, run in a separate process."""
+        truth = read_cells(self.out / "ready.h5mu", ("rna",))
+        labels = truth.labels().iloc[truth.rows("test")].dropna()
+        for seed in seeds:
+            folder = f"{method}_{seed}"
+            self.stages.run(
+                f"{method}, seed {seed}",
+                f"-m benchmarks.peers --method {method} {self.inputs} --ready_path {self.ready} "
+                f"--out_path {self.path(folder)} --seed {seed} --labels_per_type {','.join(map(str, self.data.few))}",
+            )
+            rows = []
+            for path in sorted((self.out / folder).glob("*.csv")):
+                cells = pd.read_csv(path, index_col="barcode", dtype=str, keep_default_na=False).loc[labels.index]
+                n = 0 if path.stem == "all labels" else int(path.stem.split()[0])
+                for name in cells:
+                    scores = classification_scores(labels.to_numpy(), cells[name].to_numpy())
+                    rows += [(seed, n, name, measure, scores[measure]) for measure in ("accuracy", "macro_f1")]
+            yield rows
+
+    def save_costs(self, path: Path) -> None:
+        """Write the seconds and the peak memory of each stage."""
+        table = pd.DataFrame(self.stages.used).T[["seconds", "peak_memory_gb"]]
+        table.assign(machine=machine()).to_csv(path, index_label="stage")
+
+
+if __name__ == "__main__":
+    run_script(main)
