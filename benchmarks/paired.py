@@ -8,7 +8,8 @@ Test cells come from batches or donors that no stage is trained on, and have RNA
 
     embeddings   pretrains every arm, once per fold, and fits the same classifier on each arm's frozen embedding, by 10,
                  30, 100 and all labels per type
-    types        fine-tunes the model, and the same model that was pretrained on shuffled pairs, beside all baselines
+    types        fine-tunes the model, beside all baselines of evaluate.py
+    shuffled     fine-tunes the same model after pretraining on shuffled pairs
     translation  scores how well each arm's student predicts ATAC
     scANVI, MultiVI   other methods (`make study` installs them)
 
@@ -34,7 +35,7 @@ from utils.errors import UserError
 from utils.evaluate.metrics import classification_scores
 
 FEW_LABELS = (10, 30, 100)
-PARTS = ("embeddings", "types", "translation")
+PARTS = ("embeddings", "translation", "types", "shuffled")
 PEERS = ("scANVI", "MultiVI")
 PSEUDO_LABELS = "--epochs 6 --cycle_epochs 5 --val_every 6"
 UNTRAINED = "--max_steps 1 --learning_rate 0"  # leaves the weights at their random initial values
@@ -101,7 +102,7 @@ class Flags:
     data_path: str = flag("folder with the raw files", "../shared/data")
     fold: int = flag("which batches or donors to test on, from 0", 0)
     parts: str = flag(f"what to run, a comma-separated list of {', '.join(PARTS + PEERS)}", ",".join(PARTS))
-    seeds: str = flag("of the draws of labels and of fine-tuning in the part types, separated by commas", "0")
+    seeds: str = flag("of the draws of labels and of fine-tuning in types and shuffled, separated by commas", "0")
     draws: int = flag("draws of labels in the part embeddings", 5)
     out_path: str | None = flag("folder for the models; by default runs/study/<data>_fold<f>", None)
     results_path: str = flag("folder for the CSV files", f"{RESULTS}/study")
@@ -122,8 +123,10 @@ def main() -> None:
     for part in flags.parts.split(","):
         path = Path(flags.results_path) / f"{flags.data}_fold{flags.fold}_{part}.csv"
         has = seeds_of(path)
-        wanted = range(flags.draws) if part == "embeddings" else map(int, flags.seeds.split(","))
-        if part in ("translation", "MultiVI"):
+        wanted = map(int, flags.seeds.split(","))
+        if part == "embeddings":
+            wanted = range(flags.draws if fold.data.few else 1)
+        elif part in ("translation", "MultiVI"):
             wanted = (0,)
         seeds = [seed for seed in wanted if seed not in has]
         if not seeds:
@@ -152,7 +155,7 @@ class Fold:
         self.data, self.out, self.fold = data, out, fold
         self.inputs, self.groups = data.inputs.format(from_root(folder)), data.folds[fold]
         self.stages = Stages(out / "stages.json")
-        self.ready, self.shuffled = self.path("ready.h5mu"), self.path("shuffled.h5mu")
+        self.ready, self.control = self.path("ready.h5mu"), self.path("shuffled.h5mu")
 
     def path(self, name: str) -> str:
         """Return the path of a file or folder of this fold, as commands spell it."""
@@ -163,7 +166,7 @@ class Fold:
         common = f"{self.inputs} --split_by {self.data.group} --test_groups {self.groups} {self.data.more}"
         shuffle = f"--shuffle_pairs {self.data.group}"
         self.stages.run("preprocess", f"preprocess.py {common} --out_path {self.ready}")
-        self.stages.run("preprocess, shuffled pairs", f"preprocess.py {common} --out_path {self.shuffled} {shuffle}")
+        self.stages.run("preprocess, shuffled pairs", f"preprocess.py {common} --out_path {self.control} {shuffle}")
 
     def train(self, stage: str, script: str, name: str, flags: str, seed: int = 0, data: str | None = None) -> None:
         """Run a training script with --preset small, and flags of its own."""
@@ -177,8 +180,8 @@ class Fold:
         self.train("stage I, ATAC", "pretrain_atac", "atac", "")
         self.join("multimodal", self.ready)
         self.student("student", "multimodal", self.ready)
-        self.join("multimodal_shuffled", self.shuffled)
-        self.student("student_shuffled", "multimodal_shuffled", self.shuffled)
+        self.join("multimodal_shuffled", self.control)
+        self.student("student_shuffled", "multimodal_shuffled", self.control)
         self.join("multimodal_untrained", self.ready, UNTRAINED)
         self.student("student_untrained", "multimodal_untrained", self.ready)
         self.student("denoiser_both", "multimodal_untrained", self.ready, "--teacher_weight 0")
@@ -226,27 +229,41 @@ class Fold:
                 found[arm, thinning] = self.out / f"{name}.h5ad"
         cells = read_cells(self.out / "ready.h5mu", ("rna", "atac"))
         for seed in seeds:
-            yield from probe(cells, found, (*self.data.few, 0), seed, self.data.subclass)
+            yield probe(cells, found, (*self.data.few, 0), seed, self.data.subclass)
 
     def types(self, seeds: list[int]):
-        """Yield rows of the fine-tuned model, with pairs as they are and shuffled, and of the baselines."""
+        """Yield rows of the fine-tuned model and of all baselines."""
         self.pretrain()
         for seed in seeds:
-            for n in (*self.data.few, 0):
-                rows = []
-                for method, parent in ((OURS, "student"), (SHUFFLED, "student_shuffled")):
-                    name = self.fine_tune(method, parent, n, seed)
-                    alone = " --model_alone" if method != OURS or (n == 0 and seed) else ""
-                    ours = f"evaluate.py --data_path {self.ready} --model_path {self.path(name)}{alone}"
-                    self.stages.run(f"evaluate {name}", ours)
-                    table = json.loads((self.out / name / "evaluation" / "evaluation_test.json").read_text())
-                    scores = {
-                        row: found for row, found in table.items() if isinstance(found, dict) and "accuracy" in found
-                    }
-                    for row, found in scores.items():
-                        row = method if row == "scmomer" else row
-                        rows += [(seed, n, row, measure, found[measure]) for measure in ("accuracy", "macro_f1")]
-                yield rows
+            # With all labels the baselines do not depend on the seed.
+            yield [
+                row for n in (*self.data.few, 0) for row in self.scores(OURS, "student", n, seed, bool(n) or not seed)
+            ]
+
+    def shuffled(self, seeds: list[int]):
+        """Yield rows of the same model, pretrained on shuffled pairs."""
+        self.pretrain()
+        for seed in seeds:
+            yield [row for n in (*self.data.few, 0) for row in self.scores(SHUFFLED, "student_shuffled", n, seed)]
+
+    def scores(self, method: str, parent: str, n: int, seed: int, with_baselines: bool = False) -> list[tuple]:
+        """Fine-tune a model on n labels per type (0 for all), and return the rows of its evaluation."""
+        name = self.fine_tune(method, parent, n, seed)
+        alone = "" if with_baselines else " --model_alone"
+        self.stages.run(
+            f"evaluate {name}", f"evaluate.py --data_path {self.ready} --model_path {self.path(name)}{alone}"
+        )
+        table = self.evaluated(name, "accuracy")
+        return [
+            (seed, n, method if row == "scmomer" else row, measure, found[measure])
+            for row, found in table.items()
+            for measure in ("accuracy", "macro_f1")
+        ]
+
+    def evaluated(self, name: str, measure: str) -> dict[str, dict]:
+        """Return the rows of evaluate.py that have a measure."""
+        table = json.loads((self.out / name / "evaluation" / "evaluation_test.json").read_text())
+        return {row: found for row, found in table.items() if isinstance(found, dict) and measure in found}
 
     def fine_tune(self, method: str, parent: str, n: int, seed: int) -> str:
         """Fine-tune a cell type model on n labels per type (0 for all), and return the name of its folder.
@@ -266,23 +283,16 @@ class Fold:
 
     def translation(self, seeds: list[int]):
         """Yield rows of the translation RNA → ATAC by each arm's student, and by the baselines."""
-        arms, rows = self.pretrain(), []
-        for arm, (folder, _) in arms.items():
-            if not folder.startswith(("student", "denoiser_both")):  # the others predict no ATAC
+        rows = []
+        for arm, (name, _) in self.pretrain().items():
+            if not name.startswith(("student", "denoiser_both")):  # the others predict no ATAC
                 continue
-            self.stages.run(
-                f"translate {arm}", f"evaluate.py --data_path {self.ready} --model_path {self.path(folder)}"
-            )
-            table = json.loads((self.out / folder / "evaluation" / "evaluation_test.json").read_text())
-            for row, found in table.items():
-                if (
-                    isinstance(found, dict)
-                    and "peak_auroc" in found
-                    and (arm == "student" or row.startswith("scmomer"))
-                ):
+            self.stages.run(f"translate {arm}", f"evaluate.py --data_path {self.ready} --model_path {self.path(name)}")
+            for row, found in self.evaluated(name, "peak_auroc").items():
+                if arm == "student" or row.startswith("scmomer"):
+                    values = {measure: value for measure, value in found.items() if isinstance(value, float)}
                     method = row.replace("scmomer", arm)
-                    values = {name: value for name, value in found.items() if isinstance(value, float)}
-                    rows += [(seeds[0], 0, method, name, value) for name, value in values.items()]
+                    rows += [(seeds[0], 0, method, measure, value) for measure, value in values.items()]
         yield rows
 
     def scanvi(self, seeds: list[int]):

@@ -1,216 +1,237 @@
-"""Make the tables and the figure of the study from the results of its runs, without any training.
+"""Make the tables and the figure of the study from the CSV files of its runs, without any training.
 
     python -m benchmarks.study
+    python -m benchmarks.study --compare runs/again      # rows of a repeated run beside those that are kept
 
-Reads the results of benchmarks/snareseq2.py and benchmarks/rna_only.py from benchmarks/results/snareseq2/ and
-rna_only/. The tables replace the text between two marks in RESULTS.md; the figure is written beside the results.
+Reads what benchmarks/paired.py and benchmarks/rna_only.py wrote to benchmarks/results/study/. The tables replace the
+text between two marks in docs/results.md; the figure is written beside the results.
 """
 
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 
 from benchmarks.lib.bench import RESULTS
 from benchmarks.lib.stages import ROOT
-from benchmarks.lib.study import Run, f1_of_types, interval, load_runs, mean_score
+from benchmarks.lib.study import interval, mean, read_part, read_rows, values_of
+from benchmarks.paired import DATA, FEW_LABELS, OURS, SHUFFLED
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
-from utils.evaluate.plots import bars
-from utils.progress import progress_bar
+from utils.evaluate.plots import COLOURS, MARKERS
 
-ALL = "all labels"
-OURS, PLAIN = "scMomer", "scMomer without the student"
-LINEAR = ("logistic regression", "PCA + logistic regression")
-WHICH_TYPES = (ALL, "30 labels per type")  # the groups in the table with the F1 of each type
 MARKS = ("<!-- tables: python -m benchmarks.study -->", "<!-- end of tables -->")
 SCORES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+NUMBERS = (0, *reversed(FEW_LABELS))
+SHOWN = ("50 principal components", "stage I", "stage II", "student", "student, shuffled pairs")
+"""The embeddings in the figure."""
+QUESTIONS = (
+    ("Does ATAC help? Real pairs above shuffled ones", "student", "student, shuffled pairs"),
+    ("Does a trained teacher help?", "student", "student, untrained teacher"),
+    ("Does a teacher help beside reconstruction?", "student, untrained teacher", "RNA + ATAC denoiser"),
+    ("Does reconstructing ATAC help?", "RNA + ATAC denoiser", "RNA denoiser"),
+    ("What stage II adds to stage I", "stage II", "stage I"),
+    ("What the student adds to stage II", "student", "stage II"),
+    ("What measured ATAC adds to stage II", "measured ATAC", "stage II"),
+)
+"""Question, and the two arms whose difference answers it."""
+TRANSLATION = {
+    "peak_auroc": "AUROC per peak",
+    "cell_auroc": "AUROC per cell",
+    "cell_ap": "AP per cell",
+    "pseudobulk_rmse": "pseudo-bulk RMSE",
+}
 
 
 @dataclass
 class Flags:
-    results_path: str = flag("folder with one .json file per run of snareseq2.py", f"{RESULTS}/snareseq2")
-    rna_only_path: str = flag("folder with one .json file per run of rna_only.py", f"{RESULTS}/rna_only")
-    page: str = flag("page in which to replace the tables", f"{ROOT}/benchmarks/RESULTS.md")
-    n_bootstrap: int = flag("resamples per interval", 1000)
+    results_path: str = flag("folder with the CSV files", f"{RESULTS}/study")
+    page: str = flag("page in which to replace the tables", f"{ROOT}/docs/results.md")
+    compare: str | None = flag("folder with CSV files of a repeated run: only compare them with those kept", None)
 
 
 def main() -> None:
     (flags,) = parse_flags(__doc__, Flags)
+    if flags.compare:
+        print(compared(Path(flags.results_path), Path(flags.compare)))
+        return
     page = Path(flags.page)
     text = page.read_text()
     if not all(mark in text for mark in MARKS):
         raise UserError(f"{page}: lacks the lines {MARKS[0]} and {MARKS[1]}, between which the tables go")
-    runs = load_runs(flags.results_path)
-    tables = [covered(runs)]
-    for group in groups_of(runs):
-        tables += [f"### RNA alone at test time, {group}" if "ATAC" not in group else f"### {group} at test time"]
-        tables += [types_table(runs, group, flags.n_bootstrap)]
-    tables += ["### Each run, all labels", runs_table(runs, flags.n_bootstrap)]
-    tables += ["### Which types are found", which_types_table(runs)]
-    tables += ["### What each part is for", parts_table(runs, flags.n_bootstrap)]
-    tables += ["### RNA → ATAC", translation_table(runs)]
-    tables += ["### Time and memory", cost_table(runs)]
-    if Path(flags.rna_only_path).is_dir():
-        for name, some_runs in by_data(load_runs(flags.rna_only_path)).items():
-            tables += [f"### {name}", covered(some_runs), types_table(some_runs, ALL, flags.n_bootstrap)]
-            tables += [runs_table(some_runs, flags.n_bootstrap)]
+    folder = flags.results_path
+    read = lambda part, data="snareseq2": read_part(folder, data, part)
+    types = pd.concat([read("types"), read("shuffled")])
+    embeddings = read("embeddings")
+    tables = [
+        f"### Fine-tuned models and baselines\n\n{covered(types)}",
+        field_table(types),
+        "### Ours against the best baseline",
+        best_table(types),
+        f"### The same classifier on each frozen embedding\n\n{covered(embeddings)}",
+        arms_table(embeddings),
+        "### What each part adds",
+        questions_table(embeddings, types),
+        "### Less RNA, finer types, another tissue",
+        elsewhere_table(embeddings, read("embeddings", "bmmc")),
+        "### RNA → ATAC",
+        translation_table(read("translation")),
+    ]
     before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
     page.write_text("\n\n".join([before + MARKS[0], *tables, MARKS[1] + after]))
-    figure(runs, Path(flags.results_path).with_suffix(".png"), flags.n_bootstrap)
+    figure(embeddings, Path(folder).with_suffix(".png"))
     print("\n\n".join(tables) + f"\n\nwrote {page}")
 
 
-def covered(runs: list[Run]) -> str:
-    """Return a sentence with the folds and seeds of the runs, their dates and machines."""
-    which = ", ".join(f"fold {run.fold} seed {run.metadata['seed']}" for run in runs)
-    where = "; ".join(
-        sorted({f"{at['machine']}, {at['date']}" for run in runs for at in run.metadata["rows"].values()})
-    )
-    return textwrap.fill(f"{len(runs)} runs ({which}); {where}.", 120)
+def covered(table: pd.DataFrame) -> str:
+    """Return a sentence with the seeds of each fold."""
+    found = table.groupby("fold")["seed"].nunique()
+    return f"{len(found)} folds; {' / '.join(map(str, found))} draws of labels in them."
 
 
-def by_data(runs: list[Run]) -> dict[str, list[Run]]:
-    """Return the runs of each data set."""
-    names = dict.fromkeys(run.metadata["data"] for run in runs)
-    return {name: [run for run in runs if run.metadata["data"] == name] for name in names}
+def field_table(types: pd.DataFrame) -> str:
+    """Return accuracy and macro-F1 of all fine-tuned models and baselines, for each number of labels."""
+    methods = list(dict.fromkeys([OURS, SHUFFLED, *types.method]))
+    return cells_table(methods, lambda method, n: both(types, method, n), "accuracy / macro-F1")
 
 
-def groups_of(runs: list[Run]) -> list[str]:
-    """Return all groups of the runs: "all labels" first, then those with few labels by their number, then others."""
-    groups = {group for run in runs for group in run.cells}
-    number = lambda group: int(group.split()[0]) if group[0].isdigit() else 0
-    return sorted(groups, key=lambda group: (group != ALL, not group[0].isdigit(), number(group), group))
+def arms_table(embeddings: pd.DataFrame) -> str:
+    """Return accuracy and macro-F1 of the classifier on each embedding, for each number of labels."""
+    methods = [name for name in dict.fromkeys(embeddings.method) if not _special(name)]
+    return cells_table(methods, lambda method, n: both(embeddings, method, n), "accuracy / macro-F1")
 
 
-def methods_of(runs: list[Run], group: str) -> list[str]:
-    """Return all methods of a group, ours first."""
-    found = dict.fromkeys(name for run in runs for name in run.cells.get(group, ()) if name != "label")
-    return sorted(found, key=lambda name: (name != OURS, not name.startswith(OURS)))
+def _special(name: str) -> bool:
+    """Whether a row of the embeddings is about thinned RNA or about finer types."""
+    return name.endswith((" of the RNA", "subclass"))
 
 
-def types_table(runs: list[Run], group: str, n: int) -> str:
-    """Return a table of mean scores with intervals, and of the difference between ours and each method."""
-    ours = next((name for name in methods_of(runs, group) if name.startswith(OURS)), OURS)
-    lines = [
-        f"| | runs | accuracy (95 %) | macro-F1 (95 %) | {ours} is better by, accuracy | macro-F1 |",
-        "|---|---|---|---|---|---|",
-    ]
-    methods = methods_of(runs, group)
-    bar = progress_bar(len(methods), group, "methods")
-    for method in methods:
-        having = [run for run in runs if method in run.cells.get(group, ())]
-        cells = [
-            with_interval(mean_score(having, group, method, score), interval(having, group, method, score, n=n))
-            for score in SCORES
-        ]
-        cells += ["" if method == ours else difference(having, group, ours, method, score, n) for score in SCORES]
-        lines.append(f"| {method} | {len(having)} | {' | '.join(cells)} |")
-        bar.update()
-    bar.close()
+def cells_table(methods: list[str], cell, title: str) -> str:
+    """Return a table with a row per method and a column per number of labels."""
+    heads = [words(n) for n in NUMBERS]
+    lines = [f"| {title} | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+    lines += [f"| {method} | {' | '.join(cell(method, n) for n in NUMBERS)} |" for method in methods]
     return "\n".join(lines)
 
 
-def runs_table(runs: list[Run], n: int) -> str:
-    """Return a table of our scores in each run, with intervals, beside the linear baselines on the same test cells."""
-    lines = ["| run | test cells | scMomer, accuracy (95 %) | macro-F1 (95 %) | " + " | ".join(LINEAR) + " |"]
-    lines += ["|---|---|---|---|" + "---|" * len(LINEAR)]
-    for run in runs:
-        cells = [with_interval(mean_score([run], ALL, OURS, s), interval([run], ALL, OURS, s, n=n)) for s in SCORES]
-        cells += [" / ".join(f"{mean_score([run], ALL, name, s):.3f}" for s in SCORES) for name in LINEAR]
-        name = f"fold {run.fold} seed {run.metadata['seed']}"
-        lines.append(f"| {name} | {len(run.cells[ALL]):,} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def words(n: int) -> str:
+    """Return a number of labels in words."""
+    return f"{n} per type" if n else "all labels"
 
 
-def difference(runs: list[Run], group: str, ours: str, other: str, score: str, n: int) -> str:
-    """Return by how many percentage points one method is above another, with its interval.
+def both(table: pd.DataFrame, method: str, n: int) -> str:
+    """Return a method's mean accuracy and macro-F1; empty without values."""
+    found = [mean(values_of(table, method, measure, n)) for measure in SCORES]
+    return "" if np.isnan(found).any() else " / ".join(f"{value:.3f}" for value in found)
 
-    Runs that have both methods count. The text is bold if the interval excludes zero.
-    """
-    runs = [run for run in runs if {ours, other} <= set(run.cells.get(group, ()))]
-    if not runs:
+
+def difference(one: pd.Series, other: pd.Series) -> str:
+    """Return the mean difference in points with its interval, paired by fold and seed; bold without zero in it."""
+    paired = (one - other).dropna() * 100
+    if paired.empty:
         return ""
-    mean = mean_score(runs, group, ours, score) - mean_score(runs, group, other, score)
-    low, high = interval(runs, group, ours, score, against=other, n=n)
-    text = f"{100 * mean:+.1f} ({100 * low:+.1f} … {100 * high:+.1f})"
+    low, high = interval(paired)
+    text = f"{mean(paired):+.1f} ({low:+.1f} … {high:+.1f})"
     return f"**{text}**" if low > 0 or high < 0 else text
 
 
-def which_types_table(runs: list[Run]) -> str:
-    """Return a table of the F1 of each type for ours and the linear baselines, with all labels and with 30 per type."""
-    columns = [(method, group) for group in WHICH_TYPES for method in (OURS, *LINEAR)]
-    columns = [(method, group) for method, group in columns if any(method in run.cells.get(group, ()) for run in runs)]
-    lines = ["| | test cells | " + " | ".join(f"{method}, {group}" for method, group in columns) + " |"]
-    lines += ["|---|---|" + "---|" * len(columns)]
-    scores = [f1_of_types(runs, group, method) for method, group in columns]
-    sizes = scores[0]["test_cells"].sort_values(ascending=False, kind="stable") if scores else {}
-    for name, n_cells in sizes.items():
-        f1 = " | ".join(f"{score['f1'][name]:.2f}" for score in scores)
-        lines.append(f"| {name} | {n_cells:.0f} | {f1} |")
+def best_table(types: pd.DataFrame) -> str:
+    """Return, for each number of labels and score, the best baseline by its mean, and the difference to it."""
+    baselines = [name for name in dict.fromkeys(types.method) if name not in (OURS, SHUFFLED)]
+    lines = [
+        "| labels | score | best baseline | ours is better by, in points | fold by fold |",
+        "|---|---|---|---|---|",
+    ]
+    for n in NUMBERS:
+        for measure, name in SCORES.items():
+            best = max(baselines, key=lambda method: np.nan_to_num(mean(values_of(types, method, measure, n)), nan=-1))
+            ours, theirs = values_of(types, OURS, measure, n), values_of(types, best, measure, n)
+            by_fold = ((ours - theirs).dropna() * 100).groupby("fold").mean()
+            each = ", ".join(f"{value:+.1f}" for value in by_fold)
+            lines.append(f"| {words(n)} | {name} | {best} | {difference(ours, theirs)} | {each} |")
     return "\n".join(lines)
 
 
-def parts_table(runs: list[Run], n: int) -> str:
-    """Return a table of what the student adds, for every number of labels, with pseudo-labels and without them."""
-    lines = ["| the student adds | runs | accuracy | macro-F1 |", "|---|---|---|---|"]
-    for group in groups_of(runs):
-        for how in ("", ", labelled cells alone"):
-            having = [run for run in runs if {OURS + how, PLAIN + how} <= set(run.cells.get(group, ()))]
-            if having:
-                added = (difference(having, group, OURS + how, PLAIN + how, score, n) for score in SCORES)
-                lines.append(f"| {group}{how} | {len(having)} | {' | '.join(added)} |")
+def questions_table(embeddings: pd.DataFrame, types: pd.DataFrame) -> str:
+    """Return the differences between arms that answer the study's questions: accuracy, then macro-F1."""
+    rows = [(question, embeddings, *arms) for question, *arms in QUESTIONS]
+    rows.insert(1, ("the same, fine-tuned", types, OURS, SHUFFLED))
+    lines = [f"| points of accuracy; of macro-F1 | {' | '.join(map(words, NUMBERS))} |"]
+    lines += ["|---|" + "---|" * len(NUMBERS)]
+    for question, table, one, other in rows:
+        cells = [
+            "; ".join(difference(values_of(table, one, m, n), values_of(table, other, m, n)) for m in SCORES)
+            for n in NUMBERS
+        ]
+        lines.append(f"| {question} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def translation_table(runs: list[Run]) -> str:
-    """Return a table of the translation scores: mean over the runs, with the lowest and the highest value."""
-    names = dict.fromkeys(name for run in runs for name in run.metadata["translation"])
-    measures = {
-        "peak_auroc": "AUROC per peak",
-        "cell_auroc": "AUROC per cell",
-        "peak_ap": "AP per peak",
-        "cell_ap": "AP per cell",
-    }
-    lines = [f"| | runs | {' | '.join(measures.values())} |", "|---|---|" + "---|" * len(measures)]
-    for name in names:
-        rows = [run.metadata["translation"][name] for run in runs if name in run.metadata["translation"]]
-        cells = []
-        for measure in measures:
-            values = [row[measure] for row in rows]
-            cells.append(f"{np.mean(values):.4f} ({min(values):.4f}–{max(values):.4f})")
-        lines.append(f"| {OURS if name == 'scmomer' else name} | {len(rows)} | {' | '.join(cells)} |")
+def elsewhere_table(embeddings: pd.DataFrame, bmmc: pd.DataFrame) -> str:
+    """Return real against shuffled pairs where the second modality could matter more."""
+    lines = ["| | student | shuffled pairs | points of accuracy | of macro-F1 |", "|---|---|---|---|---|"]
+    places = [
+        *((f"{thinning} of the RNA, {words(n)}", embeddings, f", {thinning} of the RNA", n)
+          for thinning in ("half", "quarter") for n in (30, 0)),
+        ("23 subclasses, 30 per type", embeddings, ", subclass", 30),
+        (f"bone marrow, other donor ({len(DATA['bmmc'].folds)} folds), all labels", bmmc, "", 0),
+    ]  # fmt: skip
+    for title, table, end, n in places:
+        real, shuffled = "student" + end, "student, shuffled pairs" + end
+        cells = [both(table, real, n), both(table, shuffled, n)]
+        cells += [difference(values_of(table, real, m, n), values_of(table, shuffled, m, n)) for m in SCORES]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def cost_table(runs: list[Run]) -> str:
-    """Return a table of the time and memory of each stage.
-
-    Of the runs, the shortest time counts, since longer ones may have shared the machine, and the largest memory.
-    """
-    lines = ["| stage | seconds, least of the runs | peak memory (GB), most of the runs |", "|---|---|---|"]
-    for name in dict.fromkeys(name for run in runs for name in run.metadata["stages"]):
-        used = [run.metadata["stages"][name] for run in runs if name in run.metadata["stages"]]
-        seconds, memory = min(row["seconds"] for row in used), max(row["peak_memory_gb"] for row in used)
-        lines.append(f"| {name} | {seconds:.0f} | {memory:.2f} |")
+def translation_table(table: pd.DataFrame) -> str:
+    """Return the scores of translation, with each fold's value of the first."""
+    lines = [f"| | {' | '.join(TRANSLATION.values())} | AUROC per peak, fold by fold |"]
+    lines += ["|---|" + "---|" * (len(TRANSLATION) + 1)]
+    for method in dict.fromkeys(table.method):
+        values = {measure: values_of(table, method, measure) for measure in TRANSLATION}
+        digits = lambda measure: 5 if measure == "pseudobulk_rmse" else 4
+        cells = [f"{mean(found):.{digits(measure)}f}" if len(found) else "" for measure, found in values.items()]
+        cells.append(", ".join(f"{value:.4f}" for value in values["peak_auroc"]))
+        lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def with_interval(mean: float, bounds: tuple[float, float]) -> str:
-    """Return a mean and its interval as text."""
-    return f"{mean:.3f} ({bounds[0]:.3f}–{bounds[1]:.3f})"
+def figure(embeddings: pd.DataFrame, path: Path) -> None:
+    """Draw accuracy and macro-F1 against the number of labels, for the embeddings of `SHOWN`."""
+    drawing = Figure(figsize=(9, 3.8), layout="constrained")
+    panels = drawing.subplots(1, len(SCORES))
+    numbers = [*FEW_LABELS, 0]
+    for panel, (measure, name) in zip(panels, SCORES.items(), strict=True):
+        for i, method in enumerate(SHOWN):
+            found = [values_of(embeddings, method, measure, n) for n in numbers]
+            means, bounds = np.array([mean(values) for values in found]), np.array([interval(v) for v in found])
+            x, style = np.arange(len(numbers)) + 0.06 * (i - 2), {"color": COLOURS[i], "marker": MARKERS[i]}
+            ends = np.abs(bounds.T - means)
+            panel.errorbar(x, means, ends, label=method, lw=1.4, ms=5, capsize=2, elinewidth=0.8, **style)
+        panel.set(xlabel="labelled cells of each type", ylabel=f"{name} on unseen batches")
+        panel.set_xticks(range(len(numbers)), [*map(str, FEW_LABELS), "all"])
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False, fontsize=8, loc="lower right")
+    drawing.suptitle("The same classifier on frozen embeddings of RNA alone, SNARE-seq2", fontsize=10)
+    drawing.savefig(path, dpi=150)
 
 
-def figure(runs: list[Run], path: Path, n: int) -> None:
-    """Draw macro-F1 against the number of labels, for the methods that all runs have for every number."""
-    groups = [group for group in groups_of(runs) if "ATAC" not in group]
-    groups = [*groups[1:], groups[0]]  # more labels from left to right
-    everywhere = set.intersection(*(set(run.cells[group]) for run in runs for group in groups if group in run.cells))
-    shown = [name for name in methods_of(runs, groups[0]) if name in everywhere and name != "majority class"]
-    values = {m: {g: mean_score(runs, g, m, "macro_f1") for g in groups} for m in shown}
-    intervals = {m: {g: interval(runs, g, m, "macro_f1", n=n) for g in groups} for m in shown}
-    bars(values, path, "SNARE-seq2, macro-F1 of the test batches, RNA alone", intervals)
+def compared(kept: Path, again: Path) -> str:
+    """Return a table of the rows that two folders share: how much their values differ, file by file."""
+    lines = ["| file | rows in both | largest difference | mean difference |", "|---|---|---|---|"]
+    for path in sorted(again.glob("*.csv")):
+        if path.stem.endswith("costs") or not (kept / path.name).is_file():
+            continue
+        keys = ["seed", "labels", "method", "measure"]
+        both_runs = read_rows(kept / path.name).merge(read_rows(path), on=keys, suffixes=("", "_again"))
+        gap = (both_runs.value_again - both_runs.value).abs()
+        lines.append(f"| {path.stem} | {len(gap)} | {gap.max():.4f} | {gap.mean():.4f} |")
+    if len(lines) == 2:
+        raise UserError(f"--compare {again}: shares no file with {kept}; give the --results_path of a repeated run")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

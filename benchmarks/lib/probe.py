@@ -1,6 +1,5 @@
 """What a frozen embedding holds: the same logistic regression on every arm's embedding, tuned on validation cells."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import anndata as ad
@@ -44,7 +43,7 @@ def thinned(out: Path, data_path: Path, barcodes) -> list[str]:
 
 def probe(
     cells: Cells, files: dict[tuple[str, str], Path], numbers: tuple[int, ...], seed: int, subclass: str | None
-) -> Iterator[list[tuple]]:
+) -> list[tuple]:
     """Fit the classifier on each arm's embedding, and score it on test cells.
 
     Parameters
@@ -55,9 +54,9 @@ def probe(
     seed : of the draw of labels
     subclass : column of obs with finer types, which are learned from `SUBCLASS_LABELS` each; None for none
 
-    Yields
-    ------
-    rows (seed, labels per type, method, measure, value) of one number of labels
+    Returns
+    -------
+    rows (seed, labels per type, method, measure, value)
     """
     embeddings = {key: ad.read_h5ad(path).to_df() for key, path in files.items()}
     x = cells.values["rna"][np.arange(len(cells.obs))]
@@ -65,12 +64,12 @@ def probe(
     embeddings["50 principal components", ""] = _frame(pca.transform(x), cells)
     arms = list(dict.fromkeys(arm for arm, _ in embeddings))
     tasks = [(None, n) for n in numbers if n or seed == 0] + ([(subclass, SUBCLASS_LABELS)] if subclass else [])
+    rows = []
     for column, n in tasks:
         labels = cells.labels(column)
         codes = label_codes(labels, sorted(set(labels.dropna())))
         known = limit_labels(codes, cells, n, seed)
         train, val, test = (cells.rows(part)[(known >= 0)[cells.rows(part)]] for part in ("train", "val", "test"))
-        rows = []
         for arm in arms:
             embedding = embeddings[arm, ""]
             scaler = StandardScaler().fit(embedding.loc[cells.obs.index[train]].to_numpy())
@@ -84,7 +83,7 @@ def probe(
                 scores = classification_scores(labels.iloc[test].to_numpy(), fitted.predict(read(where, test)))
                 method = arm + (f", {thinning} of the RNA" if thinning else "") + (f", {column}" if column else "")
                 rows += [(seed, n, method, measure, scores[measure]) for measure in ("accuracy", "macro_f1")]
-        yield rows
+    return rows
 
 
 def _frame(values: np.ndarray, cells: Cells):

@@ -358,6 +358,32 @@ def test_the_student_alone_reconstructs_the_whole_cell(missing):
     assert metrics_alone["rna_mse_of_student"][0].item() == pytest.approx(mse.sum().item(), rel=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("missing", ["atac", "rna"])
+def test_teacher_and_missing_modality_have_weights(missing):
+    """By hand; without both, neither the teacher's latent nor the missing modality changes the loss."""
+    model, batch = scmomer(other_modality="student", missing=missing), minibatch()
+    loss, metrics = Distillation(model, alone_weight=0.3, teacher_weight=0.5, missing_weight=0.1)(batch)
+    present = "rna" if missing == "atac" else "atac"
+    stand_in = model.student(batch[present])
+    zeros = torch.zeros(5, LATENT_DIM)
+    expected = 0.5 * (stand_in - batch.latent[missing]).square().mean(1)
+    for weight, latent in ((1.0, batch.latent[present]), (0.3, zeros)):
+        embedding = model.fusion({present: latent, missing: stand_in})
+        errors = {
+            "rna": (model.decoders["rna"](embedding) - batch.rna.dense()).square().mean(1),
+            "atac": peak_bce(model.decoders["atac"](embedding), batch.atac, 5.0),
+        }
+        expected = expected + weight * (errors[present] + 0.1 * errors[missing])
+    torch.testing.assert_close(loss, expected)
+    assert metrics.keys() == Distillation(model, alone_weight=0.3)(batch)[1].keys()
+    denoiser = Distillation(model, alone_weight=0.3, teacher_weight=0.0, missing_weight=0.0)
+    turned = {missing: minibatch(cells=[4, 3, 2, 1, 0])[missing]}
+    other_cells = replace(batch, latent=batch.latent | {missing: batch.latent[missing] + 1}, **turned)
+    assert (Distillation(model)(batch)[0] != Distillation(model)(other_cells)[0]).all()
+    torch.testing.assert_close(denoiser(batch)[0], denoiser(other_cells)[0], rtol=0, atol=0)
+
+
 def test_embeddings_are_standardised_before_the_head():
     """By the cells it was shown; an element in which they do not differ is left small."""
     head = CellTypeHead(ClassifierConfig(classifier_dropout=0.0), 3, 2)

@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 from models.rna_encoder import RNAEncoder
 from tests.helpers import CPU, RNA, error_of, lacks, run
 from tests.predict.test_infer import make_model
-from utils.cells.minibatches import CellDataset, ragged
+from utils.cells.minibatches import CellDataset, MicroBatch, ragged
 from utils.cells.preprocessed import read_cells
 from utils.evaluate.gene_features import coexpression_embedding
 from utils.features.gene_vectors import read_gene_vectors
@@ -127,10 +127,31 @@ def test_cell_embeddings_are_those_that_prediction_writes(runs, raw_file, tmp_pa
     np.testing.assert_array_equal(cells.X, expected[cells.obs_names].obsm["X_scmomer"])
 
 
+@torch.no_grad()
+def test_the_joint_model_embeds_cells_without_a_modality(runs, raw_file, ready_file, simulation, tmp_path):
+    """Zeros stand for the latent that is left out; a file without the modality gives the same."""
+    saved, cells = load_model(runs["multimodal"], "multimodal"), read_cells(ready_file, ("rna", "atac"))
+    model, everything = saved.build(), np.arange(len(cells.obs))
+    for missing, present in (("atac", "rna"), ("rna", "atac")):
+        batch = CellDataset({present: cells.values[present]}, cells.obs.index)[
+            MicroBatch(everything, np.ones(len(everything)), 0, len(everything))
+        ]
+        latent = model.towers[present](batch[present])
+        expected = model.fusion({present: latent, missing: torch.zeros_like(latent)}).numpy()
+        simulation.mdata[present].copy().write_h5ad(tmp_path / "alone.h5ad")
+        for path in (raw_file, tmp_path / "alone.h5ad"):
+            out = tmp_path / "cells.h5ad"
+            flags = {"what": "cells", "data_path": path, "model_path": runs["multimodal"], "out_path": out}
+            run("get_latent_emb", without=missing, device="cpu", **flags)
+            found = ad.read_h5ad(out)[cells.obs.index].X
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         ({"what": "teacher"}, ["--ckpt_dir"]),
+        ({"what": "cells", "out_path": "x.h5ad", "without": "atac", "model": "rna"}, ["--without", "rna"]),
         ({"what": "cells"}, ["--out_path"]),
         ({"what": "cells", "out_path": "cells.txt"}, ["--out_path", ".h5ad"]),
         ({"what": "genes", "out_path": "genes.csv"}, ["--out_path", ".h5ad"]),

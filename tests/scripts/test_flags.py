@@ -44,6 +44,7 @@ FLAGS = {
         "test_groups": None,
         "val_fraction": 0.1,
         "target_sum": "1e4",
+        "shuffle_pairs": None,
     },
     "pretrain_rna": {"data_path": REQUIRED, **OUTPUT, **TRAINING, **SHAPE, "dim": 200, "heads": 10},
     "pretrain_atac": {"data_path": REQUIRED, **OUTPUT, **TRAINING, **SHAPE, "dim": 512, "heads": 8},
@@ -60,6 +61,7 @@ FLAGS = {
         "data_path": REQUIRED,
         "model_path": REQUIRED,
         "what": "teacher",
+        "without": None,
         "ckpt_dir": None,
         "out_path": None,
         **INTAKE,
@@ -71,6 +73,8 @@ FLAGS = {
         "dir_val": REQUIRED,
         **OUTPUT,
         "missing": "atac",
+        "teacher_weight": 1.0,
+        "missing_weight": 1.0,
         **TRAINING,
     },
     "train_missing_celltype_func": {
@@ -107,8 +111,8 @@ FLAGS = {
 }
 CELLS = {"data_path", "rna_path", "atac_path", "out_path", "genome"}
 OPTIONAL = {
-    "preprocess": {*CELLS, "gene_reference", "split_by", "test_groups"},
-    "get_latent_emb": {"ckpt_dir", "out_path", "genome"},
+    "preprocess": {*CELLS, "gene_reference", "split_by", "test_groups", "shuffle_pairs"},
+    "get_latent_emb": {"without", "ckpt_dir", "out_path", "genome"},
     "pretrain_rna": {"continue_from"},
     "pretrain_atac": {"continue_from"},
     "pretrain_multimodal": {"pairs_within"},
