@@ -5,8 +5,6 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 BENCH_STAMP := .venv/.installed_bench
 STUDY_STAMP := .venv/.installed_study
-DATA ?= snareseq2_mop.h5mu
-IMMUNE ?= immune_rna.h5ad
 RESULTS := benchmarks/results
 # Processes that run tests; each test goes to the next free one.
 WORKERS ?= 2
@@ -52,24 +50,20 @@ $(BENCH_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps performer-pytorch==1.1.4 local-attention==1.9.0 axial-positional-embedding==0.3.12
 	@touch $(BENCH_STAMP)
 
-study: $(STUDY_STAMP) ## make the runs that benchmarks/results lacks (DATA=…, IMMUNE=…; most of a day)
-	@for file in "$(DATA)" "$(IMMUNE)"; do \
-		[ -f "$$file" ] || { echo "$$file is not there: run make study DATA=snareseq2_mop.h5mu IMMUNE=immune_rna.h5ad" >&2; exit 1; }; \
+study: DATA = ../shared/data
+study: $(STUDY_STAMP) ## make the runs that benchmarks/results/study lacks, and the tables (DATA=folder; hours)
+	@[ -f "$(DATA)/snareseq2_mop.h5mu" ] || { echo "$(DATA) lacks snareseq2_mop.h5mu: name its folder, make study DATA=..." >&2; exit 1; }
+	for fold in 0 1 2; do \
+		$(BIN)/python -m benchmarks.paired --data_path "$(DATA)" --fold $$fold --seeds 0,1,2 || exit 1; \
+		$(BIN)/python -m benchmarks.paired --data_path "$(DATA)" --fold $$fold --seeds 0,1 --parts scANVI || exit 1; \
 	done
-	mkdir -p $(RESULTS)/snareseq2 $(RESULTS)/rna_only
-	for seed in 0 1 2; do \
-		for fold in 0 1 2; do \
-			rows=scMomer,scANVI,MultiVI; [ $$fold = 0 ] && rows=$$rows,ablations; \
-			$(BIN)/python -m benchmarks.snareseq2 --data_path "$(DATA)" --fold $$fold --seed $$seed --rows $$rows \
-				--results_path $(RESULTS)/snareseq2/fold$${fold}_seed$$seed.json || exit 1; \
-		done; \
-		for data in immune pbmc68k; do for fold in 0 1 2 3 4; do \
-			run=$${data}_fold$${fold}_seed$$seed; \
-			[ -f $(RESULTS)/rna_only/$$run.json ] && continue; \
-			$(BIN)/python -m benchmarks.rna_only --data $$data --data_path "$(IMMUNE)" --fold $$fold --seed $$seed || exit 1; \
-			cp runs/rna_only/results/$$run.json $(RESULTS)/rna_only/ || exit 1; \
-		done; done; \
+	for fold in 0 1; do \
+		$(BIN)/python -m benchmarks.paired --data bmmc --data_path "$(DATA)" --fold $$fold || exit 1; \
 	done
+	for data in immune pbmc68k; do for fold in 0 1 2 3 4; do \
+		[ -f $(RESULTS)/study/$${data}_fold$${fold}_types.csv ] && continue; \
+		$(BIN)/python -m benchmarks.rna_only --data $$data --data_path "$(DATA)/immune_rna.h5ad" --fold $$fold || exit 1; \
+	done; done
 	$(BIN)/python -m benchmarks.study
 
 tasks: DATA = ../shared/data

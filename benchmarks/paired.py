@@ -18,7 +18,6 @@ tables of them. Seeds that a file has already are not run again, and an interrup
 was interrupted. The arms are flags of the ordinary scripts; their commands are in stages.json of --out_path.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -28,17 +27,32 @@ import pandas as pd
 from benchmarks.lib.bench import RESULTS, machine
 from benchmarks.lib.probe import probe, thinned
 from benchmarks.lib.stages import ROOT, Stages, from_root
-from benchmarks.lib.study import add_rows, read_rows, seeds_of
+from benchmarks.lib.study import add_rows, evaluated, read_rows, scores_in, seeds_of
 from utils.cells.preprocessed import read_cells
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
 from utils.evaluate.metrics import classification_scores
 
 FEW_LABELS = (10, 30, 100)
-PARTS = ("embeddings", "translation", "types", "shuffled")
+PARTS = ("embeddings", "controls", "translation", "types", "shuffled")
 PEERS = ("scANVI", "MultiVI")
 PSEUDO_LABELS = "--epochs 6 --cycle_epochs 5 --val_every 6"
 UNTRAINED = "--max_steps 1 --learning_rate 0"  # leaves the weights at their random initial values
+EMBEDDINGS = {
+    "stage I": ("rna", ""),
+    "stage II": ("multimodal", "--without atac"),
+    "student": ("student", ""),
+    "student, shuffled pairs": ("student_shuffled", ""),
+    "measured ATAC": ("multimodal", ""),
+}
+"""Arm → model folder, and flags of get_latent_emb.py."""
+CONTROLS = {
+    "student, untrained teacher": ("student_untrained", ""),
+    "RNA + ATAC denoiser": ("denoiser_both", ""),
+    "RNA denoiser": ("denoiser_rna", ""),
+}
+THINNED = ("stage II", "student", "student, shuffled pairs")
+"""Arms whose embeddings of thinned cells are scored."""
 OURS, SHUFFLED = "scMomer", "scMomer, shuffled pairs"
 
 
@@ -103,7 +117,7 @@ class Flags:
     fold: int = flag("which batches or donors to test on, from 0", 0)
     parts: str = flag(f"what to run, a comma-separated list of {', '.join(PARTS + PEERS)}", ",".join(PARTS))
     seeds: str = flag("of the draws of labels and of fine-tuning in types and shuffled, separated by commas", "0")
-    draws: int = flag("draws of labels in the part embeddings", 5)
+    draws: int = flag("draws of labels in embeddings and controls", 5)
     out_path: str | None = flag("folder for the models; by default runs/study/<data>_fold<f>", None)
     results_path: str = flag("folder for the CSV files", f"{RESULTS}/study")
 
@@ -124,7 +138,7 @@ def main() -> None:
         path = Path(flags.results_path) / f"{flags.data}_fold{flags.fold}_{part}.csv"
         has = seeds_of(path)
         wanted = map(int, flags.seeds.split(","))
-        if part == "embeddings":
+        if part in ("embeddings", "controls"):
             wanted = range(flags.draws if fold.data.few else 1)
         elif part in ("translation", "MultiVI"):
             wanted = (0,)
@@ -174,28 +188,26 @@ class Fold:
         pace = self.data.pace.get(script, "")
         self.stages.run(stage, " ".join(f"{script}.py {common} {pace} {flags} --seed {seed} --overwrite".split()))
 
-    def pretrain(self) -> dict[str, tuple[str, str]]:
-        """Pretrain all arms; return arm → model folder, and flags of get_latent_emb.py."""
+    def pretrain(self) -> None:
+        """Pretrain the model."""
         self.train("stage I, RNA", "pretrain_rna", "rna", "")
         self.train("stage I, ATAC", "pretrain_atac", "atac", "")
         self.join("multimodal", self.ready)
         self.student("student", "multimodal", self.ready)
+
+    def pretrain_on_shuffled(self) -> None:
+        """Pretrain it on pairs of cells that have only batch and depth in common; stage I knows no pairs."""
+        self.pretrain()
         self.join("multimodal_shuffled", self.control)
         self.student("student_shuffled", "multimodal_shuffled", self.control)
+
+    def pretrain_controls(self) -> None:
+        """Pretrain students of a teacher with random weights, and without any teacher."""
+        self.pretrain()
         self.join("multimodal_untrained", self.ready, UNTRAINED)
         self.student("student_untrained", "multimodal_untrained", self.ready)
         self.student("denoiser_both", "multimodal_untrained", self.ready, "--teacher_weight 0")
         self.student("denoiser_rna", "multimodal_untrained", self.ready, "--teacher_weight 0 --missing_weight 0")
-        return {
-            "stage I": ("rna", ""),
-            "stage II": ("multimodal", "--without atac"),
-            "student": ("student", ""),
-            "student, shuffled pairs": ("student_shuffled", ""),
-            "student, untrained teacher": ("student_untrained", ""),
-            "RNA + ATAC denoiser": ("denoiser_both", ""),
-            "RNA denoiser": ("denoiser_rna", ""),
-            "measured ATAC": ("multimodal", ""),
-        }
 
     def join(self, name: str, data: str, flags: str = "") -> None:
         """Run stage II, and write the teacher's latents."""
@@ -211,23 +223,31 @@ class Fold:
         self.train(f"stage III, {name}", "pretrain_missing_mod", name, f"{teacher} {flags}", data=data)
 
     def embeddings(self, seeds: list[int]):
-        """Yield rows of the same classifier on each arm's embedding, for each draw of labels."""
-        arms = self.pretrain()
-        files = {"": self.ready}
-        if self.data.subclass:  # RNA thinned at test time, where cells are deep enough for types to be saturated
-            cells = read_cells(self.out / "ready.h5mu", ("rna", "atac"))
-            names = thinned(self.out, ROOT / self.inputs.split()[1], cells.obs.index[cells.rows("test")])
+        """Yield rows of the same classifier on the embedding of each stage, for each draw of labels."""
+        self.pretrain_on_shuffled()
+        yield from self.probed(EMBEDDINGS, seeds)
+
+    def controls(self, seeds: list[int]):
+        """Yield such rows of the students without a trained teacher."""
+        self.pretrain_controls()
+        yield from self.probed(CONTROLS, seeds)
+
+    def probed(self, arms: dict[str, tuple[str, str]], seeds: list[int]):
+        """Embed all cells by each arm, and yield the rows of the classifier for each draw of labels."""
+        cells, files = read_cells(self.out / "ready.h5mu", ("rna", "atac")), {"": self.ready}
+        if self.data.subclass:  # cells deep enough for their types to be saturated are also thinned at test time
+            test = cells.obs.index[cells.rows("test")]
+            names = thinned(self.out, ROOT / self.inputs.split()[1], test)
             files |= {name: self.path(f"{name}.h5ad") for name in names}
         found = {}
         for arm, (folder, flags) in arms.items():
-            for thinning, cells in files.items():
-                if thinning and arm == "measured ATAC":
+            for thinning, path in files.items():
+                if thinning and arm not in THINNED:
                     continue
-                name = f"embedding_{arm}_{thinning}".replace(" ", "_").replace(",", "").replace("+", "and")
-                command = f"--data_path {cells} --model_path {self.path(folder)} --out_path {self.path(name + '.h5ad')}"
+                name = f"embedding_{folder}{'_without' if flags else ''}{'_' * bool(thinning)}{thinning}"
+                command = f"--data_path {path} --model_path {self.path(folder)} --out_path {self.path(name + '.h5ad')}"
                 self.stages.run(name, f"get_latent_emb.py --what cells {command} {flags}".rstrip())
                 found[arm, thinning] = self.out / f"{name}.h5ad"
-        cells = read_cells(self.out / "ready.h5mu", ("rna", "atac"))
         for seed in seeds:
             yield probe(cells, found, (*self.data.few, 0), seed, self.data.subclass)
 
@@ -242,7 +262,7 @@ class Fold:
 
     def shuffled(self, seeds: list[int]):
         """Yield rows of the same model, pretrained on shuffled pairs."""
-        self.pretrain()
+        self.pretrain_on_shuffled()
         for seed in seeds:
             yield [row for n in (*self.data.few, 0) for row in self.scores(SHUFFLED, "student_shuffled", n, seed)]
 
@@ -253,17 +273,7 @@ class Fold:
         self.stages.run(
             f"evaluate {name}", f"evaluate.py --data_path {self.ready} --model_path {self.path(name)}{alone}"
         )
-        table = self.evaluated(name, "accuracy")
-        return [
-            (seed, n, method if row == "scmomer" else row, measure, found[measure])
-            for row, found in table.items()
-            for measure in ("accuracy", "macro_f1")
-        ]
-
-    def evaluated(self, name: str, measure: str) -> dict[str, dict]:
-        """Return the rows of evaluate.py that have a measure."""
-        table = json.loads((self.out / name / "evaluation" / "evaluation_test.json").read_text())
-        return {row: found for row, found in table.items() if isinstance(found, dict) and measure in found}
+        return scores_in(self.out / name, method, seed, n)
 
     def fine_tune(self, method: str, parent: str, n: int, seed: int) -> str:
         """Fine-tune a cell type model on n labels per type (0 for all), and return the name of its folder.
@@ -283,12 +293,14 @@ class Fold:
 
     def translation(self, seeds: list[int]):
         """Yield rows of the translation RNA → ATAC by each arm's student, and by the baselines."""
+        self.pretrain_on_shuffled()
+        self.pretrain_controls()
         rows = []
-        for arm, (name, _) in self.pretrain().items():
+        for arm, (name, _) in (EMBEDDINGS | CONTROLS).items():
             if not name.startswith(("student", "denoiser_both")):  # the others predict no ATAC
                 continue
             self.stages.run(f"translate {arm}", f"evaluate.py --data_path {self.ready} --model_path {self.path(name)}")
-            for row, found in self.evaluated(name, "peak_auroc").items():
+            for row, found in evaluated(self.out / name, "peak_auroc").items():
                 if arm == "student" or row.startswith("scmomer"):
                     values = {measure: value for measure, value in found.items() if isinstance(value, float)}
                     method = row.replace("scmomer", arm)

@@ -5,11 +5,9 @@
 
 Both files have a few hundred human cells without batches. A fold sets a fifth of each type's cells aside for testing; a
 type with a single cell is always in training. Stage I is trained on the training cells without labels, then the cell
-type model, which is compared with the same baselines. Writes results/<name of out_path>.json beside out_path, for
-benchmarks/study.py.
+type model, which is compared with baselines. Adds its rows to <data>_fold<f>_types.csv, for benchmarks/study.py.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,9 +16,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData, read_h5ad
 
-from benchmarks.lib.bench import when_and_where
+from benchmarks.lib.bench import RESULTS
 from benchmarks.lib.stages import Stages, from_root
-from benchmarks.lib.study import save_run
+from benchmarks.lib.study import add_rows, scores_in
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
 from utils.files.write import write_whole
@@ -38,6 +36,7 @@ class Flags:
     out_path: str | None = flag("folder for the models; by default runs/rna_only/<data>_fold<f>_seed<s>", None)
     fold: int = flag(f"which fifth of the cells is set aside for testing, 0 to {N_FOLDS - 1}", 0)
     seed: int = flag("random seed of the choice of validation cells and of all training", 0)
+    results_path: str = flag("folder for the CSV files", f"{RESULTS}/study")
 
 
 def main() -> None:
@@ -66,21 +65,9 @@ def main() -> None:
         f"--other_modality zeros {FINE_TUNE}",
     )
     stages.run("evaluate", f"evaluate.py --data_path {path('ready.h5ad')} --model_path {path('celltype')}")
-    folder = out / "celltype" / "evaluation"
-    cells = pd.read_csv(folder / "predicted_test.csv", index_col="barcode", dtype=str, keep_default_na=False)
-    table = json.loads((folder / "evaluation_test.json").read_text())
-    results = out.parent / "results" / f"{out.name}.json"
-    save_run(
-        results,
-        {"all labels": cells.rename(columns={"scmomer": "scMomer"})},
-        data=flags.data,
-        fold=flags.fold,
-        seed=flags.seed,
-        rows={"scMomer": when_and_where()},
-        stages=stages.used,
-        embeddings=table["embeddings"],
-    )
-    print(f"\nwrote {results}")
+    path = Path(flags.results_path) / f"{flags.data}_fold{flags.fold}_types.csv"
+    add_rows(path, scores_in(out / "celltype", "scMomer", flags.seed, 0))
+    print(f"\nwrote {path}")
 
 
 def pbmc68k() -> AnnData:

@@ -52,6 +52,9 @@ class Flags:
     compare: str | None = flag("folder with CSV files of a repeated run: only compare them with those kept", None)
 
 
+KEYS = ["fold", "seed", "labels", "method", "measure"]
+
+
 def main() -> None:
     (flags,) = parse_flags(__doc__, Flags)
     if flags.compare:
@@ -64,7 +67,7 @@ def main() -> None:
     folder = flags.results_path
     read = lambda part, data="snareseq2": read_part(folder, data, part)
     types = pd.concat([read("types"), read("shuffled")])
-    embeddings = read("embeddings")
+    embeddings = pd.concat([read("embeddings"), read("controls")]).drop_duplicates(KEYS)
     tables = [
         f"### Fine-tuned models and baselines\n\n{covered(types)}",
         field_table(types),
@@ -225,7 +228,7 @@ def compared(kept: Path, again: Path) -> str:
     for path in sorted(again.glob("*.csv")):
         if path.stem.endswith("costs") or not (kept / path.name).is_file():
             continue
-        keys = ["seed", "labels", "method", "measure"]
+        keys = KEYS[1:]
         both_runs = read_rows(kept / path.name).merge(read_rows(path), on=keys, suffixes=("", "_again"))
         gap = (both_runs.value_again - both_runs.value).abs()
         lines.append(f"| {path.stem} | {len(gap)} | {gap.max():.4f} | {gap.mean():.4f} |")

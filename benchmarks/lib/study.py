@@ -1,5 +1,6 @@
 """A study as CSV: a row per seed, number of labels, method and measure; means and intervals over folds and seeds."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,28 @@ def read_rows(path: Path) -> pd.DataFrame:
 def seeds_of(path: Path) -> set[int]:
     """Return the seeds that a CSV file has; none if there is no file."""
     return set(read_rows(path)["seed"]) if path.is_file() else set()
+
+
+def scores_in(folder: Path, method: str, seed: int, n: int) -> list[tuple]:
+    """Return the rows of a cell type model that evaluate.py has scored, and of the baselines beside it.
+
+    Parameters
+    ----------
+    folder : the model folder
+    method : what the rows call the model
+    seed, n : the rows' seed and labels per type
+    """
+    return [
+        (seed, n, method if name == "scmomer" else name, measure, scores[measure])
+        for name, scores in evaluated(folder, "accuracy").items()
+        for measure in ("accuracy", "macro_f1")
+    ]
+
+
+def evaluated(folder: Path, measure: str) -> dict[str, dict]:
+    """Return method → scores of those methods that evaluate.py has given a measure, from a model folder."""
+    table = json.loads((folder / "evaluation" / "evaluation_test.json").read_text())
+    return {name: scores for name, scores in table.items() if isinstance(scores, dict) and measure in scores}
 
 
 def read_part(folder: str | Path, data: str, part: str) -> pd.DataFrame:

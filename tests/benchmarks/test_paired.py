@@ -1,0 +1,138 @@
+"""Runs of the study: the arms' commands, the embeddings that a classifier reads, and who sees which labels."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.sparse import csr_matrix
+
+from benchmarks import paired, peers, rna_only
+from benchmarks.lib import probe
+from benchmarks.lib.stages import Stages
+from benchmarks.lib.study import COLUMNS
+from tests.test_docs import flags_of
+from utils.cells.preprocessed import Cells, read_cells
+from utils.errors import UserError
+from utils.files.write import write_whole
+
+
+@pytest.fixture
+def fold(tmp_path, monkeypatch):
+    """A fold whose commands are recorded and not run."""
+    ran = {}
+    monkeypatch.setattr(Stages, "run", lambda self, name, command: ran.setdefault(name, command))
+    made = paired.Fold(paired.DATA["snareseq2"], tmp_path, tmp_path / "out", 1)
+    made.preprocess()
+    made.pretrain()
+    made.fine_tune(paired.OURS, "student", 30, seed=2)
+    made.fine_tune(paired.SHUFFLED, "student_shuffled", 0, seed=2)
+    return ran
+
+
+def test_arms_are_flags_of_the_scripts(fold):
+    """Every flag exists; test batches are those of the fold; each arm differs from ours in its flags alone."""
+    for command in fold.values():
+        script, *words = command.split()
+        known = flags_of(script.removesuffix(".py"))
+        assert {word for word in words if word.startswith("--")} <= known, command
+    assert "--test_groups 09H,09I" in fold["preprocess"]
+    control = fold["preprocess, shuffled pairs"].split()
+    assert control[-2:] == ["--shuffle_pairs", "batch"]
+    expected = {
+        "stage III, student_untrained": set(),
+        "stage III, denoiser_both": {"--teacher_weight"},
+        "stage III, denoiser_rna": {"--teacher_weight", "--missing_weight"},
+    }
+    ours = {word for word in fold["stage III, student"].split() if word.startswith("--")}
+    for name, more in expected.items():
+        assert {word for word in fold[name].split() if word.startswith("--")} - ours == more
+    assert "shuffled.h5mu" in fold["stage II, multimodal_shuffled"]
+    assert "shuffled" not in fold["stage II, multimodal"] + fold["stage III, denoiser_rna"]
+
+
+def test_few_labels_are_learned_in_two_steps_and_all_in_one(fold):
+    few = [command for name, command in fold.items() if name.startswith(f"fine-tune {paired.OURS}, 30")]
+    assert len(few) == 2 and all("--labels_per_type 30" in command and "--seed 2" in command for command in few)
+    assert "--pseudo_labels_from" in few[1] and "student_30_labels_2_alone" in few[1]
+    (everything,) = [command for name, command in fold.items() if paired.SHUFFLED in name]
+    assert "--labels_per_type" not in everything and "shuffled.h5mu" not in everything  # RNA is the same in both files
+
+
+def test_mistaken_flags_are_refused():
+    for flags in ({"parts": "types,nobody"}, {"fold": 3}, {"data": "bmmc", "fold": 2}, {"seeds": "0,one"}):
+        with pytest.raises(UserError, match=f"--{list(flags)[-1]}"):
+            paired.Flags(**flags)
+
+
+@pytest.fixture
+def separable(tmp_path):
+    """300 cells of three types: one embedding knows the type, one is noise; the expression is noise, too."""
+    rng = np.random.default_rng(0)
+    names = [f"cell{i}" for i in range(300)]
+    types = np.repeat(["A", "B", "C"], 100)
+    split = np.tile(["train", "train", "val", "test"], 75)
+    obs = pd.DataFrame({"cell_type": types, "split": split, "fine": types}, index=names)
+    x = csr_matrix(rng.poisson(0.3, (300, 60)).astype(np.float32))
+    cells = Cells(
+        tmp_path / "x.h5mu", obs, {"rna": x}, {"rna": np.arange(60).astype(str)}, {"label_column": "cell_type"}
+    )
+    good = np.eye(3)[np.unique(types, return_inverse=True)[1]] * 5 + rng.normal(size=(300, 3))
+    files = {}
+    for arm, values in {"good": good, "noise": rng.normal(size=(300, 3))}.items():
+        path = tmp_path / f"{arm}.h5ad"
+        write_whole(ad.AnnData(values.astype(np.float32), obs[[]]), path)
+        files[arm, ""] = path
+    turned = ad.AnnData(-good[split == "test"].astype(np.float32), obs.loc[split == "test", []])
+    write_whole(turned, tmp_path / "half.h5ad")
+    return cells, files | {("good", "half"): tmp_path / "half.h5ad"}
+
+
+def test_the_classifier_finds_what_an_embedding_holds(separable):
+    cells, files = separable
+    table = pd.DataFrame(probe.probe(cells, files, (10, 0), 0, "fine"), columns=list(COLUMNS))
+    value = lambda method, n, measure="accuracy": table[
+        (table.method == method) & (table.labels == n) & (table.measure == measure)
+    ]["value"].item()
+    for n in (10, 0):
+        assert value("good", n) > 0.95 and value("noise", n) < 0.6
+        assert value("good, half of the RNA", n) < 0.3  # the same classifier, on what a thinned cell's embedding says
+    assert value("good, fine", probe.SUBCLASS_LABELS) > 0.95
+    assert value("50 principal components", 0) < 0.6
+    again = pd.DataFrame(probe.probe(cells, files, (10, 0), 1, None), columns=list(COLUMNS))
+    assert set(again.labels) == {10} and set(again.seed) == {1}  # all labels leave nothing to draw
+
+
+def test_thinned_cells_keep_their_share_of_counts(raw_file, simulation, tmp_path):
+    barcodes = simulation.mdata.obs_names[:20]
+    assert probe.thinned(tmp_path, raw_file, barcodes) == ["half", "quarter"]
+    counts = simulation.mdata["rna"][barcodes].X
+    for name, share in probe.SHARES.items():
+        thin = ad.read_h5ad(tmp_path / f"{name}.h5ad")
+        assert thin.obs_names.tolist() == list(barcodes)
+        total = np.asarray(counts.sum(1)).ravel()
+        np.testing.assert_allclose(np.asarray(thin.X.sum(1)).ravel(), share * total, atol=1)
+        assert (counts < thin.X).nnz == 0
+
+
+def test_peers_see_the_labels_of_training_cells_alone(ready_file):
+    cells = read_cells(ready_file, ("rna",))
+    flags = peers.Flags("scANVI", "", "", "", seed=3)
+    train, labels = cells.rows("train"), cells.labels("cell_type").to_numpy()
+    known = peers.known_labels(cells, flags, 0)
+    assert (known[train] == labels[train]).all()
+    assert set(np.delete(known, train)) == {peers.UNKNOWN}
+    few = peers.known_labels(cells, flags, 4)
+    names, counts = np.unique(few[few != peers.UNKNOWN], return_counts=True)
+    assert set(names) == set(labels) and set(counts) == {4}
+    assert (few[few != peers.UNKNOWN] == labels[few != peers.UNKNOWN]).all()
+    assert set(np.flatnonzero(few != peers.UNKNOWN)) <= set(train)
+
+
+def test_folds_leave_out_each_cell_once_and_a_fifth_of_each_type():
+    types = np.repeat(["many", "few", "one"], [52, 7, 1])
+    fold = rna_only.folds(types)
+    assert fold[-1] == "-" and set(fold[:-1]) == set("01234")  # a type of one cell is never tested
+    for name, least, most in (("many", 10, 11), ("few", 1, 2)):
+        counts = [(fold[types == name] == str(i)).sum() for i in range(5)]
+        assert min(counts) == least and max(counts) == most
+    assert (rna_only.folds(types) == fold).all()
