@@ -52,6 +52,7 @@ class Flags:
     compare: str | None = flag("folder with CSV files of a repeated run: only compare them with those kept", None)
 
 
+RNA_ONLY = ("immune", "pbmc68k")
 KEYS = ["fold", "seed", "labels", "method", "measure"]
 
 
@@ -66,7 +67,7 @@ def main() -> None:
         raise UserError(f"{page}: lacks the lines {MARKS[0]} and {MARKS[1]}, between which the tables go")
     folder = flags.results_path
     read = lambda part, data="snareseq2": read_part(folder, data, part)
-    types = pd.concat([read("types"), read("shuffled")])
+    types = pd.concat([read("types"), read("shuffled"), read("scANVI")])
     embeddings = pd.concat([read("embeddings"), read("controls")]).drop_duplicates(KEYS)
     tables = [
         f"### Fine-tuned models and baselines\n\n{covered(types)}",
@@ -81,6 +82,8 @@ def main() -> None:
         elsewhere_table(embeddings, read("embeddings", "bmmc")),
         "### RNA → ATAC",
         translation_table(read("translation")),
+        "### RNA alone, two small human data sets",
+        rna_only_table({name: read("types", name) for name in RNA_ONLY}),
     ]
     before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
     page.write_text("\n\n".join([before + MARKS[0], *tables, MARKS[1] + after]))
@@ -198,6 +201,19 @@ def translation_table(table: pd.DataFrame) -> str:
         digits = lambda measure: 5 if measure == "pseudobulk_rmse" else 4
         cells = [f"{mean(found):.{digits(measure)}f}" if len(found) else "" for measure, found in values.items()]
         cells.append(", ".join(f"{value:.4f}" for value in values["peak_auroc"]))
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def rna_only_table(tables: dict[str, pd.DataFrame]) -> str:
+    """Return the scores on data without ATAC, and by how much ours is better."""
+    lines = ["| | " + " | ".join(f"{name} | ours is better by" for name in tables) + " |"]
+    lines += ["|---|" + "---|---|" * len(tables)]
+    for method in dict.fromkeys(method for table in tables.values() for method in table.method):
+        cells = []
+        for table in tables.values():
+            gaps = [difference(values_of(table, OURS, m), values_of(table, method, m)) for m in SCORES]
+            cells += [both(table, method, 0), "" if method == OURS else "; ".join(gaps)]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

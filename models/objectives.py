@@ -5,6 +5,7 @@ optimiser step into micro-batches and processes in any way. A metric is a pair (
 Each objective owns exactly the parameters that its stage trains or reads.
 """
 
+import math
 from dataclasses import replace
 
 import torch
@@ -41,18 +42,19 @@ def peak_bce(logits: Tensor, atac: Ragged, open_weight: float) -> Tensor:
 
     Parameters
     ----------
-    logits : [B, n_peaks]
+    logits : [B, n_peaks], or [k, B, n_peaks] for k predictions of the same cells
     atac : the open peaks
     open_weight : weight w of an open peak
 
     Returns
     -------
-    [B] float32
+    [B] or [k, B] float32
     """
     logits = logits.float()
-    at_open = logits[atac.rows, atac.indices]
+    at_open = logits[..., atac.rows, atac.indices]
     correction = (open_weight * F.softplus(-at_open) - F.softplus(at_open)) * atac.values
-    return (F.softplus(logits).sum(1) + atac.sums(correction)) / logits.shape[1]
+    corrections = atac.sums(correction) if correction.ndim == 1 else torch.stack([atac.sums(one) for one in correction])
+    return (F.softplus(logits).sum(-1) + corrections) / logits.shape[-1]
 
 
 def decoded_peak_bce(decoder: nn.Linear, embedding: Tensor, atac: Ragged, open_weight: float) -> Tensor:
@@ -63,12 +65,12 @@ def decoded_peak_bce(decoder: nn.Linear, embedding: Tensor, atac: Ragged, open_w
     Parameters
     ----------
     decoder : latent_dim → n_peaks
-    embedding : [B, latent_dim]
+    embedding : [B, latent_dim], or [k, B, latent_dim] for k embeddings of the same cells
     atac, open_weight : as in `peak_bce`
 
     Returns
     -------
-    [B] float32
+    [B] or [k, B] float32
     """
 
     def stretch(embedding: Tensor, weight: Tensor, bias: Tensor, start: int) -> Tensor:
@@ -77,10 +79,10 @@ def decoded_peak_bce(decoder: nn.Linear, embedding: Tensor, atac: Ragged, open_w
         part = replace(part, indices=(part.indices - start).clamp(0, len(weight) - 1), width=len(weight))
         return peak_bce(F.linear(embedding, weight, bias), part, open_weight) * (len(weight) / atac.width)
 
-    size = max(sizes_for(embedding.device).logits // max(len(embedding), 1), 1)
+    size = max(sizes_for(embedding.device).logits // max(math.prod(embedding.shape[:-1]), 1), 1)
     if size >= atac.width:
         return peak_bce(decoder(embedding), atac, open_weight)
-    loss = embedding.new_zeros(len(embedding), dtype=torch.float32)
+    loss = embedding.new_zeros(embedding.shape[:-1], dtype=torch.float32)
     starts = range(0, atac.width, size)
     for weight, bias, start in zip(decoder.weight.split(size), decoder.bias.split(size), starts, strict=True):
         loss = loss + checkpoint(stretch, embedding, weight, bias, start, use_reentrant=False, preserve_rng_state=False)
@@ -232,7 +234,9 @@ class JointPairs(Objective):
         latents = {name: tower(shown[name]) for name, tower in self.towers.items()}
         embedding = self.fusion(latents)
         self.embedding = embedding.detach()
-        rna_mse, atac_bce = reconstruction(self.decoders, embedding, batch)
+        names = list(self.towers) if self.alone_weight else []
+        embeddings = [embedding, *(self.fusion(alone(latents, name)) for name in names)]
+        (rna_mse, *rna_alone), (atac_bce, *atac_alone) = reconstruction(self.decoders, embeddings, batch)
         pair_logits = self.pair_head(embedding).float()
         is_true = batch.true_pair.long()
         pair_ce = F.cross_entropy(pair_logits, is_true, reduction="none")
@@ -245,8 +249,7 @@ class JointPairs(Objective):
             "atac_bce": weighted(atac_bce, batch.weight * is_true),
             "pair_accuracy": weighted(pair_hits, batch.weight),
         }
-        for name in self.towers if self.alone_weight else ():
-            rna_mse, atac_bce = reconstruction(self.decoders, self.fusion(alone(latents, name)), batch)
+        for name, rna_mse, atac_bce in zip(names, rna_alone, atac_alone, strict=True):
             loss = loss + self.alone_weight * is_true * (rna_mse + atac_bce) / (1 - FALSE_PAIR_SHARE)
             metrics[f"rna_mse_of_{name}"] = weighted(rna_mse, batch.weight * is_true)
         return loss, metrics
@@ -262,10 +265,14 @@ def of_each_alone(weight: float) -> str:
     return f"\n+ {weight:g} × reconstruction from one latent" if weight else ""
 
 
-def reconstruction(decoders: nn.ModuleDict, embedding: Tensor, batch: Minibatch) -> tuple[Tensor, Tensor]:
-    """Mean squared error of RNA [B] and cross-entropy of ATAC [B], decoded from the cell embedding."""
-    rna_mse = (decoders["rna"](embedding).float() - batch.rna.dense()).square().mean(1)
-    return rna_mse, decoded_peak_bce(decoders["atac"], embedding, batch.atac, ATAC_JOINT_OPEN_WEIGHT)
+def reconstruction(decoders: nn.ModuleDict, embeddings: list[Tensor], batch: Minibatch) -> tuple[Tensor, Tensor]:
+    """Mean squared error of RNA and cross-entropy of ATAC, [k, B] each, decoded from k embeddings [B, D] of the cells.
+
+    All are decoded at once: with few cells, most of the time goes to reading and writing the decoders' weights.
+    """
+    stacked = torch.stack(embeddings)
+    rna_mse = (decoders["rna"](stacked).float() - batch.rna.dense()).square().mean(-1)
+    return rna_mse, decoded_peak_bce(decoders["atac"], stacked, batch.atac, ATAC_JOINT_OPEN_WEIGHT)
 
 
 class Distillation(Objective):
@@ -304,7 +311,10 @@ class Distillation(Objective):
         latent_mse = (stand_in - teacher).square().mean(1)
         latents = {present: batch.latent[present], self.missing: stand_in}
         rna_weight, atac_weight = (self.missing_weight if name == self.missing else 1.0 for name in MODALITIES)
-        rna_mse, atac_bce = reconstruction(self.decoders, self.fusion(latents), batch)
+        embeddings = [self.fusion(latents)]
+        if self.alone_weight:
+            embeddings.append(self.fusion(alone(latents, self.missing)))
+        (rna_mse, *rna_alone), (atac_bce, *atac_alone) = reconstruction(self.decoders, embeddings, batch)
         loss = self.teacher_weight * latent_mse + rna_weight * rna_mse + atac_weight * atac_bce
         metrics = {
             "latent_mse": weighted(latent_mse, batch.weight),
@@ -312,8 +322,7 @@ class Distillation(Objective):
             "rna_mse": weighted(rna_mse, batch.weight),
             "atac_bce": weighted(atac_bce, batch.weight),
         }
-        if self.alone_weight:
-            rna_mse, atac_bce = reconstruction(self.decoders, self.fusion(alone(latents, self.missing)), batch)
+        for rna_mse, atac_bce in zip(rna_alone, atac_alone, strict=True):
             loss = loss + self.alone_weight * (rna_weight * rna_mse + atac_weight * atac_bce)
             metrics["rna_mse_of_student"] = weighted(rna_mse, batch.weight)
         return loss, metrics

@@ -108,6 +108,9 @@ def test_the_page_gets_the_tables_and_keeps_its_words(tmp_path, monkeypatch):
         for part, found in parts.items():
             add_rows(folder / f"snareseq2_fold{fold}_{part}.csv", found)
         add_rows(folder / f"snareseq2_fold{fold}_controls.csv", rows(0, **{"RNA denoiser": 0.4}))
+        add_rows(folder / f"snareseq2_fold{fold}_scANVI.csv", rows(0, scANVI=0.2))
+        for name in tables.RNA_ONLY:
+            add_rows(folder / f"{name}_fold{fold}_types.csv", rows(0, **{tables.OURS: ours, "MLP": ours + 0.01}))
         add_rows(folder / f"bmmc_fold{fold}_embeddings.csv", parts["embeddings"])
     page = tmp_path / "page.md"
     page.write_text(f"before\n\n{tables.MARKS[0]}\nstale\n{tables.MARKS[1]}\n\nafter\n")
@@ -120,6 +123,7 @@ def test_the_page_gets_the_tables_and_keeps_its_words(tmp_path, monkeypatch):
         assert "| all labels | accuracy | MLP | -0.0 (-10.0 … +10.0) | +10.0, -10.0 |" in text.replace("+0.0", "-0.0")
         assert "| **+10.0 (+10.0 … +10.0)**; **+10.0 (+10.0 … +10.0)** |" in text
         assert "| **+5.0 (+5.0 … +5.0)**; **+5.0 (+5.0 … +5.0)** |" in text
+        assert "| MLP | 0.710 / 0.610 | **-1.0 (-1.0 … -1.0)**; **-1.0 (-1.0 … -1.0)** |" in text
         assert "| student | 0.6250 | 0.6250 |" in text
     assert (tmp_path / "study.png").stat().st_size > 10_000
     page.write_text("no marks")
