@@ -92,7 +92,7 @@ def test_commands_have_the_flags_they_are_shown_with(page):
 def test_flags_named_in_the_text_exist(page):
     flags = set(re.findall(r"`--(\w+)[^`\n]*`", read(page)))
     scripts = [path.stem for path in ROOT.glob("*.py")]
-    modules = ["benchmarks.snareseq2", "benchmarks.peers", "benchmarks.tasks"]
+    modules = ["benchmarks.paired", "benchmarks.study", "benchmarks.peers", "benchmarks.tasks"]
     modules += [f"downstream.{path.stem}" for path in ROOT.glob("downstream/[!_]*.py")]
     known = {flag.removeprefix("--") for script in (*scripts, *modules) for flag in flags_of(script)}
     assert flags <= known | NOT_OURS, page

@@ -1,7 +1,7 @@
 """`--preset`: recommended sizes and settings by name.
 
 published  the sizes and training of the paper, for GPUs and a hundred thousand cells; our values where it gives none
-small      the settings of the study on real cells (benchmarks/snareseq2.py, benchmarks/RESULTS.md): thousands of cells,
+small      the settings of the study on real cells (benchmarks/paired.py, benchmarks/RESULTS.md): thousands of cells,
            two CPU cores, about twenty minutes for all stages; chosen on validation cells of mouse cortex
 tiny       the settings of the demo (docs/demo.md): a first try in minutes, on hundreds of cells; chosen for speed
 

@@ -30,7 +30,7 @@ PARENTS = {
     "train_missing_celltype_func": "--pretrained_model_path a",
 }
 
-# By these command lines the tables of benchmarks/RESULTS.md (small) and the README's of the demo (tiny) were made.
+# By these command lines the tables of docs/results.md (small) and the README's of the demo (tiny) were made.
 MADE_BY = {
     ("pretrain_rna", "small"): "--tokens expressed --dim 64 --depth 2 --heads 2 --dim_head 32 --mask_ratio 0.3 "
     "--epochs 4 --cycle_epochs 3 --batch_size 16 --grad_acc 1 --learning_rate 1e-3 --warmup_epochs 1",
