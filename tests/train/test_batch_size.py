@@ -91,8 +91,25 @@ def test_the_fastest_divisor_that_fits_is_taken(grad_acc, fastest, memory, cut, 
 
 def test_nothing_fits(cells, tmp_path, monkeypatch):
     monkeypatch.setattr(batch_size, "free_memory", lambda device: 1.0)
+    monkeypatch.setattr(batch_size, "weights_memory", lambda objective: 0)
     with pytest.raises(UserError, match="one cell"):
         train(make_stage("rna", take(cells, 8, 4)), tmp_path / "run", batch_size=AUTO)
+
+
+def test_memory_of_weights_is_said_and_refused_before_the_run(cells, tmp_path, monkeypatch, capsys):
+    """16 bytes for a trained number in float32 (itself, its gradient, two moments), 4 for a frozen one."""
+    stage = make_stage("celltype", take(cells, 8, 4))
+    trained, frozen = (
+        sum(p.numel() for p in stage.objective.parameters() if p.requires_grad is grad) for grad in (True, False)
+    )
+    assert trained and frozen
+    assert batch_size.weights_memory(stage.objective) == 16 * trained + 4 * frozen
+    train(stage, tmp_path / "run", batch_size=4, epochs=1)
+    assert f"{(16 * trained + 4 * frozen) / 1e9:.2g} GB" in capsys.readouterr().out
+    monkeypatch.setattr(batch_size, "free_memory", lambda device: 16 * trained)
+    with pytest.raises(UserError, match=r"--dim.*--patch_maps shared"):
+        train(make_stage("celltype", take(cells, 8, 4)), tmp_path / "other", batch_size=4, epochs=1)
+    assert not list((tmp_path / "other").glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("value", [0, -3])

@@ -65,6 +65,27 @@ def free_memory(device: torch.device) -> float:
     return free / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + resident
 
 
+def weights_memory(objective: Objective) -> int:
+    """Return the bytes of all weights, and of the gradients and AdamW's two moments of those that are trained."""
+    return sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in objective.parameters())
+
+
+def check_weights_fit(objective: Objective, device: torch.device) -> None:
+    """Raise a UserError if the weights with all that training keeps of them exceed the memory of this process.
+
+    Layers with a row for each peak are the large ones: at a million peaks, own maps of patches and a student that reads
+    ATAC.
+    """
+    needed, free = weights_memory(objective), free_memory(device)
+    if needed > free:
+        largest, size = max(((name, p.numel()) for name, p in objective.named_parameters()), key=lambda item: item[1])
+        raise UserError(
+            f"the weights, with gradients and optimiser, take {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; "
+            f"the largest part is {largest} ({size:,} numbers): choose smaller sizes (--dim, --latent_dim, "
+            "--student_hidden, or --patch_maps shared), or read fewer peaks"
+        )
+
+
 def measure_steps(
     objective: Objective,
     make_batch: Callable[[int], Minibatch],

@@ -25,7 +25,7 @@ from models.objectives import Objective
 from utils.cells.minibatches import CellDataset, Plan, make_loader
 from utils.errors import UserError
 from utils.progress import epoch_name, progress_bar
-from utils.train.batch_size import choose_batch_size
+from utils.train.batch_size import check_weights_fit, choose_batch_size, weights_memory
 from utils.train.config import TrainConfig
 from utils.train.distributed import Runtime
 from utils.train.folders import write_folder
@@ -83,6 +83,7 @@ def fit(
 def _fit(objective, train, val, config, runtime, folder, write_model, identity) -> dict[str, float]:
     """Do the work of `fit`, while this run holds the lock of the folder."""
     state_folder = training_folder(folder) / "state"
+    check_weights_fit(objective, runtime.device)
     objective.to(runtime.device)
     optimizer = torch.optim.AdamW(
         decayed_groups(objective, config.weight_decay),
@@ -144,7 +145,8 @@ def _fit(objective, train, val, config, runtime, folder, write_model, identity) 
         n_trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
         runtime.say(
             f"{folder.name}: {len(train):,} training and {len(val):,} validation cells, {n_parameters:,} parameters "
-            f"({n_trained:,} trained), {runtime.world_size} × {runtime.device}\n  {expected_time}"
+            f"({n_trained:,} trained; {weights_memory(objective) / 1e9:.2g} GB with gradients and optimiser), "
+            f"{runtime.world_size} × {runtime.device}\n  {expected_time}"
         )
         guard = FiniteGuard(train.barcodes)
         while has_more_to_do():
