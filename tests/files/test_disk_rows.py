@@ -12,7 +12,7 @@ from scipy import sparse
 
 from utils.cells.minibatches import Plan
 from utils.errors import UserError
-from utils.files.disk_rows import BLOCK_CELLS, FileRows, PlainArray, row_lengths, select, shuffled, side_by_side
+from utils.files.disk_rows import BLOCK_CELLS, FileRows, row_lengths, select, shuffled, side_by_side
 
 N_CELLS, N_GENES = 300, 500
 
@@ -122,15 +122,6 @@ def test_damage_is_reported_with_the_file(matrix, tmp_path):
     outside.indices[7] = N_GENES
     with pytest.raises(UserError, match=r"y\.h5: is damaged .*outside"):
         open_rows(write(tmp_path / "y.h5", outside, (100,), (100,)))[:]
-
-
-def test_values_that_cross_chunks_are_read(tmp_path):
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        plain = PlainArray(file.create_dataset("x", data=np.arange(25, dtype=np.int32), chunks=(10,)))
-        file.flush()
-    assert [length for _, length in plain.byte_ranges(5, 22)] == [20, 40, 8]
-    with open(tmp_path / "x.h5", "rb") as file:
-        np.testing.assert_array_equal(np.frombuffer(plain.read(file.fileno(), 5, 22), np.int32), np.arange(5, 22))
 
 
 @pytest.mark.parametrize("n", [5, 1000, 1001, 5003])

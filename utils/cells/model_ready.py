@@ -156,9 +156,12 @@ def write_ready(path: str | Path, by_modality: dict[str, list[Ingested]], obs: p
             is_train = frames[modality].obs_names.isin(train)
             # Only whole counts are written to layers["counts"], not estimated counts or proportions of a total.
             exact = all(part.values.exact for part in parts)
+            # Integers compress better than floats; 32 bits unless a cell has more counts than fit.
+            largest = max(part.totals.max(initial=0) for part in parts)
+            whole = np.int32 if largest < 2**31 else np.int64
             for part in parts:
                 for counts in part.blocks(keep=part.measured, progress=True):
-                    layers = {"counts": counts} if exact else {}
+                    layers = {"counts": counts.astype(whole)} if exact else {}
                     values = model_values(modality, counts, stamp.get("target_sum"))
                     out.append(modality, X=values, **layers)
                     hashes.append(cell_hashes(values))

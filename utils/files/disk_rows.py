@@ -1,9 +1,8 @@
 """Cells that stay in their file until a minibatch needs them: any rows, in any order, at the speed of the page cache.
 
-Why HDF5 is bypassed: even its smallest read takes about 0.1 ms, far too long for one cell. But an uncompressed dataset
-lies in the file as plain numbers, in chunks whose offsets HDF5 reports. So HDF5 is asked for the offsets once, and rows
-are then read by the operating system (`os.pread`). Nothing is cached here: whatever the size of the file, memory holds
-one minibatch.
+Why HDF5 is bypassed: even its smallest read takes about 0.1 ms, far too long for one cell. So HDF5 is asked once where
+the numbers lie (`plain_array`), and rows are then read by the operating system. Nothing is cached here: whatever the
+size of the file, memory holds one minibatch.
 """
 
 import os
@@ -17,6 +16,7 @@ from scipy.sparse import csr_matrix, hstack
 
 from utils.errors import reading
 from utils.files.cell_hashes import cell_hashes
+from utils.files.plain_array import PlainArray
 
 if TYPE_CHECKING:  # training on values in memory needs no HDF5
     import h5py
@@ -54,91 +54,6 @@ def shuffled(n: int, rng: np.random.Generator, window: int = 2**13) -> np.ndarra
     return order
 
 
-class PlainArray:
-    """A one-dimensional, uncompressed HDF5 dataset that is read without HDF5.
-
-    Parameters
-    ----------
-    dataset : of integers or floats
-
-    Attributes
-    ----------
-    dtype, size : those of the dataset
-    chunk_size : values per chunk; a contiguous dataset is a single chunk
-    chunk_offsets : [chunks] where in the file each chunk begins, in bytes
-
-    Raises
-    ------
-    ValueError
-        If the dataset is compressed, incomplete, or not stored as plain numbers in its own file.
-    """
-
-    def __init__(self, dataset: "h5py.Dataset"):
-        self.dtype, self.size = dataset.dtype, int(dataset.shape[0])
-        if dataset.ndim != 1 or self.dtype.kind not in "iuf" or not self.dtype.isnative:
-            raise ValueError("not a list of plain numbers")
-        # Filters compress or checksum; a virtual dataset lies in other files.
-        if dataset.id.get_create_plist().get_nfilters() or dataset.is_virtual:
-            raise ValueError("not stored as plain numbers")
-        if dataset.chunks is None:
-            self.chunk_size, offset = max(self.size, 1), dataset.id.get_offset()
-            if offset is None:
-                raise ValueError("not stored in the file")
-            self.chunk_offsets = np.array([offset])
-        else:
-            self.chunk_size = dataset.chunks[0]
-            self.chunk_offsets = np.full(-(-self.size // self.chunk_size), -1, dtype=np.int64)
-            found = []  # filled by chunk_iter, which calls a function for each chunk
-            dataset.id.chunk_iter(lambda chunk: found.append((chunk.chunk_offset[0], chunk.byte_offset)))
-            for first_value, offset in found:
-                self.chunk_offsets[first_value // self.chunk_size] = offset
-            if (self.chunk_offsets < 0).any():
-                raise ValueError("some of its chunks are missing")
-        if dataset.file.userblock_size and self.size:
-            self._check_user_block(dataset)
-
-    def _check_user_block(self, dataset: "h5py.Dataset") -> None:
-        """Raise ValueError unless the offsets count from the file's first byte.
-
-        Before the HDF5 data, mudata writes a block of 512 bytes. Some versions of HDF5 left it out of the offsets.
-        """
-        last = (len(self.chunk_offsets) - 1) * self.chunk_size
-        with open(dataset.file.filename, "rb") as file:
-            for value in (0, last):
-                stop = min(value + 64, self.size)
-                if self.read(file.fileno(), value, stop) != dataset[value:stop].tobytes():
-                    raise ValueError("its offsets do not count the user block")
-
-    def byte_ranges(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Return (offset, length) in bytes of each stretch of the file that holds values `start` to `stop`."""
-        found = []
-        while start < stop:
-            number, first = divmod(start, self.chunk_size)
-            n = min(stop - start, self.chunk_size - first)
-            found.append((int(self.chunk_offsets[number]) + first * self.dtype.itemsize, n * self.dtype.itemsize))
-            start += n
-        return found
-
-    def read(self, file: int, start: int, stop: int) -> bytes:
-        """Read values `start` to `stop` as raw bytes.
-
-        Parameters
-        ----------
-        file : descriptor of the open file
-        start, stop : first value, and the one after the last
-
-        Raises
-        ------
-        ValueError
-            If the file is too short.
-        """
-        parts = [os.pread(file, length, offset) for offset, length in self.byte_ranges(start, stop)]
-        whole = parts[0] if len(parts) == 1 else b"".join(parts)
-        if len(whole) != (stop - start) * self.dtype.itemsize:
-            raise ValueError("the file ends too early")
-        return whole
-
-
 class FileRows:
     """[cells, features] of an uncompressed CSR matrix in a file; `rows[numbers]` reads cells in any order.
 
@@ -147,7 +62,7 @@ class FileRows:
 
     Parameters
     ----------
-    group : CSR matrix as anndata writes it, uncompressed
+    group : CSR matrix as anndata writes it, without compression other than that of `plain_array.packing`
     path : its file
     dtype : of the rows that are read; None for that of the file
     remedy : what the user can do if the file is damaged
@@ -229,10 +144,7 @@ class FileRows:
             starts, stops = self.row_starts[rows], self.row_starts[rows + 1]
             spans = np.stack([starts, stops], axis=1).tolist()
             self._announce(rows, file)
-            values, indices = (
-                np.frombuffer(bytearray().join(array.read(file, *span) for span in spans), array.dtype)
-                for array in (self.values, self.indices)
-            )
+            values, indices = (array.read(file, spans) for array in (self.values, self.indices))
             offsets = np.concatenate([[0], np.cumsum(stops - starts)])
             if len(indices) and (indices.min() < 0 or indices.max() >= self.width):
                 raise ValueError("an entry lies outside the matrix")
@@ -256,8 +168,9 @@ class FileRows:
             self._announced.add(block)
             first, last = block * BLOCK_CELLS, min((block + 1) * BLOCK_CELLS, len(self.row_starts) - 1)
             for array in (self.values, self.indices):
-                for offset, length in array.byte_ranges(int(self.row_starts[first]), int(self.row_starts[last])):
-                    os.posix_fadvise(file, offset, length, os.POSIX_FADV_WILLNEED)
+                for _, offset, length in array.byte_ranges(int(self.row_starts[first]), int(self.row_starts[last])):
+                    if offset >= 0:
+                        os.posix_fadvise(file, offset, length, os.POSIX_FADV_WILLNEED)
 
 
 Rows = csr_matrix | FileRows

@@ -13,13 +13,18 @@ import h5py
 import mudata
 import numpy as np
 import pandas as pd
-from anndata.io import sparse_dataset, write_elem
+from anndata.io import write_elem
 from scipy.sparse import csr_matrix
 
 from utils.errors import DiskFullError, UserError, first_line
+from utils.files.plain_array import packing
 
 CHUNK = 2**16
 """Values per HDF5 chunk. Chunks let a dataset grow; this size keeps their number and the memory per chunk small."""
+CHUNK_ROWS = 2**12
+"""Row starts per chunk."""
+COMPRESSED = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+"""How layers are stored. Whole numbers of 32 bits shrink to a tenth; a higher level takes longer and gains little."""
 DISK_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)]
 """The system's messages for a full disk, a file over the size limit and a used-up quota."""
 
@@ -187,21 +192,64 @@ class BlockWriter:
         """Add an entry to the file's uns, once its blocks are written."""
         write_elem(next(iter(self.groups.values())).file["uns"], key, value)
 
-    def append(self, modality: str, **blocks: csr_matrix) -> None:
-        """Append the same cells to one or more matrices of a modality.
+    def append(self, modality: str, X: csr_matrix, **layers: csr_matrix) -> None:
+        """Append the same cells to X and to layers that have values in the same places.
+
+        The places are stored once: `indices` and `indptr` of a layer are those of X, under a second name in the file.
 
         Parameters
         ----------
         modality : rna or atac
-        blocks : matrix → [cells, features] values to append; `X` is X, any other name is a layer
+        X : [cells, features] values to append
+        layers : layer → values to append; they are compressed, because training reads X alone
+
+        Raises
+        ------
+        ValueError
+            If a layer has values in other places than X.
         """
-        for name, block in blocks.items():
-            group = self.groups[modality] if name == "X" else self.groups[modality].require_group("layers")
-            if (modality, name) in self.begun:
-                sparse_dataset(group[name]).append(block)
-                continue
-            self.begun.add((modality, name))
-            if name in group:
-                del group[name]
-            # 64-bit row starts, because the finished matrix may hold more than 2^31 values.
-            write_elem(group, name, block, dataset_kwargs={"indptr_dtype": np.int64, "chunks": (CHUNK,)})
+        group = self.groups[modality]
+        if modality not in self.begun:
+            self._begin(group, X, layers)
+            self.begun.add(modality)
+        for name, layer in layers.items():
+            if not (np.array_equal(layer.indptr, X.indptr) and np.array_equal(layer.indices, X.indices)):
+                raise ValueError(f"layers['{name}'] has values in other places than X")
+            _extend(group["layers"][name]["data"], layer.data)
+        matrix = group["X"]
+        _extend(matrix["indptr"], X.indptr[1:] + np.int64(len(matrix["indices"])))
+        _extend(matrix["indices"], X.indices)
+        _extend(matrix["data"], X.data)
+        for held in (matrix, *(group["layers"][name] for name in layers)):
+            held.attrs["shape"] = (len(matrix["indptr"]) - 1, X.shape[1])
+
+    @staticmethod
+    def _begin(group: h5py.Group, X: csr_matrix, layers: dict[str, csr_matrix]) -> None:
+        """Make empty matrices, in the form in which anndata writes them (csr_matrix 0.1.0)."""
+        growing = {"shape": (0,), "maxshape": (None,), "chunks": (CHUNK,)}
+        if "X" in group:
+            del group["X"]
+        matrix = group.create_group("X")
+        # Chunks that hold nothing but the fill value take no space: open peaks are all 1.
+        is_constant = X.nnz and (X.data == X.data[0]).all()
+        matrix.create_dataset("data", dtype=X.dtype, fillvalue=X.data[0] if is_constant else None, **growing)
+        matrix.create_dataset("indices", dtype=np.int32, **growing, **packing(X.shape[1]))
+        # 64-bit row starts, because the finished matrix may hold more than 2^31 values.
+        matrix.create_dataset("indptr", dtype=np.int64, **growing | {"chunks": (CHUNK_ROWS,)})
+        _extend(matrix["indptr"], np.zeros(1, np.int64))
+        held = {"X": matrix}
+        for name, layer in layers.items():
+            held[name] = group.require_group("layers").create_group(name)
+            held[name].create_dataset("data", dtype=layer.dtype, **growing, **COMPRESSED)
+            for part in ("indices", "indptr"):
+                held[name][part] = matrix[part]  # a hard link
+        for each in held.values():
+            each.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
+
+
+def _extend(dataset: h5py.Dataset, values: np.ndarray) -> None:
+    """Append values; those that equal the fill value, where there is one, are not written."""
+    start = len(dataset)
+    dataset.resize((start + len(values),))
+    if not dataset.fillvalue or (values != dataset.fillvalue).any():
+        dataset[start:] = values
