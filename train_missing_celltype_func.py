@@ -14,7 +14,8 @@ Output: <ckpt_dir>/<model_name>, for predict_cell_type.py. Each epoch prints the
 accuracy; at the end a temperature is fitted on the validation cells, which calibrates the confidence, and so are the
 thresholds of prediction sets and of novelty. Where cells come from several batches, --calibrate_across fits all of
 these on batches that the model was not trained on. The folder also keeps three simple classifiers, whose agreement
-marks doubtful cells, the marker genes of each type, and with --label_hierarchy what each type is a kind of.
+marks doubtful cells, the marker genes of each type, and with --label_hierarchy what each type is a kind of. With
+--mix_baselines, the probabilities are a mixture of the model's and those of two of these classifiers.
 """
 
 from dataclasses import dataclass
@@ -53,6 +54,9 @@ class Flags:
     pretrained_lr_scale: float = flag("learning rate of all but the new head, as a multiple of --learning_rate", 1.0)
     class_balance: float = flag(
         "weight rare types more: each type has weight (1 / its size)^b; 0 not at all, 1 fully", 0.0
+    )
+    mix_baselines: bool = flag(
+        "mix the probabilities with those of the simple classifiers in the folder, as validation cells choose", False
     )
     calibrate_across: str | None = flag(
         "column of obs with batches: confidence, sets and novelty are fitted on batches left out (2 or 3 more runs)",
@@ -124,8 +128,9 @@ def main() -> None:
         fine_tune(stage, train, val)
         left_out = None
         if flags.calibrate_across:
-            left_out = score_left_out(stage, fine_tune, cells, codes, flags.calibrate_across)
-        calibrate(stage.folder, "celltype", val, stage.infer_config, stage.runtime, train, known, left_out)
+            left_out = score_left_out(stage, fine_tune, cells, codes, flags.calibrate_across, flags.mix_baselines)
+        how = stage.infer_config, stage.runtime
+        calibrate(stage.folder, "celltype", val, *how, train, known, left_out, flags.mix_baselines)
 
 
 if __name__ == "__main__":

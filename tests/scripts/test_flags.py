@@ -83,6 +83,7 @@ FLAGS = {
         "ckpt_dir": REQUIRED,
         "model": REQUIRED,
         "label_column": "cell_type",
+        "mix_baselines": False,
         **TRAINING,
         "patience": 5,
     },

@@ -6,9 +6,11 @@ precision: three classifiers of 2,000 genes and 20 types take 0.4 MB.
 """
 
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from scipy.sparse import csr_matrix
+from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 from utils.evaluate.metrics import classification_scores
@@ -16,6 +18,8 @@ from utils.evaluate.metrics import classification_scores
 LINEAR = ("logistic regression", "correlation with type means")
 MLP = "MLP"
 NAMES = (*LINEAR, MLP)
+PROBABILISTIC = (LINEAR[0], MLP)
+"""The baselines with a probability of each class; correlations are none."""
 MOST_CELLS = 10_000
 """Training cells that the baselines are fitted on, so that fitting takes a minute at most."""
 MOST_FEATURES = 4000
@@ -130,22 +134,46 @@ def check_boxed(arrays: dict[str, np.ndarray], n_features: int, n_classes: int) 
 def boxed_types(arrays: dict[str, np.ndarray], x) -> np.ndarray:
     """Return the class number that each baseline gives each cell, [baselines, cells] in the order of `NAMES`.
 
-    A cell's classes do not depend on the other cells: sums run over its own values, in their order.
-
     Parameters
     ----------
     arrays : from :func:`fit_boxed`
     x : model values [cells, features], sparse or read from disk by rows
     """
+    found = np.empty((len(NAMES), x.shape[0]), dtype=np.int64)
+    for rows, scores in _scores(arrays, x):
+        found[:, rows] = [arrays["classes"][score.argmax(1)] for score in scores]
+    return found
+
+
+def boxed_probabilities(arrays: dict[str, np.ndarray], x, n_classes: int) -> dict[str, np.ndarray]:
+    """Return the probabilities of those baselines that have some, name → [cells, classes] float64.
+
+    A class without training cells has probability 0.
+
+    Parameters
+    ----------
+    arrays, x : as in :func:`boxed_types`
+    n_classes : number of all classes
+    """
+    found = {name: np.zeros((x.shape[0], n_classes)) for name in PROBABILISTIC}
+    for rows, scores in _scores(arrays, x):
+        for name, score in zip(NAMES, scores, strict=True):
+            if name in found:
+                found[name][rows, arrays["classes"]] = softmax(score.astype(np.float64), axis=1)
+    return found
+
+
+def _scores(arrays: dict[str, np.ndarray], x) -> Iterator[tuple[slice, list[np.ndarray]]]:
+    """Yield some rows at a time, with the scores of each baseline [rows, classes of the baselines].
+
+    A cell's scores do not depend on the other cells: sums run over its own values, in their order.
+    """
     weights = {name: values.astype(np.float32) for name, values in arrays.items()}
     apply = lambda x, name: x @ weights[f"{name} weight"] + weights[f"{name} bias"]
-    found = np.empty((len(NAMES), x.shape[0]), dtype=np.int64)
     for start in range(0, x.shape[0], BLOCK):
         block = csr_matrix(x[start : start + BLOCK], dtype=np.float32)[:, arrays["features"]]
         hidden = csr_matrix(np.maximum(apply(block, f"{MLP} 1"), 0))  # sparse: a product per cell, never of a block
-        scores = [*(apply(block, name) for name in LINEAR), apply(hidden, f"{MLP} 2")]
-        found[:, start : start + BLOCK] = [arrays["classes"][score.argmax(1)] for score in scores]
-    return found
+        yield slice(start, start + BLOCK), [*(apply(block, name) for name in LINEAR), apply(hidden, f"{MLP} 2")]
 
 
 def agreement(arrays: dict[str, np.ndarray], x, predicted: np.ndarray) -> np.ndarray:

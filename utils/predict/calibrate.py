@@ -5,7 +5,7 @@ from pathlib import Path
 
 from utils.cells.minibatches import CellDataset
 from utils.evaluate.across import LeftOut
-from utils.predict.infer import decode, embed_sample
+from utils.predict.infer import decode, embed_sample, inputs_of
 from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
 from utils.train.folders import write_folder
@@ -23,6 +23,7 @@ def calibrate(
     train: CellDataset | None = None,
     known: dict | None = None,
     left_out: LeftOut | None = None,
+    mix: bool = False,
 ) -> dict:
     """Let a trained model's task fit its constants on validation cells, and save them in the folder.
 
@@ -35,12 +36,15 @@ def calibrate(
     train : the training cells, for a task that compares new cells with them
     known : what is saved with the fitted constants, as it is (for cell types, the hierarchy)
     left_out : cells of batches that were left out, for a task that is calibrated across batches
+    mix : whether the task may mix the model's predictions with those of what it fits on the cells' values
 
     Returns
     -------
     What was fitted
     """
-    saved, decoded, of_embeddings, of_values, arrays = load_model(folder, kind), {}, {}, {}, {}
+    # What an earlier call has fitted must not count: what the model decodes would hold its mixture.
+    saved, decoded, of_embeddings = replace(load_model(folder, kind), fitted={}, arrays={}), {}, {}
+    of_values, arrays = {}, {}
     if len(val):
         embedding, decoded = decode(saved, val, config, runtime, "calibrating")
         if train is not None and saved.task.n_reference:
@@ -49,6 +53,10 @@ def calibrate(
     if train is not None:
         features = {name: saved.features[name] for name in saved.model_config.inputs}
         of_values, arrays = saved.task.fit_on_values(train, val, features, saved.outputs)
+    if mix and len(val):
+        values = inputs_of(saved, val)
+        of_values |= saved.task.fit_mixture(decoded, val.targets, values, arrays)
+        decoded |= saved.task.decode_on_values(decoded, values, of_values, arrays)
     fitted = saved.task.fit_after_training(decoded, val.targets, saved.outputs) | of_embeddings | of_values
     if left_out is not None:
         fitted = saved.task.fit_across(fitted, left_out, decoded, val.targets, saved.outputs)

@@ -25,6 +25,7 @@ from models.shapes import FEATURES
 from utils.cells.minibatches import CellDataset
 from utils.errors import UserError
 from utils.evaluate.comparison import percentiles
+from utils.evaluate.mixture import OURS
 from utils.files.disk_rows import select
 from utils.files.write import whole_file
 from utils.predict.infer import decode, stream
@@ -57,12 +58,14 @@ class Explanation:
         without random ones, their difference with its 95 % interval (low, high), whether the check holds: low > 0, and
         the mean value of the top and of the random features in the type, which should be alike
     n, seed : features per type and modality; of all draws
+    share : weight of the model in its folder's mixture; None without one
     """
 
     table: pd.DataFrame
     checks: pd.DataFrame
     n: int
     seed: int
+    share: float | None = None
 
     @property
     def lines(self) -> list[str]:
@@ -70,6 +73,11 @@ class Explanation:
         lines = [self._line(row) for row in self.checks.itertuples() if row.type == ALL or not row.holds]
         checked = set(self.checks["type"])
         unchecked = [name for name in self.table["type"].unique() if name not in checked]
+        if self.share is not None:
+            lines.append(
+                f"the attributions are those of the model alone, which has the weight {self.share:g} in the mixture "
+                "that gives the probabilities; the check removes features from all members of it"
+            )
         return lines + ([f"explanation not checked, too few cells: {', '.join(unchecked)}"] if unchecked else [])
 
     def _line(self, row) -> str:
@@ -140,11 +148,17 @@ def explain(
     Raises
     ------
     UserError
-        If the model knows one type only.
+        If the model knows one type only, or has no weight in its folder's mixture.
     """
     config = config or InferConfig()
     if len(saved.outputs) < 2:
         raise UserError(f"--explain {n}: {saved.path} knows one type only, so there is nothing to explain")
+    share = saved.fitted.get("mixture", {}).get(OURS)
+    if share == 0:
+        raise UserError(
+            f"--explain {n}: in the mixture of {saved.path} the model has no weight, so there is nothing to explain; "
+            "train it without --mix_baselines"
+        )
     runtime, rng = Runtime(device or torch.device("cpu")), np.random.default_rng(seed)
     types = choose_cells(codes, rng)
     every = np.concatenate([chosen.rank for chosen in types]) if types else np.arange(0)
@@ -160,7 +174,7 @@ def explain(
                 for at, i in enumerate(top, 1)
             ]
     checks = self_check(saved, read, types, config, runtime, rng)
-    return Explanation(pd.DataFrame(rows, columns=list(COLUMNS)), checks, n, seed)
+    return Explanation(pd.DataFrame(rows, columns=list(COLUMNS)), checks, n, seed, share)
 
 
 def explain_query(query: Query, saved: SavedModel, labels: pd.Series, n: int, **how) -> Explanation:
@@ -214,6 +228,7 @@ def attribute(
     """
     model = saved.build().requires_grad_(False)
     inputs, temperature = saved.model_config.inputs, saved.fitted.get("temperature", 1.0)
+    temperature /= saved.fitted.get("mixture", {OURS: 1.0})[OURS]  # in a mixture, logits count by the model's weight
     wanted = torch.from_numpy(np.asarray(codes, dtype=np.int64)).to(runtime.device)
     sums = {name: np.zeros((len(saved.outputs), len(saved.features[name]))) for name in inputs}
 

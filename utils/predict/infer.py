@@ -16,7 +16,7 @@ from models.scmomer import ScMomer
 from models.shapes import MODALITIES
 from utils.cells.minibatches import CellDataset, LengthPlan, make_loader
 from utils.errors import UserError
-from utils.files.disk_rows import select
+from utils.files.disk_rows import Rows, select
 from utils.memory import release_memory
 from utils.progress import progress_bar
 from utils.train.config import InferConfig
@@ -176,7 +176,8 @@ def decode(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Embeddings [cells, latent_dim] of a dataset, and what the model's head decodes, name → [cells, …].
 
-    The latents of the modalities `with_latents` [cells, latent_dim] are added under the names `latent rna` and so on.
+    What the folder's task adds to it from the cells' values is added here, so that all that follows sees the same. The
+    latents of the modalities `with_latents` [cells, latent_dim] are added under the names `latent rna` and so on.
     With a `model` from `saved.build()`, the cells are one block of many: the caller shows the progress.
     """
     is_block, model, names = model is not None, model or saved.build(), []
@@ -190,7 +191,13 @@ def decode(
         return embedding, *decoded.values()
 
     embedding, *decoded = infer(embed_and_decode, model, dataset, config, runtime, title, progress=not is_block)
-    return embedding, dict(zip(names, decoded, strict=True))
+    found = dict(zip(names, decoded, strict=True))
+    return embedding, found | saved.task.decode_on_values(found, inputs_of(saved, dataset), saved.fitted, saved.arrays)
+
+
+def inputs_of(saved: SavedModel, dataset: CellDataset) -> dict[str, Rows]:
+    """The values of the modalities that a model reads, by name."""
+    return {name: dataset.values[name] for name in saved.model_config.inputs}
 
 
 def latents_of(saved: SavedModel) -> tuple[str, ...]:
@@ -222,8 +229,7 @@ def predict(
     latents = {name: decoded.pop(f"latent {name}") for name in names}
     how = {} if choices is None else {"choices": choices}
     values = saved.task.predict(decoded | {"embedding": embedding}, saved.outputs, saved.fitted, **how)
-    read = {name: dataset.values[name] for name in saved.model_config.inputs}
-    values |= saved.task.predict_on_values(saved.arrays, read, values)
+    values |= saved.task.predict_on_values(saved.arrays, inputs_of(saved, dataset), values)
     return Prediction(values, embedding, latents)
 
 

@@ -13,6 +13,7 @@ from utils.evaluate.across import LeftOut, batch_folds
 from utils.evaluate.calibration import fit_temperature
 from utils.evaluate.novelty import N_REFERENCE, fit_novelty
 from utils.files.disk_rows import select
+from utils.predict.calibrate import calibrate
 from utils.predict.infer import decode, embed_sample
 from utils.train.distributed import Quiet
 from utils.train.log import training_folder
@@ -68,6 +69,7 @@ def score_left_out(
     cells: Cells,
     codes: np.ndarray,
     column: str,
+    mix: bool = False,
 ) -> LeftOut:
     """Train a model without each fold of batches, as the model itself was trained, and score the cells left out.
 
@@ -76,6 +78,7 @@ def score_left_out(
     stage : the run that has trained the model
     fine_tune : trains a model on training and validation cells, and writes the folder of the stage that it is given
     cells, codes, column : as in `folds_of`
+    mix : as for `calibrate`; each model has a mixture of its own, since what it is mixed with must not know the cells
     """
     place, config = training_folder(stage.folder) / "left_out", replace(stage.config, overwrite=True, resume=False)
     quiet = Quiet(stage.runtime.device, stage.runtime.rank, stage.runtime.world_size)
@@ -90,6 +93,8 @@ def score_left_out(
         )
         trial = replace(stage, folder=place / str(number), config=config, runtime=quiet)
         fine_tune(trial, train, val)
+        if mix:
+            calibrate(trial.folder, stage.kind, val, stage.infer_config, quiet, train, mix=True)
         values = {name: select(matrix, rows) for name, matrix in cells.values.items()}
         dataset, saved = CellDataset(values, cells.obs.index[rows]), load_model(trial.folder, stage.kind)
         embedding, decoded = decode(saved, dataset, stage.infer_config, stage.runtime, "scoring")

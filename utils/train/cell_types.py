@@ -13,7 +13,7 @@ from models.shapes import FEATURES, ClassifierConfig
 from utils.cells.hierarchy import check_hierarchy, common_ancestors
 from utils.cells.labels import encode_labels
 from utils.errors import UserError
-from utils.evaluate import boxed, conformal
+from utils.evaluate import boxed, conformal, mixture
 from utils.evaluate.across import COVERAGE, coverage_across, coverage_of, coverage_text
 from utils.evaluate.calibration import Calibration, fit_temperature
 from utils.evaluate.markers import marker_table, markers
@@ -79,6 +79,24 @@ class CellTypes(Task):
         fitted = {f"marker_{FEATURES[modality]}": found} if found else {}
         return fitted | ({"baselines": list(boxed.NAMES)} if arrays else {}), arrays
 
+    def fit_mixture(self, decoded, targets, values, arrays) -> dict:
+        """The weights of the model and of the boxed baselines; none without baselines, or with too few cells."""
+        weights = arrays and mixture.fit_mixture(self._members(decoded, values, arrays), targets["cell_type"])
+        return {"mixture": weights} if weights else {}
+
+    def decode_on_values(self, decoded, values, fitted, arrays) -> dict[str, np.ndarray]:
+        """The logits of the mixture, if there is one: type, confidence and sets all follow from them."""
+        if "mixture" not in fitted:
+            return {}
+        return {"logits": mixture.mixed_logits(fitted["mixture"], self._members(decoded, values, arrays))}
+
+    @staticmethod
+    def _members(decoded: dict, values: dict, arrays: dict) -> dict[str, np.ndarray]:
+        """name → [cells, types] log probabilities of the members of a mixture."""
+        logits = decoded["logits"]
+        others = boxed.boxed_probabilities(arrays, side_by_side(values), logits.shape[1])
+        return mixture.log_members(logits, others)
+
     def fit_across(self, fitted, left_out, decoded, targets, outputs) -> dict:
         """Temperature, sets and novelty by cells of batches left out, and what sets hold within and across batches."""
         pooled = self.fit_after_training({"logits": left_out.logits}, {"cell_type": left_out.labels}, outputs)
@@ -127,14 +145,20 @@ class CellTypes(Task):
         if "novelty" in fitted:
             check_novelty(fitted["novelty"])
         check_hierarchy(fitted.get("hierarchy", {}))
+        if "mixture" in fitted:
+            mixture.check_mixture(fitted["mixture"], boxed.PROBABILISTIC)
 
     def check_arrays(self, arrays, fitted, n_features, n_outputs) -> None:
-        if "baselines" in fitted:
+        if "baselines" in fitted or "mixture" in fitted:
             boxed.check_boxed(arrays, n_features, n_outputs)
 
     def describe(self, fitted: dict) -> str:
         calibration = self._calibration(fitted)
         text = "" if calibration is None else f"temperature {fitted['temperature']:.3f}; {calibration}"
+        if "mixture" in fitted:
+            text += "; the probability of a type is the product of the members' to the powers " + ", ".join(
+                f"{weight:g} ({name})" for name, weight in fitted["mixture"].items()
+            )
         if "sets" in fitted:
             text += f"; prediction sets by {fitted['sets']['n_cells']:,} of them"
         text += f"; novelty by the {fitted['novelty']['method']}" if "novelty" in fitted else ""
@@ -196,6 +220,8 @@ class CellTypes(Task):
                 entry[name] = marker_table(fitted[name]).set_axis(column_names(list(fitted[name])), axis=1)
         if "baselines" in fitted:
             entry["baselines"] = np.array(fitted["baselines"], dtype=object)
+        if "mixture" in fitted:
+            entry["mixture"] = fitted["mixture"]
         if parents := fitted.get("hierarchy"):
             entry["hierarchy"] = pd.DataFrame({"child": list(parents), "parent": list(parents.values())})
         if measured := fitted.get("across"):

@@ -41,6 +41,8 @@ def export_published(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
         state["head.layers.1.weight"] = weight / deviation
     if saved.fitted.get("temperature", 1.0) != 1.0:
         notes.append(f"divide logits by {saved.fitted['temperature']:.4f}: the file does not hold the temperature")
+    if "mixture" in saved.fitted:
+        notes.append("the file holds the model alone, not the simple classifiers that its folder mixes it with")
     rna = saved.config.get("rna")
     if rna is not None and rna.tokens == "expressed":
         notes.append("the model was trained on expressed genes alone; the release reads all genes as tokens")

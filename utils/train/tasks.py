@@ -135,6 +135,36 @@ class Task(Trained, ABC):
         """
         return {}, {}
 
+    def fit_mixture(
+        self,
+        decoded: dict[str, np.ndarray],
+        targets: dict[str, np.ndarray],
+        values: dict[str, Rows],
+        arrays: dict[str, np.ndarray],
+    ) -> dict:
+        """Fit on validation cells how `decode_on_values` mixes the head's predictions with those of the fitted arrays.
+
+        Parameters
+        ----------
+        decoded, targets : as in `fit_after_training`, which sees the mixed predictions
+        values : modality → [cells, features] model values
+        arrays : from `fit_on_values`
+        """
+        return {}
+
+    def decode_on_values(
+        self, decoded: dict[str, np.ndarray], values: dict[str, Rows], fitted: dict, arrays: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Those of the head's predictions that fitted arrays and the cells' values change, name → [cells, …].
+
+        Parameters
+        ----------
+        decoded : the head's predictions
+        values, arrays : as in `fit_mixture`
+        fitted : the folder's fitted values
+        """
+        return {}
+
     def fit_across(
         self, fitted: dict, left_out: LeftOut, decoded: dict, targets: dict[str, np.ndarray], outputs: list[str]
     ) -> dict:
