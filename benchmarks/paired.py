@@ -10,7 +10,7 @@ Test cells come from batches or donors that no stage is trained on, and have RNA
                  30, 100 and all labels per type
     types        fine-tunes the model, beside all baselines of evaluate.py
     shuffled     fine-tunes the same model after pretraining on shuffled pairs
-    translation  scores how well each arm's student predicts ATAC
+    translation  scores how well the students of embeddings predict ATAC; controls_translation those of controls
     scANVI, MultiVI   other methods (`make study` installs them)
 
 Each part writes one CSV file with a row per seed, number of labels, method and measure; benchmarks/study.py makes
@@ -34,7 +34,7 @@ from utils.errors import UserError
 from utils.evaluate.metrics import classification_scores
 
 FEW_LABELS = (10, 30, 100)
-PARTS = ("embeddings", "controls", "translation", "types", "shuffled")
+PARTS = ("embeddings", "controls", "translation", "controls_translation", "types", "shuffled")
 PEERS = ("scANVI", "MultiVI")
 PSEUDO_LABELS = "--epochs 6 --cycle_epochs 5 --val_every 6"
 UNTRAINED = "--max_steps 1 --learning_rate 0"  # leaves the weights at their random initial values
@@ -140,7 +140,7 @@ def main() -> None:
         wanted = map(int, flags.seeds.split(","))
         if part in ("embeddings", "controls"):
             wanted = range(flags.draws if fold.data.few else 1)
-        elif part in ("translation", "MultiVI"):
+        elif part in ("translation", "controls_translation", "MultiVI"):
             wanted = (0,)
         seeds = [seed for seed in wanted if seed not in has]
         if not seeds:
@@ -292,20 +292,28 @@ class Fold:
         return name
 
     def translation(self, seeds: list[int]):
-        """Yield rows of the translation RNA → ATAC by each arm's student, and by the baselines."""
+        """Yield rows of the translation RNA → ATAC by the student, with pairs as they are and shuffled."""
         self.pretrain_on_shuffled()
+        yield self.translated(EMBEDDINGS, seeds[0])
+
+    def controls_translation(self, seeds: list[int]):
+        """Yield such rows of the students without a trained teacher."""
         self.pretrain_controls()
+        yield self.translated(CONTROLS, seeds[0])
+
+    def translated(self, arms: dict[str, tuple[str, str]], seed: int) -> list[tuple]:
+        """Score each arm that predicts ATAC from RNA, and the baselines once."""
         rows = []
-        for arm, (name, _) in (EMBEDDINGS | CONTROLS).items():
-            if not name.startswith(("student", "denoiser_both")):  # the others predict no ATAC
+        for arm, (name, _) in arms.items():
+            if not name.startswith(("student", "denoiser_both")):
                 continue
             self.stages.run(f"translate {arm}", f"evaluate.py --data_path {self.ready} --model_path {self.path(name)}")
             for row, found in evaluated(self.out / name, "peak_auroc").items():
                 if arm == "student" or row.startswith("scmomer"):
                     values = {measure: value for measure, value in found.items() if isinstance(value, float)}
                     method = row.replace("scmomer", arm)
-                    rows += [(seeds[0], 0, method, measure, value) for measure, value in values.items()]
-        yield rows
+                    rows += [(seed, 0, method, measure, value) for measure, value in values.items()]
+        return rows
 
     def scanvi(self, seeds: list[int]):
         yield from self.peer("scANVI", seeds)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.lib.bench import RESULTS
 from benchmarks.lib.stages import ROOT
-from benchmarks.lib.study import interval, mean, read_part, read_rows, values_of
+from benchmarks.lib.study import interval, mean, read_parts, read_rows, values_of
 from benchmarks.paired import DATA, FEW_LABELS, OURS, SHUFFLED
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
@@ -66,9 +66,9 @@ def main() -> None:
     if not all(mark in text for mark in MARKS):
         raise UserError(f"{page}: lacks the lines {MARKS[0]} and {MARKS[1]}, between which the tables go")
     folder = flags.results_path
-    read = lambda part, data="snareseq2": read_part(folder, data, part)
-    types = pd.concat([read("types"), read("shuffled"), read("scANVI")])
-    embeddings = pd.concat([read("embeddings"), read("controls")]).drop_duplicates(KEYS)
+    read = lambda *parts, data="snareseq2": read_parts(folder, data, *parts)
+    types = read("types", "shuffled", "scANVI")
+    embeddings = read("embeddings", "controls").drop_duplicates(KEYS)
     tables = [
         f"### Fine-tuned models and baselines\n\n{covered(types)}",
         field_table(types),
@@ -79,11 +79,11 @@ def main() -> None:
         "### What each part adds",
         questions_table(embeddings, types),
         "### Less RNA, finer types, another tissue",
-        elsewhere_table(embeddings, read("embeddings", "bmmc")),
+        elsewhere_table(embeddings, read("embeddings", data="bmmc")),
         "### RNA → ATAC",
-        translation_table(read("translation")),
+        translation_table(read("translation", "controls_translation")),
         "### RNA alone, two small human data sets",
-        rna_only_table({name: read("types", name) for name in RNA_ONLY}),
+        rna_only_table({name: read("types", data=name) for name in RNA_ONLY}),
     ]
     before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
     page.write_text("\n\n".join([before + MARKS[0], *tables, MARKS[1] + after]))
@@ -99,7 +99,7 @@ def covered(table: pd.DataFrame) -> str:
 
 def field_table(types: pd.DataFrame) -> str:
     """Return accuracy and macro-F1 of all fine-tuned models and baselines, for each number of labels."""
-    methods = list(dict.fromkeys([OURS, SHUFFLED, *types.method]))
+    methods = sorted(dict.fromkeys(types.method), key=lambda name: (name != OURS, name != SHUFFLED))
     return cells_table(methods, lambda method, n: both(types, method, n), "accuracy / macro-F1")
 
 
@@ -167,11 +167,12 @@ def questions_table(embeddings: pd.DataFrame, types: pd.DataFrame) -> str:
     lines = [f"| points of accuracy; of macro-F1 | {' | '.join(map(words, NUMBERS))} |"]
     lines += ["|---|" + "---|" * len(NUMBERS)]
     for question, table, one, other in rows:
-        cells = [
-            "; ".join(difference(values_of(table, one, m, n), values_of(table, other, m, n)) for m in SCORES)
-            for n in NUMBERS
-        ]
-        lines.append(f"| {question} | {' | '.join(cells)} |")
+        if {one, other} <= set(table.method):  # both have been run
+            gaps = [
+                [difference(values_of(table, one, m, n), values_of(table, other, m, n)) for m in SCORES]
+                for n in NUMBERS
+            ]
+            lines.append(f"| {question} | {' | '.join(map('; '.join, gaps))} |")
     return "\n".join(lines)
 
 

@@ -61,8 +61,8 @@ def evaluated(folder: Path, measure: str) -> dict[str, dict]:
     return {name: scores for name, scores in table.items() if isinstance(scores, dict) and measure in scores}
 
 
-def read_part(folder: str | Path, data: str, part: str) -> pd.DataFrame:
-    """Return the rows of all folds of one part, with a column `fold`.
+def read_parts(folder: str | Path, data: str, *parts: str) -> pd.DataFrame:
+    """Return the rows of some parts, of all folds that have been run, with a column `fold`.
 
     Raises
     ------
@@ -70,10 +70,13 @@ def read_part(folder: str | Path, data: str, part: str) -> pd.DataFrame:
         If the folder has none.
     """
     tables = []
-    for path in sorted(Path(folder).glob(f"{data}_fold*_{part}.csv")):
-        tables.append(read_rows(path).assign(fold=int(path.stem.split("_fold")[1].split("_")[0])))
+    for part in parts:
+        for path in sorted(Path(folder).glob(f"{data}_fold*_{part}.csv")):
+            fold, name = path.stem.removeprefix(f"{data}_fold").split("_", 1)
+            if name == part:  # not controls_translation for translation
+                tables.append(read_rows(path).assign(fold=int(fold)))
     if not tables:
-        raise UserError(f"{folder}: has no rows of {part} of {data}; run python -m benchmarks.paired --data {data}")
+        raise UserError(f"{folder}: has no rows of {parts[0]} of {data}; run python -m benchmarks.paired --data {data}")
     return pd.concat(tables, ignore_index=True)
 
 

@@ -23,7 +23,8 @@ def fold(tmp_path, monkeypatch):
     monkeypatch.setattr(Stages, "run", lambda self, name, command: ran.setdefault(name, command))
     made = paired.Fold(paired.DATA["snareseq2"], tmp_path, tmp_path / "out", 1)
     made.preprocess()
-    made.pretrain()
+    made.pretrain_on_shuffled()
+    made.pretrain_controls()
     made.fine_tune(paired.OURS, "student", 30, seed=2)
     made.fine_tune(paired.SHUFFLED, "student_shuffled", 0, seed=2)
     return ran

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import study as tables
 from benchmarks.lib.bench import RESULTS
-from benchmarks.lib.study import add_rows, interval, mean, read_part, read_rows, scores_in, seeds_of, values_of
+from benchmarks.lib.study import add_rows, interval, mean, read_parts, read_rows, scores_in, seeds_of, values_of
 from utils.errors import UserError
 
 
@@ -34,12 +34,12 @@ def test_rows_are_added_and_the_later_ones_replace_the_earlier(tmp_path):
     add_rows(path, rows(0, ours=0.8, MLP=0.7))
     add_rows(path, rows(2, ours=0.9) + rows(0, MLP=0.75))
     assert seeds_of(path) == {0, 2}
-    table = read_part(tmp_path, "cortex", "types")
+    table = read_parts(tmp_path, "cortex", "types")
     assert len(table) == 6 and set(table.fold) == {1}
     assert values_of(table, "MLP", "accuracy").tolist() == [0.75]
     assert values_of(table, "ours", "macro_f1").to_dict() == {(1, 0): 0.7, (1, 2): 0.8}
     with pytest.raises(UserError, match=r"--data cortex"):
-        read_part(tmp_path, "cortex", "shuffled")
+        read_parts(tmp_path, "cortex", "shuffled")
 
 
 def test_the_mean_counts_each_fold_alike():
@@ -61,7 +61,7 @@ def test_the_interval_holds_folds_and_seeds():
 
 def test_kept_means_and_intervals_by_other_code():
     """Every method and number of labels of the kept rows: by loops over lines, and by another bootstrap."""
-    table = read_part(f"{RESULTS}/study", "snareseq2", "embeddings")
+    table = read_parts(f"{RESULTS}/study", "snareseq2", "embeddings")
     draw = np.random.default_rng(7)
     for method, n in [("student", 30), ("student, shuffled pairs", 10), ("stage II", 0)]:
         by_fold: dict[int, list[float]] = {}
@@ -104,6 +104,7 @@ def test_the_page_gets_the_tables_and_keeps_its_words(tmp_path, monkeypatch):
             "shuffled": rows(0, **{tables.SHUFFLED: ours - 0.05}),
             "embeddings": rows(0, **{"student": ours, "student, shuffled pairs": ours - 0.1, "stage II": 0.5}),
             "translation": translated,
+            "controls_translation": [(0, 0, "RNA + ATAC denoiser", "peak_auroc", 0.5)],
         }
         for part, found in parts.items():
             add_rows(folder / f"snareseq2_fold{fold}_{part}.csv", found)
@@ -118,6 +119,7 @@ def test_the_page_gets_the_tables_and_keeps_its_words(tmp_path, monkeypatch):
     for _ in range(2):  # the second time it replaces its own tables
         tables.main()
         text = page.read_text()
+        assert "denoiser" not in "".join(line for line in text.splitlines() if "help" in line)  # one of two was run
         assert text.startswith("before\n\n") and text.endswith("\n\nafter\n") and "stale" not in text
         assert f"| {tables.OURS} | 0.700 / 0.600 |" in text
         assert "| all labels | accuracy | MLP | -0.0 (-10.0 … +10.0) | +10.0, -10.0 |" in text.replace("+0.0", "-0.0")
