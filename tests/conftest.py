@@ -80,3 +80,12 @@ def cells(ready_file):
 def runs(ready_file, tmp_path_factory) -> builders.Runs:
     """One model of each stage, trained by the scripts; `builders.make_runs` lists them."""
     return builders.make_runs(ready_file, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def query(simulation, tmp_path) -> Path:
+    """Raw RNA of 40 cells, in a file."""
+    rna = simulation.mdata["rna"][:40].copy()
+    rna.obs = rna.obs[["donor"]].copy()
+    write_whole(rna, tmp_path / "query.h5ad")
+    return tmp_path / "query.h5ad"

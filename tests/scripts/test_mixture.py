@@ -15,7 +15,6 @@ from utils.cells.labels import encode_labels
 from utils.cells.minibatches import CellDataset, train_and_val
 from utils.evaluate import boxed
 from utils.evaluate.mixture import OURS
-from utils.files.write import write_whole
 from utils.predict import annotate
 from utils.predict.explain import explain, take
 from utils.predict.infer import decode, predict
@@ -38,14 +37,6 @@ def folders(flags):
     run("train_missing_celltype_func", **flags, model="plain")
     run("train_missing_celltype_func", **flags, model="mixed", mix_baselines=True)
     return flags["ckpt_dir"]
-
-
-@pytest.fixture
-def query(simulation, tmp_path):
-    rna = simulation.mdata["rna"][:40].copy()
-    rna.obs = rna.obs[["donor"]].copy()
-    write_whole(rna, tmp_path / "query.h5ad")
-    return tmp_path / "query.h5ad"
 
 
 @pytest.fixture

@@ -24,15 +24,6 @@ MATRICES = ["X_scmomer", "X_scmomer_rna", "X_scmomer_atac", "cell_type_probabili
 PLACES = [f"obs['{name}']" for name in COLUMNS + MEASURED] + [f"obsm['{name}']" for name in MATRICES]
 
 
-@pytest.fixture
-def query(simulation, tmp_path):
-    """Raw RNA of 40 cells, in a file."""
-    rna = simulation.mdata["rna"][:40].copy()
-    rna.obs = rna.obs[["donor"]].copy()
-    write_whole(rna, tmp_path / "query.h5ad")
-    return tmp_path / "query.h5ad"
-
-
 def forge(model, folder, change) -> None:
     """A copy of a model folder after `change(copy)`, with a manifest that fits."""
     shutil.copytree(model, folder)
