@@ -14,7 +14,7 @@ Test cells come from batches or donors that no stage is trained on, and have RNA
     scANVI, MultiVI   other methods (`make study` installs them)
 
 Each part writes one CSV file with a row per seed, number of labels, method and measure; benchmarks/study.py makes
-tables of them. Seeds that a file has already are not run again, and an interrupted run continues with the stage that
+tables of them. What a file has already is not run again, and an interrupted run continues with the stage that
 was interrupted. The arms are flags of the ordinary scripts; their commands are in stages.json of --out_path.
 """
 
@@ -27,7 +27,7 @@ import pandas as pd
 from benchmarks.lib.bench import RESULTS, machine
 from benchmarks.lib.probe import probe, thinned
 from benchmarks.lib.stages import ROOT, Stages, from_root
-from benchmarks.lib.study import add_rows, evaluated, read_rows, scores_in, seeds_of
+from benchmarks.lib.study import add_rows, done_in, evaluated, read_rows, scores_in
 from utils.cells.preprocessed import read_cells
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
@@ -35,6 +35,7 @@ from utils.evaluate.metrics import classification_scores
 
 FEW_LABELS = (10, 30, 100)
 PARTS = ("embeddings", "controls", "translation", "controls_translation", "types", "shuffled")
+FINE_TUNED = ("types", "shuffled")
 PEERS = ("scANVI", "MultiVI")
 PSEUDO_LABELS = "--epochs 6 --cycle_epochs 5 --val_every 6"
 UNTRAINED = "--max_steps 1 --learning_rate 0"  # leaves the weights at their random initial values
@@ -136,18 +137,20 @@ def main() -> None:
     fold = Fold(DATA[flags.data], Path(flags.data_path).resolve(), out, flags.fold)
     for part in flags.parts.split(","):
         path = Path(flags.results_path) / f"{flags.data}_fold{flags.fold}_{part}.csv"
-        has = seeds_of(path)
-        wanted = map(int, flags.seeds.split(","))
-        if part in ("embeddings", "controls"):
-            wanted = range(flags.draws if fold.data.few else 1)
-        elif part in ("translation", "controls_translation", "MultiVI"):
-            wanted = (0,)
-        seeds = [seed for seed in wanted if seed not in has]
-        if not seeds:
+        done, seeds = done_in(path), list(map(int, flags.seeds.split(",")))
+        if part in FINE_TUNED:
+            todo = [(seed, n) for seed in seeds for n in (*fold.data.few, 0) if (seed, n) not in done]
+        else:
+            if part in ("embeddings", "controls"):
+                seeds = range(flags.draws if fold.data.few else 1)
+            elif part in ("translation", "controls_translation", "MultiVI"):
+                seeds = [0]
+            todo = [seed for seed in seeds if seed not in {seed for seed, _ in done}]
+        if not todo:
             print(f"{path}: has these rows already; to make them again, delete it")
             continue
         fold.preprocess()
-        for rows in getattr(fold, part.lower())(seeds):
+        for rows in getattr(fold, part.lower())(todo):
             add_rows(path, rows)
             print(f"wrote {path}: {len(read_rows(path)):,} rows")
         fold.save_costs(Path(flags.results_path) / f"{flags.data}_fold{flags.fold}_costs.csv")
@@ -251,20 +254,17 @@ class Fold:
         for seed in seeds:
             yield probe(cells, found, (*self.data.few, 0), seed, self.data.subclass)
 
-    def types(self, seeds: list[int]):
-        """Yield rows of the fine-tuned model and of all baselines."""
+    def types(self, todo: list[tuple[int, int]]):
+        """Yield rows of the fine-tuned model and of all baselines, for each seed and number of labels."""
         self.pretrain()
-        for seed in seeds:
-            # With all labels the baselines do not depend on the seed.
-            yield [
-                row for n in (*self.data.few, 0) for row in self.scores(OURS, "student", n, seed, bool(n) or not seed)
-            ]
+        for seed, n in todo:  # with all labels the baselines do not depend on the seed
+            yield self.scores(OURS, "student", n, seed, with_baselines=bool(n) or seed == 0)
 
-    def shuffled(self, seeds: list[int]):
+    def shuffled(self, todo: list[tuple[int, int]]):
         """Yield rows of the same model, pretrained on shuffled pairs."""
         self.pretrain_on_shuffled()
-        for seed in seeds:
-            yield [row for n in (*self.data.few, 0) for row in self.scores(SHUFFLED, "student_shuffled", n, seed)]
+        for seed, n in todo:
+            yield self.scores(SHUFFLED, "student_shuffled", n, seed)
 
     def scores(self, method: str, parent: str, n: int, seed: int, with_baselines: bool = False) -> list[tuple]:
         """Fine-tune a model on n labels per type (0 for all), and return the rows of its evaluation."""

@@ -34,9 +34,11 @@ def read_rows(path: Path) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def seeds_of(path: Path) -> set[int]:
-    """Return the seeds that a CSV file has; none if there is no file."""
-    return set(read_rows(path)["seed"]) if path.is_file() else set()
+def done_in(path: Path) -> set[tuple[int, int]]:
+    """Return the seeds and numbers of labels that a CSV file has; none if there is no file."""
+    return (
+        set(zip(*read_rows(path)[["seed", "labels"]].to_numpy().T.tolist(), strict=True)) if path.is_file() else set()
+    )
 
 
 def scores_in(folder: Path, method: str, seed: int, n: int) -> list[tuple]:

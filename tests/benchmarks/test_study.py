@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import study as tables
 from benchmarks.lib.bench import RESULTS
-from benchmarks.lib.study import add_rows, interval, mean, read_parts, read_rows, scores_in, seeds_of, values_of
+from benchmarks.lib.study import add_rows, done_in, interval, mean, read_parts, read_rows, scores_in, values_of
 from utils.errors import UserError
 
 
@@ -30,10 +30,10 @@ def series(by_fold: dict[int, list[float]]) -> pd.Series:
 
 def test_rows_are_added_and_the_later_ones_replace_the_earlier(tmp_path):
     path = tmp_path / "cortex_fold1_types.csv"
-    assert seeds_of(path) == set()
+    assert done_in(path) == set()
     add_rows(path, rows(0, ours=0.8, MLP=0.7))
     add_rows(path, rows(2, ours=0.9) + rows(0, MLP=0.75))
-    assert seeds_of(path) == {0, 2}
+    assert done_in(path) == {(0, 0), (2, 0)}
     table = read_parts(tmp_path, "cortex", "types")
     assert len(table) == 6 and set(table.fold) == {1}
     assert values_of(table, "MLP", "accuracy").tolist() == [0.75]
