@@ -87,12 +87,23 @@ def test_a_cells_p_value_does_not_depend_on_the_others():
         np.testing.assert_array_equal(novelty_p_values(fitted, new[rows]), expected[rows])
 
 
+def test_a_known_cell_ties_with_itself_wherever_it_stands():
+    """Of 300 held-out cells of width 128, the i-th nearest has the p-value (1 + those at least as far) / 301."""
+    train, val = np.random.default_rng(0).normal(size=(2, 300, 128)).astype(np.float32)
+    fitted = fit_novelty(train, val)
+    p = novelty_p_values(fitted, val)
+    np.testing.assert_allclose(np.sort(p), np.arange(2, 302) / 301)
+    turned = np.random.default_rng(1).permutation(300)
+    np.testing.assert_array_equal(novelty_p_values(fitted, val[turned]), p[turned])
+    np.testing.assert_array_equal([novelty_p_values(fitted, val[i : i + 1])[0] for i in range(300)], p)
+
+
 def test_neighbours_are_those_of_a_plain_search():
     train, new = made(50, 0)[0], made(20, 1)[0]
     distance = np.sort(np.linalg.norm(new[:, None] - train, axis=2), axis=1)
-    np.testing.assert_allclose(neighbour_distance(train, new, 4), distance[:, :4].mean(1), rtol=1e-3)
+    np.testing.assert_allclose(neighbour_distance(train, new, 4), distance[:, :4].mean(1), rtol=1e-5)
     two = np.linalg.norm(new[:, None] - train[:2], axis=2).mean(1)
-    np.testing.assert_allclose(neighbour_distance(train[:2], new, 4), two, rtol=1e-3)  # fewer cells than neighbours
+    np.testing.assert_allclose(neighbour_distance(train[:2], new, 4), two, rtol=1e-5)  # fewer cells than neighbours
 
 
 def test_every_score_finds_a_planted_cluster():

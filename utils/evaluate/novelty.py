@@ -9,6 +9,7 @@ Two that read the classifier alone stand beside them: one minus the largest prob
 import base64
 
 import numpy as np
+from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
 N_REFERENCE = 2000
@@ -20,7 +21,7 @@ NEIGHBOURS = 10
 MIN_CELLS = 20
 """With fewer held-out cells no p-value could be below 0.05."""
 BLOCK = 512
-"""Cells whose distances are in memory at once; each block has the same shape, so that sums have the same order."""
+"""Cells whose distances are in memory at once."""
 LEVELS_OF_BYTE = 127
 
 
@@ -33,29 +34,18 @@ def unit(embedding: np.ndarray) -> np.ndarray:
 def neighbour_distance(reference: np.ndarray, embedding: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
     """Return the mean Euclidean distance of each cell to its k nearest reference cells [cells] float32.
 
+    Each pair of cells is summed alone, in one order. A matrix product would be faster, but on some processors its
+    rounding depends on the place of a cell among the others, and ties with known cells would fall either way.
+
     Parameters
     ----------
     reference : [n, width]
     embedding : [cells, width]
     """
-    k = min(k, len(reference))
-    squares = np.square(reference).sum(1)
-
-    def of_block(block: np.ndarray) -> np.ndarray:
-        distance = np.square(block).sum(1)[:, None] - 2 * block @ reference.T + squares
-        return np.sqrt(np.maximum(np.partition(distance, k - 1, axis=1)[:, :k], 0)).mean(1)
-
-    return _in_blocks(of_block, embedding)
-
-
-def _in_blocks(function, embedding: np.ndarray) -> np.ndarray:
-    """Return function(block) for blocks of `BLOCK` cells, the last one filled up with zeros, end to end [cells]."""
-    out = np.empty(len(embedding), dtype=np.float32)
+    k, out = min(k, len(reference)), np.empty(len(embedding), dtype=np.float32)
     for start in range(0, len(embedding), BLOCK):
-        rows = embedding[start : start + BLOCK]
-        block = np.zeros((BLOCK, embedding.shape[1]), dtype=np.float32)
-        block[: len(rows)] = rows
-        out[start : start + BLOCK] = function(block)[: len(rows)]
+        distance = cdist(embedding[start : start + BLOCK], reference)
+        out[start : start + BLOCK] = np.partition(distance, k - 1, axis=1)[:, :k].mean(1)
     return out
 
 
@@ -158,6 +148,4 @@ def novelty_p_values(fitted: dict, embedding: np.ndarray) -> np.ndarray:
     fitted : from :func:`fit_novelty`
     embedding : [cells, width]
     """
-    # A known cell has the distance that was kept of it, up to rounding, which depends on the block it is computed in.
-    distance = _distance(fitted, embedding)
-    return p_values(np.asarray(fitted["held_out"], dtype=np.float32), distance - 1e-4 * np.abs(distance))
+    return p_values(np.asarray(fitted["held_out"], dtype=np.float32), _distance(fitted, embedding))
