@@ -40,6 +40,8 @@ def main() -> None:
     missing = "ckpt_dir" if flags.what == "teacher" else "out_path"
     if getattr(flags, missing) is None:
         raise UserError(f"--{missing} is missing: --what {flags.what} needs to know where to write")
+    if flags.without and flags.what != "cells":
+        raise UserError(f"--without {flags.without}: is for --what cells alone; leave it out")
     if flags.what == "teacher":
         write_teacher(flags, config)
     else:

@@ -15,7 +15,8 @@ Test cells come from batches or donors that no stage is trained on, and have RNA
 
 Each part writes one CSV file with a row per seed, number of labels, method and measure; benchmarks/study.py makes
 tables of them. What a file has already is not run again, and an interrupted run continues with the stage that
-was interrupted. The arms are flags of the ordinary scripts; their commands are in stages.json of --out_path.
+was interrupted. The arms are flags of the ordinary scripts; their commands, seconds and memory are in stages.json of
+--out_path.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from typing import Literal
 
 import pandas as pd
 
-from benchmarks.lib.bench import RESULTS, machine
+from benchmarks.lib.bench import RESULTS
 from benchmarks.lib.probe import probe, thinned
 from benchmarks.lib.stages import ROOT, Stages, from_root
 from benchmarks.lib.study import add_rows, done_in, evaluated, read_rows, scores_in
@@ -153,7 +154,6 @@ def main() -> None:
         for rows in getattr(fold, part.lower())(todo):
             add_rows(path, rows)
             print(f"wrote {path}: {len(read_rows(path)):,} rows")
-        fold.save_costs(Path(flags.results_path) / f"{flags.data}_fold{flags.fold}_costs.csv")
 
 
 class Fold:
@@ -340,11 +340,6 @@ class Fold:
                     scores = classification_scores(labels.to_numpy(), cells[name].to_numpy())
                     rows += [(seed, n, name, measure, scores[measure]) for measure in ("accuracy", "macro_f1")]
             yield rows
-
-    def save_costs(self, path: Path) -> None:
-        """Write the seconds and the peak memory of each stage."""
-        table = pd.DataFrame(self.stages.used).T[["seconds", "peak_memory_gb"]]
-        table.assign(machine=machine()).to_csv(path, index_label="stage")
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ def main() -> None:
     folder = flags.results_path
     read = lambda *parts, data="snareseq2": read_parts(folder, data, *parts)
     types = read("types", "shuffled", "scANVI")
+    types = types[types.fold.isin(types.fold[types.method == OURS])]  # all rows are means over the same folds
     embeddings = read("embeddings", "controls").drop_duplicates(KEYS)
     tables = [
         f"### Fine-tuned models and baselines\n\n{covered(types[types.method == OURS])}",
@@ -245,7 +246,7 @@ def compared(kept: Path, again: Path) -> str:
     """Return a table of the rows that two folders share: how much their values differ, file by file."""
     lines = ["| file | rows in both | largest difference | mean difference |", "|---|---|---|---|"]
     for path in sorted(again.glob("*.csv")):
-        if path.stem.endswith("costs") or not (kept / path.name).is_file():
+        if not (kept / path.name).is_file():
             continue
         keys = KEYS[1:]
         both_runs = read_rows(kept / path.name).merge(read_rows(path), on=keys, suffixes=("", "_again"))

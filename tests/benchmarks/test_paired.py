@@ -9,7 +9,8 @@ from scipy.sparse import csr_matrix
 from benchmarks import paired, peers, rna_only
 from benchmarks.lib import probe
 from benchmarks.lib.stages import Stages
-from benchmarks.lib.study import COLUMNS
+from benchmarks.lib.study import COLUMNS, add_rows, done_in
+from tests.helpers import command_line
 from tests.test_docs import flags_of
 from utils.cells.preprocessed import Cells, read_cells
 from utils.errors import UserError
@@ -57,6 +58,26 @@ def test_few_labels_are_learned_in_two_steps_and_all_in_one(fold):
     assert "--pseudo_labels_from" in few[1] and "student_30_labels_2_alone" in few[1]
     (everything,) = [command for name, command in fold.items() if paired.SHUFFLED in name]
     assert "--labels_per_type" not in everything and "shuffled.h5mu" not in everything  # RNA is the same in both files
+
+
+def test_what_a_file_has_is_not_run_again(tmp_path, monkeypatch):
+    """Of seeds 0 and 1, 10 labels of seed 0 are there; then all are."""
+    asked = []
+
+    def types(fold, todo):
+        asked.append(todo)
+        for seed, n in todo:
+            yield [(seed, n, "scMomer", "accuracy", 0.5)]
+
+    monkeypatch.setattr(paired.Fold, "preprocess", lambda fold: None)
+    monkeypatch.setattr(paired.Fold, "types", types)
+    add_rows(tmp_path / "snareseq2_fold1_types.csv", [(0, 10, "scMomer", "accuracy", 0.4)])
+    flags = {"fold": 1, "parts": "types", "seeds": "0,1", "out_path": tmp_path / "out", "results_path": tmp_path}
+    monkeypatch.setattr("sys.argv", ["paired.py", *command_line(flags)])
+    for _ in range(2):
+        paired.main()
+    assert asked == [[(0, 30), (0, 100), (0, 0), (1, 10), (1, 30), (1, 100), (1, 0)]]
+    assert len(done_in(tmp_path / "snareseq2_fold1_types.csv")) == 8
 
 
 def test_mistaken_flags_are_refused():

@@ -152,6 +152,7 @@ def test_the_joint_model_embeds_cells_without_a_modality(runs, raw_file, ready_f
     [
         ({"what": "teacher"}, ["--ckpt_dir"]),
         ({"what": "cells", "out_path": "x.h5ad", "without": "atac", "model": "rna"}, ["--without", "rna"]),
+        ({"what": "genes", "out_path": "genes.h5ad", "without": "atac"}, ["--without", "--what cells"]),
         ({"what": "cells"}, ["--out_path"]),
         ({"what": "cells", "out_path": "cells.txt"}, ["--out_path", ".h5ad"]),
         ({"what": "genes", "out_path": "genes.csv"}, ["--out_path", ".h5ad"]),
