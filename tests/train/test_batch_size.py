@@ -105,7 +105,7 @@ def test_memory_of_weights_is_said_and_refused_before_the_run(cells, tmp_path, m
     assert trained and frozen
     assert batch_size.weights_memory(stage.objective) == 16 * trained + 4 * frozen
     train(stage, tmp_path / "run", batch_size=4, epochs=1)
-    assert f"{(16 * trained + 4 * frozen) / 1e9:.2g} GB" in capsys.readouterr().out
+    assert f"{(16 * trained + 4 * frozen) / 1e6:,.0f} MB" in capsys.readouterr().out
     monkeypatch.setattr(batch_size, "free_memory", lambda device: 16 * trained)
     with pytest.raises(UserError, match=r"--dim.*--patch_maps shared"):
         train(make_stage("celltype", take(cells, 8, 4)), tmp_path / "other", batch_size=4, epochs=1)

@@ -145,7 +145,7 @@ def _fit(objective, train, val, config, runtime, folder, write_model, identity) 
         n_trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
         runtime.say(
             f"{folder.name}: {len(train):,} training and {len(val):,} validation cells, {n_parameters:,} parameters "
-            f"({n_trained:,} trained; {weights_memory(objective) / 1e9:.2g} GB with gradients and optimiser), "
+            f"({n_trained:,} trained; {weights_memory(objective) / 1e6:,.0f} MB with gradients and optimiser), "
             f"{runtime.world_size} × {runtime.device}\n  {expected_time}"
         )
         guard = FiniteGuard(train.barcodes)
