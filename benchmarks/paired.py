@@ -28,7 +28,7 @@ import pandas as pd
 from benchmarks.lib.bench import RESULTS
 from benchmarks.lib.probe import probe, thinned
 from benchmarks.lib.stages import ROOT, Stages, from_root
-from benchmarks.lib.study import add_rows, done_in, evaluated, read_rows, scores_in
+from benchmarks.lib.study import add_rows, done_in, evaluated, read_rows, run_name, scores_in
 from utils.cells.preprocessed import read_cells
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
@@ -120,6 +120,7 @@ class Flags:
     parts: str = flag(f"what to run, a comma-separated list of {', '.join(PARTS + PEERS)}", ",".join(PARTS))
     seeds: str = flag("of the draws of labels and of fine-tuning in types and shuffled, separated by commas", "0")
     draws: int = flag("draws of labels in embeddings and controls", 5)
+    pretraining_seed: int = flag("of the three pretraining stages; each seed has its own files", 0)
     out_path: str | None = flag("folder for the models; by default runs/study/<data>_fold<f>", None)
     results_path: str = flag("folder for the CSV files", f"{RESULTS}/study")
 
@@ -134,10 +135,11 @@ class Flags:
 
 def main() -> None:
     (flags,) = parse_flags(__doc__, Flags)
-    out = Path(flags.out_path or f"runs/study/{flags.data}_fold{flags.fold}").resolve()
-    fold = Fold(DATA[flags.data], Path(flags.data_path).resolve(), out, flags.fold)
+    run = f"{flags.data}_{run_name(flags.fold, flags.pretraining_seed)}"
+    out = Path(flags.out_path or f"runs/study/{run}").resolve()
+    fold = Fold(DATA[flags.data], Path(flags.data_path).resolve(), out, flags.fold, flags.pretraining_seed)
     for part in flags.parts.split(","):
-        path = Path(flags.results_path) / f"{flags.data}_fold{flags.fold}_{part}.csv"
+        path = Path(flags.results_path) / f"{run}_{part}.csv"
         done, seeds = done_in(path), list(map(int, flags.seeds.split(",")))
         if part in FINE_TUNED:
             todo = [(seed, n) for seed in seeds for n in (*fold.data.few, 0) if (seed, n) not in done]
@@ -165,11 +167,12 @@ class Fold:
     folder : where its raw files are
     out : folder for models and stages.json
     fold : number of the fold
+    seed : of pretraining
     """
 
-    def __init__(self, data: Data, folder: Path, out: Path, fold: int):
+    def __init__(self, data: Data, folder: Path, out: Path, fold: int, seed: int = 0):
         out.mkdir(parents=True, exist_ok=True)
-        self.data, self.out, self.fold = data, out, fold
+        self.data, self.out, self.fold, self.seed = data, out, fold, seed
         self.inputs, self.groups = data.inputs.format(from_root(folder)), data.folds[fold]
         self.stages = Stages(out / "stages.json")
         self.ready, self.control = self.path("ready.h5mu"), self.path("shuffled.h5mu")
@@ -185,8 +188,11 @@ class Fold:
         self.stages.run("preprocess", f"preprocess.py {common} --out_path {self.ready}")
         self.stages.run("preprocess, shuffled pairs", f"preprocess.py {common} --out_path {self.control} {shuffle}")
 
-    def train(self, stage: str, script: str, name: str, flags: str, seed: int = 0, data: str | None = None) -> None:
-        """Run a training script with --preset small, and flags of its own."""
+    def train(
+        self, stage: str, script: str, name: str, flags: str, seed: int | None = None, data: str | None = None
+    ) -> None:
+        """Run a training script with --preset small, flags of its own, and a seed: that of pretraining by default."""
+        seed = self.seed if seed is None else seed
         common = f"--preset small --data_path {data or self.ready} --ckpt_dir {self.path('')} --model_name {name}"
         pace = self.data.pace.get(script, "")
         self.stages.run(stage, " ".join(f"{script}.py {common} {pace} {flags} --seed {seed} --overwrite".split()))

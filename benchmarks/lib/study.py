@@ -12,6 +12,11 @@ COLUMNS = ("seed", "labels", "method", "measure", "value")
 N_RESAMPLES = 4000
 
 
+def run_name(fold: int, pretraining_seed: int = 0) -> str:
+    """Return what the files of one pretraining of a fold are called, e.g. fold0 or fold0_pretraining1."""
+    return f"fold{fold}" + (f"_pretraining{pretraining_seed}" if pretraining_seed else "")
+
+
 def add_rows(path: Path, rows: list[tuple]) -> None:
     """Add rows to a CSV file, which is made if needed.
 
