@@ -65,7 +65,7 @@ def test_offsets_of_peaks_are_found_where_they_help():
     assert calibrate_peaks(val, None) == three and calibrate_peaks(val, None).peaks is None
 
 
-def test_scores_of_values_by_hand():
+def test_scores_of_values_by_hand(monkeypatch):
     draw = np.random.default_rng(0)
     types = np.repeat(np.array(["a", "b", "few", None], dtype=object), [200, 60, 5, 20])
     chance = draw.uniform(0.01, 0.9, (285, 40))
@@ -95,6 +95,12 @@ def test_scores_of_values_by_hand():
     constant = score_prediction(np.ones((285, 1)), chance[:1], truth, resamples, types, np.arange(285))
     assert constant["pseudobulk_correlation"][0] == 0
     assert constant["peak_auroc"][0] == 0.5
+    # A few features at a time, as for very many: the same sums.
+    monkeypatch.setattr("utils.evaluate.translation_scores.STRETCH", 7)
+    few = score_prediction(chance, np.eye(40), truth, resamples, types, np.arange(285))
+    for name, (score, draws) in found.items():
+        np.testing.assert_allclose(few[name][0], score, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(few[name][1], draws, rtol=1e-4, err_msg=name)
 
 
 def test_the_interval_covers_resampled_cells_and_a_difference_is_paired():

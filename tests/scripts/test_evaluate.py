@@ -202,6 +202,37 @@ def test_translation(ready_file, runs, missing, tmp_path):
     assert table["scmomer"]["pseudobulk_rmse"] == pytest.approx(np.sqrt(np.mean(errors)), rel=1e-3)
 
 
+def test_translation_of_large_files_is_bounded(ready_file, runs, missing, tmp_path, monkeypatch, capsys):
+    """Of more cells or features than allowed, some are drawn, and it says how many; fewer change little."""
+    model = runs[f"student_{missing}"]
+    every = evaluated(ready_file, model, tmp_path / "every", "train")
+    capsys.readouterr()
+    n_features = read_cells(ready_file, (missing,)).values[missing].shape[1]
+    most = {"MOST_CELLS": 50, "MOST_FEATURES": n_features - 5, "MOST_TRAINING": 40, "MOST_VALIDATION": 9}
+    for name, number in most.items():
+        monkeypatch.setattr(f"utils.predict.score_translation.{name}", number)
+    some = evaluated(ready_file, model, tmp_path / "some", "train")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "drawn at random" in line]
+    assert [line.split()[0] for line in lines] == [str(number) for number in (50, 40, 9, n_features - 5)]
+    assert some["n_cells"] == 50 < every["n_cells"]
+    score = {"atac": "cell_auroc", "rna": "rna_mse"}[missing]
+    assert some["scmomer"][score] == pytest.approx(every["scmomer"][score], rel=0.2)
+    assert some["scmomer"][score] != every["scmomer"][score]
+    if missing == "atac":
+        assert f"of {n_features - 5} peaks" in some["rule"]
+
+
+def test_cell_types_do_not_depend_on_the_block(ready_file, runs, tmp_path, monkeypatch):
+    """Test cells are read a block at a time."""
+    whole = evaluated(ready_file, runs["celltype_atac"], tmp_path / "whole")
+    monkeypatch.setattr("utils.predict.score_types.BLOCK", 5)
+    blocks = evaluated(ready_file, runs["celltype_atac"], tmp_path / "blocks")
+    assert whole["n_cells"] > 5
+    for name in TYPE_ROWS:
+        assert blocks[name]["accuracy"] == whole[name]["accuracy"], name
+        assert blocks[name]["calibration_error"] == pytest.approx(whole[name]["calibration_error"], abs=1e-6), name
+
+
 def test_labels_of_another_vocabulary(ready_file, runs, tmp_path, capsys):
     flags = {"data_path": ready_file, "model_path": runs["celltype_atac"], "out_path": tmp_path}
     line = error_of(capsys, "evaluate", **flags, split="val", label_column="donor")

@@ -20,6 +20,8 @@ from utils.evaluate.translation import product
 N_RESAMPLES = 200
 BLOCK = 128
 """Cells whose predictions are computed at once."""
+STRETCH = 16_384
+"""Features whose predictions are computed at once: the bootstrap samples of each type's profile are held for them."""
 PROBABILITY_BINS = np.array([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5])
 """Edges of the bins of the expected calibration error. Most peaks are open in few cells, so that bins of equal width
 would put nearly all probabilities into the first."""
@@ -150,47 +152,57 @@ def auroc_within_depth(left, right, truth: csr_matrix, n_detected: np.ndarray, n
 def _scores_of_values(
     left, right, truth, resamples, types, transform, *, is_peaks: bool, is_probability: bool
 ) -> dict[str, tuple[float, np.ndarray]]:
-    """Scores of the predicted values themselves, in one pass over the cells."""
+    """Scores of the predicted values themselves: a stretch of features at a time, and in it each type's cells once."""
     n_cells, n_features = truth.shape
-    n_bins = len(PROBABILITY_BINS) + 1
-    error = np.zeros(n_cells)  # squared error of each cell
-    gap = np.zeros((n_cells, n_bins))  # sum of probability - openness over the peaks of a bin
-    profiles = []  # of each type [1 + N_RESAMPLES, features]: predicted and measured
-    for name, cells in _groups(n_cells, types).items():
-        is_profile = name is not None and len(cells) >= MIN_CELLS
-        weights = np.vstack([np.ones((1, len(cells)), np.float32), resamples.cells[:, cells]]) / len(cells)
-        predicted = np.zeros((len(weights), n_features), np.float32) if is_profile else None
-        for start in range(0, len(cells), BLOCK):
-            part = cells[start : start + BLOCK]
-            values, measured = product(left[part], right), truth[part].toarray()
-            values = values if transform is None else transform(values)
-            if is_profile:
-                predicted += weights[:, start : start + BLOCK] @ values
-            if is_probability:
-                values = np.clip(values, 0, 1)
-                bins = np.searchsorted(PROBABILITY_BINS, values, "right") + n_bins * np.arange(len(part))[:, None]
-                sums = np.bincount(bins.ravel(), (values - measured).ravel(), n_bins * len(part))
-                gap[part] = sums.reshape(len(part), n_bins)
-            error[part] = np.square(values - measured).mean(1, dtype=np.float64)
-        if is_profile:
-            profiles.append((predicted, np.asarray(truth[cells].T @ weights.T, dtype=np.float32).T))
+    groups = _groups(n_cells, types)
+    profiled = [name for name, cells in groups.items() if name is not None and len(cells) >= MIN_CELLS]
+    error = np.zeros(n_cells)  # sum of squared errors of each cell
+    gap = np.zeros((n_cells, len(PROBABILITY_BINS) + 1))  # sum of probability - openness over the peaks of a bin
+    sums = dict.fromkeys(profiled, 0.0)  # of each type: what `_correlation` and the RMSE need of its mean profiles
+    for start in range(0, n_features, STRETCH):
+        stretch = slice(start, start + STRETCH)
+        columns, open_columns, profiles = right[:, stretch], truth[:, stretch], {}
+        for name, cells in groups.items():
+            weights = np.vstack([np.ones((1, len(cells)), np.float32), resamples.cells[:, cells]]) / len(cells)
+            predicted = np.zeros((len(weights), columns.shape[1]), np.float32) if name in sums else None
+            for first in range(0, len(cells), BLOCK):
+                part = cells[first : first + BLOCK]
+                values, measured = product(left[part], columns), open_columns[part].toarray()
+                values = values if transform is None else transform(values)
+                if predicted is not None:
+                    predicted += weights[:, first : first + BLOCK] @ values
+                if is_probability:
+                    values = np.clip(values, 0, 1)
+                    gap[part] += _gaps(values, measured)
+                error[part] += np.square(values - measured).sum(1, dtype=np.float64)
+            if predicted is not None:
+                profiles[name] = predicted, np.asarray(open_columns[cells].T @ weights.T, dtype=np.float32).T
+        if profiles:
+            means = [np.mean([profile[side] for profile in profiles.values()], axis=0) for side in (0, 1)]
+            for name, profile in profiles.items():
+                sums[name] = sums[name] + _sums(*profile, *means)
     found = {}
     if is_probability:
-        found["brier"] = _mean(error, resamples.cells)
+        found["brier"] = _mean(error / n_features, resamples.cells)
         gaps = np.vstack([gap.sum(0), resamples.cells @ gap])  # [1 + N_RESAMPLES, bins]
         of_all = np.abs(gaps).sum(1) / n_cells / n_features
         found["calibration_error"] = float(of_all[0]), of_all[1:]
     elif not is_peaks:
-        found["rna_mse"] = _mean(error, resamples.cells)
-    if profiles:
-        squares = [np.square(a - b).mean(1, dtype=np.float64) for a, b in profiles]
-        rmse = np.sqrt(np.mean(squares, axis=0))
+        found["rna_mse"] = _mean(error / n_features, resamples.cells)
+    if sums:
+        rmse = np.sqrt(np.mean([found_sums[0] for found_sums in sums.values()], axis=0) / n_features)
         found["pseudobulk_rmse"] = float(rmse[0]), rmse[1:]
-    if len(profiles) > 1:
-        means = [np.mean([profile[side] for profile in profiles], axis=0) for side in (0, 1)]
-        correlation = np.nanmean([_correlation(a, b, *means) for a, b in profiles], axis=0)
+    if len(sums) > 1:
+        correlation = np.nanmean([_correlation(found_sums, n_features) for found_sums in sums.values()], axis=0)
         found["pseudobulk_correlation"] = float(correlation[0]), correlation[1:]
     return found
+
+
+def _gaps(values: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """Return [cells, bins] the sum of values - measured over the features whose value lies in each bin."""
+    n_bins = len(PROBABILITY_BINS) + 1
+    bins = np.searchsorted(PROBABILITY_BINS, values, "right") + n_bins * np.arange(len(values))[:, None]
+    return np.bincount(bins.ravel(), (values - measured).ravel(), n_bins * len(values)).reshape(len(values), n_bins)
 
 
 def _groups(n_cells: int, types: np.ndarray | None) -> dict[str | None, np.ndarray]:
@@ -201,15 +213,26 @@ def _groups(n_cells: int, types: np.ndarray | None) -> dict[str | None, np.ndarr
     return groups | ({None: unknown} if len(unknown) else {})
 
 
-def _correlation(a: np.ndarray, b: np.ndarray, mean_a: np.ndarray, mean_b: np.ndarray) -> np.ndarray:
-    """Return the Pearson correlation of each row of a - mean_a with that of b - mean_b; 0 where one is constant."""
+def _sums(a: np.ndarray, b: np.ndarray, mean_a: np.ndarray, mean_b: np.ndarray) -> np.ndarray:
+    """Return sums over features [8, samples] of profiles a and b, from which RMSE and correlation follow.
+
+    They are Σ(a-b)², and with x = a - mean_a and y = b - mean_b: Σx, Σy, Σx², Σy², Σxy, Σmean_a², Σmean_b².
+    """
     dot = lambda x, y: np.einsum("ij,ij->i", x, y, dtype=np.float64)
+    one = lambda x: x.sum(1, dtype=np.float64)
+    x, y, d = a - mean_a, b - mean_b, a - b
+    return np.array(
+        [dot(d, d), one(x), one(y), dot(x, x), dot(y, y), dot(x, y), dot(mean_a, mean_a), dot(mean_b, mean_b)]
+    )
+
+
+def _correlation(sums: np.ndarray, n: int) -> np.ndarray:
+    """Return the Pearson correlation [samples] over n features, from `_sums`; 0 where a profile is constant."""
+    _, x, y, xx, yy, xy, mean_a, mean_b = sums
+    norms = [np.sqrt(np.maximum(square - total**2 / n, 0)) for square, total in ((xx, x), (yy, y))]
     # Predictions that are the same for all types differ from their mean by rounding alone.
-    least = [1e-4 * np.sqrt(dot(mean, mean)) for mean in (mean_a, mean_b)]
-    a, b = (x - x.mean(1, keepdims=True) for x in (a - mean_a, b - mean_b))
-    norms = [np.sqrt(dot(x, x)) for x in (a, b)]
-    is_constant = (norms[0] <= least[0]) | (norms[1] <= least[1])
-    return np.where(is_constant, 0.0, dot(a, b) / np.where(is_constant, 1, norms[0] * norms[1]))
+    is_constant = (norms[0] <= 1e-4 * np.sqrt(mean_a)) | (norms[1] <= 1e-4 * np.sqrt(mean_b))
+    return np.where(is_constant, 0.0, (xy - x * y / n) / np.where(is_constant, 1, norms[0] * norms[1]))
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:

@@ -1,6 +1,7 @@
 """Scores of the translation between modalities beside baselines, on the same cells."""
 
 import numpy as np
+from scipy import sparse
 from scipy.special import expit
 
 from models.shapes import other
@@ -11,7 +12,8 @@ from utils.evaluate.metrics import MIN_OPEN
 from utils.evaluate.translation import unweighted_probability
 from utils.evaluate.translation_baselines import depth_translation, neighbour_translation, ridge_translation
 from utils.evaluate.translation_scores import ERRORS, N_RESAMPLES, draw_resamples, interval, score_prediction
-from utils.files.disk_rows import row_lengths, select
+from utils.evaluate.type_baselines import MOST_TRAINING, MOST_VALIDATION
+from utils.files.disk_rows import Rows, row_lengths, select
 from utils.predict.translation import fit_calibration, translate
 from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
@@ -20,6 +22,8 @@ from utils.train.model_folder import SavedModel
 CALIBRATED = "scmomer, calibrated"
 """Row of the model's probabilities after calibration on validation cells."""
 OURS = ("scmomer", CALIBRATED)
+MOST_CELLS, MOST_FEATURES = 10_000, 100_000
+"""Cells and features that are scored, at most: more take hours, and change the means little."""
 
 
 def score_translation(saved: SavedModel, cells: Cells, rows: np.ndarray, config: InferConfig, runtime: Runtime) -> dict:
@@ -39,21 +43,29 @@ def score_translation(saved: SavedModel, cells: Cells, rows: np.ndarray, config:
     """
     missing = saved.options["missing"]
     measured = other(missing)
-    dataset = CellDataset({measured: cells.values[measured][rows]}, cells.obs.index[rows])
-    ours = translate(saved, dataset, config, runtime)
+    what = "peaks" if missing == "atac" else "genes"
+    rows = draw(rows, MOST_CELLS, "cells are scored", runtime.say)
+    train = draw(cells.rows("train"), MOST_TRAINING, "training cells are used by baselines", runtime.say)
+    val = draw(cells.rows("val"), MOST_VALIDATION, "validation cells are used by baselines", runtime.say)
+    n_features = cells.values[missing].shape[1]
+    kept = draw(np.arange(n_features), MOST_FEATURES, f"{what} are scored", runtime.say)
+    columns = {measured: None, missing: kept if len(kept) < n_features else None}
+    read = lambda name, part: read_columns(cells.values[name], part, columns[name])
 
-    train, val = cells.rows("train"), cells.rows("val")
-    known = [cells.values[name][part] for part in (train, val) for name in (measured, missing)]
+    dataset = CellDataset({measured: select(cells.values[measured], rows)}, cells.obs.index[rows])
+    ours = translate(saved, dataset, config, runtime)
+    known = [read(name, part) for part in (train, val) for name in (measured, missing)]
     y_train = known[1]
-    x, truth = cells.values[measured][rows], cells.values[missing][rows]
+    x, truth = read(measured, rows), read(missing, rows)
     mean = np.asarray(y_train.mean(0), dtype=np.float32)  # of open peaks, or of log values
     depths = row_lengths(select(cells.values[measured], train)), y_train, ours.n_detected
     # Every prediction is a product left [cells, k] · right [k, features], computed in stretches: all of them at once
     # would not fit into memory.
-    factors = {"scmomer": (ours.left, ours.right, None)}
+    factors = {"scmomer": (ours.left, ours.right[:, kept], None)}
     if missing == "atac":
         calibration = fit_calibration(saved, cells, config, runtime)
-        factors[CALIBRATED] = (*calibration.factors(ours.left, ours.right, ours.n_detected), str(calibration))
+        left, right = calibration.factors(ours.left, ours.right, ours.n_detected)
+        factors[CALIBRATED] = left, right[:, kept], str(calibration)
     factors |= {
         f"mean {'accessibility' if missing == 'atac' else 'expression'}": (np.ones((len(rows), 1)), mean, None),
         "mean × depth": depth_translation(*depths),
@@ -86,13 +98,29 @@ def score_translation(saved: SavedModel, cells: Cells, rows: np.ndarray, config:
     )
     if missing == "atac":
         rule = (
-            f"{table['scmomer']['n_peaks']:,} of {truth.shape[1]:,} peaks are scored: those that are open in at least "
-            f"{MIN_OPEN} of the {len(rows):,} cells and closed in at least {MIN_OPEN}; linear predictions are clipped "
-            "to 0..1 for Brier score and calibration error"
+            f"{table['scmomer']['n_peaks']:,} of {truth.shape[1]:,} peaks count in scores per peak: those that are open "
+            f"in at least {MIN_OPEN} of the {len(rows):,} cells and closed in at least {MIN_OPEN}; linear predictions "
+            "are clipped to 0..1 for Brier score and calibration error"
         )
         runtime.say(rule)
         table["rule"] = rule
     return table | {"n_cells": len(rows)}
+
+
+def draw(numbers: np.ndarray, most: int, what: str, say) -> np.ndarray:
+    """Return at most so many of the numbers, in order, and say so if there are more."""
+    if len(numbers) <= most:
+        return numbers
+    say(f"{most:,} of {len(numbers):,} {what}, drawn at random")
+    return np.sort(np.random.default_rng(0).choice(numbers, most, replace=False))
+
+
+def read_columns(matrix: Rows, rows: np.ndarray, columns: np.ndarray | None, block: int = 2048) -> sparse.csr_matrix:
+    """Read some columns of cells, a block of cells at a time; None for all columns."""
+    if columns is None:
+        return matrix[rows]
+    blocks = [matrix[rows[start : start + block]][:, columns] for start in range(0, max(len(rows), 1), block)]
+    return sparse.vstack(blocks, format="csr")
 
 
 def differences(table: dict, draws: dict, ours: str, baselines: list[str]) -> list[dict]:

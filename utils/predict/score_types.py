@@ -1,5 +1,6 @@
 """Scores of a cell type model beside baselines, on the same cells."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from utils.evaluate.metrics import bootstrap_interval, per_class_table
 from utils.evaluate.plots import confusion
 from utils.evaluate.tuning import BUDGET, Tuned
 from utils.evaluate.type_baselines import MOST_TRAINING, MOST_VALIDATION, Unlabelled, fewer, fit_all
+from utils.files.disk_rows import select
 from utils.predict.infer import Prediction, predict
 from utils.predict.report import EVALUATION_LEAD, evaluated_cells, write_report_of
 from utils.train.config import InferConfig, LabelConfig
@@ -32,6 +34,8 @@ PLACES = {
     "set_coverage_within": "in batches that training cells have",
     "set_coverage_across": "in batches that they do not have",
 }
+BLOCK = 8192
+"""Test cells whose values are in memory at once for the baselines."""
 WITH_SETS = "logistic regression"
 """The baseline whose prediction sets stand beside the model's."""
 
@@ -80,7 +84,7 @@ def score_types(
     truth = labels.iloc[rows].to_numpy()
 
     inputs = saved.model_config.inputs
-    dataset = CellDataset({name: cells.values[name][rows] for name in inputs}, cells.obs.index[rows])
+    dataset = CellDataset({name: select(cells.values[name], rows) for name in inputs}, cells.obs.index[rows])
     choices = LabelConfig(coverage)
     prediction = predict(saved, dataset, config, runtime, choices)
     if report:
@@ -92,11 +96,14 @@ def score_types(
     embeddings, tuned, baselines = {"scmomer": prediction.embedding}, {}, {}
     if not model_alone:
         baselines, unlabelled = fit_baselines(saved, cells, labels, runtime.say, quick)
-        x = features(cells, inputs, rows)
-        embeddings["50 principal components"] = unlabelled.pca.transform(x)[:, :50]
-        for name, (estimator, tuned[name]) in baselines.items():
-            predicted[name] = estimator.predict(x)
-            probability[name] = estimator.predict_proba(x), list(estimator.classes_)
+        estimators = {name: estimator for name, (estimator, tuned[name]) in baselines.items()}
+        transforms = {name: estimator.predict_proba for name, estimator in estimators.items()}
+        transforms["50 principal components"] = lambda x: unlabelled.pca.transform(x)[:, :50]
+        found = in_blocks(transforms, cells, inputs, rows)
+        embeddings["50 principal components"] = found.pop("50 principal components")
+        for name, share in found.items():
+            predicted[name] = estimators[name].classes_[share.argmax(1)]
+            probability[name] = share, list(estimators[name].classes_)
 
     sets = {"scmomer": saved.fitted.get("sets")} | fit_baseline_sets(saved, cells, labels, baselines)
     for line in saved.task.left_out(saved.fitted):
@@ -207,7 +214,7 @@ def fit_baseline_sets(saved: SavedModel, cells: Cells, labels: pd.Series, baseli
     val = cells.rows("val")[codes >= 0]
     if len(val) < conformal.MIN_CELLS:
         return {WITH_SETS: None}
-    share = estimator.predict_proba(features(cells, saved.model_config.inputs, val))
+    share = in_blocks({WITH_SETS: estimator.predict_proba}, cells, saved.model_config.inputs, val)[WITH_SETS]
     return {WITH_SETS: conformal.fit_sets(share, codes[codes >= 0])}
 
 
@@ -236,6 +243,18 @@ def labelled_rows(saved: SavedModel, cells: Cells, labels: pd.Series | None, col
 def features(cells: Cells, inputs: tuple[str, ...], rows: np.ndarray) -> csr_matrix:
     """[rows, features] the model-ready values of the modalities `inputs`, side by side."""
     return hstack([cells.values[name][rows] for name in inputs], format="csr")
+
+
+def in_blocks(
+    transforms: dict[str, Callable], cells: Cells, inputs: tuple[str, ...], rows: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return name → [rows, …] what each function makes of the cells' values, of which a block is read at a time."""
+    found = {name: [] for name in transforms}
+    for start in range(0, len(rows), BLOCK):
+        x = features(cells, inputs, rows[start : start + BLOCK])
+        for name, transform in transforms.items():
+            found[name].append(transform(x))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def fit_baselines(
