@@ -20,7 +20,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from benchmarks.lib.bench import RESULTS, Row, save_rows
-from benchmarks.preprocessing import preprocess, simulate
+from benchmarks.preprocessing import BLOCK, preprocess, simulate, write_blocks
 from utils.cli import flag, parse_flags, run_script
 
 N_PEAKS, N_OPEN = 400_000, 4_000
@@ -52,16 +52,21 @@ def matrix_bytes(path: Path) -> dict[str, float]:
     return found
 
 
-def add_peaks(path: Path, out: Path) -> None:
-    """Write the cells of a file with RNA again, with counts of open peaks."""
-    rna = ad.read_h5ad(path)
-    rng, n = np.random.default_rng(1), len(rna)
-    peaks = np.sort(rng.integers(0, N_PEAKS, (n, N_OPEN), dtype=np.int32), axis=1)
-    counts = rng.geometric(0.7, n * N_OPEN).astype(np.float32)
-    counts = csr_matrix((counts, peaks.ravel(), np.arange(n + 1) * N_OPEN), shape=(n, N_PEAKS))
-    counts.sum_duplicates()
+def simulate_peaks(path: Path, obs: pd.DataFrame, seed: int = 1, dtype: type = np.float32) -> None:
+    """Write an .h5ad with counts of open peaks, at random, for the cells of another file."""
+    rng = np.random.default_rng(seed)
+
+    def draw(start: int) -> csr_matrix:
+        n = min(BLOCK, len(obs) - start)
+        peaks = np.sort(rng.integers(0, N_PEAKS, (n, N_OPEN), dtype=np.int32), axis=1)
+        counts = rng.geometric(0.7, n * N_OPEN).astype(dtype)
+        counts = csr_matrix((counts, peaks.ravel(), np.arange(n + 1) * N_OPEN), shape=(n, N_PEAKS))
+        counts.sum_duplicates()
+        return counts
+
     names = [f"chr{1 + i % 20}:{1000 * (i // 20) + 1}-{1000 * (i // 20) + 501}" for i in range(N_PEAKS)]
-    mudata.MuData({"rna": rna, "atac": ad.AnnData(counts, rna.obs, pd.DataFrame(index=names))}).write(out)
+    frame = ad.AnnData(obs=obs, var=pd.DataFrame(index=names))
+    write_blocks(path, frame, (draw(start) for start in range(0, len(obs), BLOCK)))
 
 
 def measure(raw: Path, folder: Path) -> list[Row]:
@@ -85,10 +90,12 @@ def main() -> None:
         if flags.data_path:
             rows = measure(Path(flags.data_path), folder)
         else:
-            rna, both = folder / "rna.h5ad", folder / "both.h5mu"
+            rna, peaks, both = folder / "rna.h5ad", folder / "atac.h5ad", folder / "both.h5mu"
             simulate(rna, flags.cells, "csr", seed=0)
             rows = measure(rna, folder)
-            add_peaks(rna, both)
+            cells = ad.read_h5ad(rna)
+            simulate_peaks(peaks, cells.obs)
+            mudata.MuData({"rna": cells, "atac": ad.read_h5ad(peaks)}).write(both)
             rows += measure(both, folder)
     save_rows("disk", rows, flags.out_path)
 

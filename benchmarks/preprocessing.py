@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,32 +63,45 @@ def main() -> None:
     (out / "preprocessing.json").write_text(json.dumps(result, indent=1))
 
 
-def simulate(path: Path, n_cells: int, layout: str, seed: int) -> None:
-    """Write a file with counts of independent genes, whose rates of expression span orders of magnitude."""
+def simulate(path: Path, n_cells: int, layout: str, seed: int, n_types: int = 1) -> None:
+    """Write a file with counts of independent genes, whose rates of expression span orders of magnitude.
+
+    With several types, each expresses genes of its own twice as often; obs["batch"] has ten batches.
+    """
     rng = np.random.default_rng(seed)
     rate = rng.lognormal(0, 1, N_GENES)
     rate = np.minimum(rate * N_EXPRESSED / rate.sum(), 0.95).astype(np.float32)
+    types = np.random.default_rng([seed, n_types]).integers(n_types, size=n_cells)
+    more = 1 + (np.arange(N_GENES) % n_types == np.arange(n_types)[:, None])  # [types, genes] 1 or 2
+    rates = np.minimum(rate * more / more.mean(0), 0.95).astype(np.float32)
     obs = pd.DataFrame(index=[f"cell{i}" for i in range(n_cells)])
+    if n_types > 1:
+        obs["cell_type"] = pd.Categorical([f"type {t}" for t in types])
+        obs["batch"] = pd.Categorical([f"batch {i * 10 // n_cells}" for i in range(n_cells)])
     frame = ad.AnnData(obs=obs, var=pd.DataFrame(index=load_gene_table()["symbol"].to_numpy()[:N_GENES]))
 
-    def draw(n: int) -> csr_matrix:
-        expressed = csr_matrix(rng.random((n, N_GENES), dtype=np.float32) < rate, dtype=np.float32)
+    def draw(start: int) -> csr_matrix:
+        here = types[start : start + BLOCK]
+        expressed = csr_matrix(rng.random((len(here), N_GENES), dtype=np.float32) < rates[here], dtype=np.float32)
         expressed.data = rng.geometric(0.5, expressed.nnz).astype(np.float32)
         return expressed
 
-    blocks = (draw(min(BLOCK, n_cells - start)) for start in range(0, n_cells, BLOCK))
+    blocks = (draw(start) for start in range(0, n_cells, BLOCK))
     if layout == "csr":
-        frame.write(path)
-        with h5py.File(
-            path, "r+"
-        ) as file:  # as anndata writes counts: a raw file, larger than what preprocessing writes
-            write_elem(file, "X", next(blocks), dataset_kwargs={"indptr_dtype": np.int64, "chunks": (2**16,)})
-            for block in blocks:
-                sparse_dataset(file["X"]).append(block)
+        write_blocks(path, frame, blocks)
     else:  # these layouts are made in memory
         counts = vstack(list(blocks), format="csr")
         frame.X = counts.tocsc() if layout == "csc" else counts.toarray()
         frame.write(path)
+
+
+def write_blocks(path: Path, frame: ad.AnnData, blocks: Iterator[csr_matrix]) -> None:
+    """Write an .h5ad whose counts come in blocks of cells, uncompressed, as anndata writes them."""
+    frame.write(path)
+    with h5py.File(path, "r+") as file:
+        write_elem(file, "X", next(blocks), dataset_kwargs={"indptr_dtype": np.int64, "chunks": (2**16,)})
+        for block in blocks:
+            sparse_dataset(file["X"]).append(block)
 
 
 def preprocess(raw: Path, ready: Path) -> tuple[float, float]:

@@ -98,9 +98,9 @@ def score_translation(saved: SavedModel, cells: Cells, rows: np.ndarray, config:
     )
     if missing == "atac":
         rule = (
-            f"{table['scmomer']['n_peaks']:,} of {truth.shape[1]:,} peaks count in scores per peak: those that are open "
-            f"in at least {MIN_OPEN} of the {len(rows):,} cells and closed in at least {MIN_OPEN}; linear predictions "
-            "are clipped to 0..1 for Brier score and calibration error"
+            f"{table['scmomer']['n_peaks']:,} of {truth.shape[1]:,} peaks count in scores per peak: those that are "
+            f"open in at least {MIN_OPEN} of the {len(rows):,} cells and closed in at least {MIN_OPEN}; linear "
+            "predictions are clipped to 0..1 for Brier score and calibration error"
         )
         runtime.say(rule)
         table["rule"] = rule
