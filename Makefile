@@ -61,9 +61,11 @@ study: $(STUDY_STAMP) ## make the runs that benchmarks/results/study lacks, and 
 		$(BIN)/python -m benchmarks.paired --data bmmc --data_path "$(DATA)" --fold $$fold || exit 1; \
 	done
 	for data in immune pbmc68k; do for fold in 0 1 2 3 4; do \
-		[ -f $(RESULTS)/study/$${data}_fold$${fold}_types.csv ] && continue; \
-		$(BIN)/python -m benchmarks.rna_only --data $$data --data_path "$(DATA)/immune_rna.h5ad" --fold $$fold || exit 1; \
+		$(BIN)/python -m benchmarks.rna_only --data $$data --data_path "$(DATA)" --fold $$fold || exit 1; \
 	done; done
+	for fold in 0 1 2; do \
+		$(BIN)/python -m benchmarks.rna_only --data pbmc_3tech --data_path "$(DATA)" --fold $$fold --seeds 0,1,2 || exit 1; \
+	done
 	$(BIN)/python -m benchmarks.study
 
 tasks: DATA = ../shared/data

@@ -25,6 +25,7 @@ from typing import Literal
 
 import pandas as pd
 
+from benchmarks.lib import few_labels
 from benchmarks.lib.bench import RESULTS
 from benchmarks.lib.probe import probe, thinned
 from benchmarks.lib.stages import ROOT, Stages, from_root
@@ -290,10 +291,9 @@ class Fold:
         start, name = f"--pretrained_model_path {self.path(parent)} --train_student", f"{parent}_{n}_labels_{seed}"
         script, title = "train_missing_celltype_func", f"fine-tune {method}, {n or 'all'} labels, seed {seed}"
         if n:
-            epochs, few = max(12, 1800 // n), f"{start} --labels_per_type {n}"
-            pace = f"--epochs {epochs} --cycle_epochs {epochs - 1} --val_every {epochs} --pretrained_lr_scale 0.1"
-            self.train(f"{title}, labelled cells alone", script, f"{name}_alone", f"{few} {pace}", seed)
-            start = f"{few} {PSEUDO_LABELS} --pseudo_labels_from {self.path(f'{name}_alone')}"
+            first = f"{name}_alone"
+            self.train(f"{title}, labelled cells alone", script, first, f"{start} {few_labels.alone(n)}", seed)
+            start = f"{start} {few_labels.on_all_cells(n, self.path(first))} {PSEUDO_LABELS}"
         self.train(title, script, name, start, seed)
         return name
 

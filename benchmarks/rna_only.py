@@ -1,11 +1,15 @@
-"""Run one fold and one seed of the study on RNA-only data: immune_rna.h5ad or scanpy's pbmc68k_reduced.
+"""Run one fold of the study on RNA alone, with few human cells.
 
-    python -m benchmarks.rna_only --data immune --data_path immune_rna.h5ad --fold 0 --seed 0
-    python -m benchmarks.rna_only --data pbmc68k --fold 0 --seed 0
+    python -m benchmarks.rna_only --data immune --fold 0
+    python -m benchmarks.rna_only --data pbmc_3tech --fold 2 --seeds 0,1
 
-Both files have a few hundred human cells without batches. A fold sets a fifth of each type's cells aside for testing; a
-type with a single cell is always in training. Stage I is trained on the training cells without labels, then the cell
-type model, which is compared with baselines. Adds its rows to <data>_fold<f>_types.csv, for benchmarks/study.py.
+    immune       immune cells of tumours; a fold sets a fifth of each type's cells aside
+    pbmc68k      scanpy's pbmc68k_reduced; likewise
+    pbmc_3tech   blood by three chemistries; a fold sets a chemistry aside, and there are rows for few labels, too
+
+A type with a single cell is always in training. Stage I is trained on the training cells without labels, then the cell
+type model, which is compared with the baselines of evaluate.py. Adds its rows to <data>_fold<f>_types.csv, for
+benchmarks/study.py; what that file has already is not run again.
 """
 
 from dataclasses import dataclass
@@ -16,58 +20,92 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData, read_h5ad
 
+from benchmarks.lib import few_labels
 from benchmarks.lib.bench import RESULTS
 from benchmarks.lib.stages import Stages, from_root
-from benchmarks.lib.study import add_rows, scores_in
+from benchmarks.lib.study import add_rows, done_in, scores_in
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
 from utils.files.write import write_whole
 
 N_FOLDS = 5
+CHEMISTRIES = ("3pv1", "3pv2", "5p")
+FILES = {"immune": "immune_rna.h5ad", "pbmc_3tech": "scrna/pbmc_3tech.h5ad"}
+FEW_LABELS = {"pbmc_3tech": (10, 30)}
+"""Data set → numbers of labels per type, beside all of them."""
 # Added to --preset small: with few cells, more epochs.
 STAGE_ONE = "--epochs 20 --cycle_epochs 19"
-FINE_TUNE = "--epochs 40 --cycle_epochs 39 --grad_acc 1"
+FINE_TUNE = "--epochs 40 --cycle_epochs 39"
 
 
 @dataclass
 class Flags:
-    data: Literal["immune", "pbmc68k"] = flag("data set", "immune")
-    data_path: str = flag("path of immune_rna.h5ad; pbmc68k comes with scanpy", "../shared/data/immune_rna.h5ad")
+    data: Literal["immune", "pbmc68k", "pbmc_3tech"] = flag("data set", "immune")
+    data_path: str = flag("folder with immune_rna.h5ad and scrna/; pbmc68k comes with scanpy", "../shared/data")
     out_path: str | None = flag("folder for the models; by default runs/rna_only/<data>_fold<f>_seed<s>", None)
-    fold: int = flag(f"which fifth of the cells is set aside for testing, 0 to {N_FOLDS - 1}", 0)
-    seed: int = flag("random seed of the choice of validation cells and of all training", 0)
+    fold: int = flag("which fifth of the cells, or which chemistry, is set aside for testing, from 0", 0)
+    seeds: str = flag("of the choice of validation cells and labels and of all training, separated by commas", "0")
     results_path: str = flag("folder for the CSV files", f"{RESULTS}/study")
+
+    def __post_init__(self):
+        n_folds = len(CHEMISTRIES) if self.data == "pbmc_3tech" else N_FOLDS
+        if not 0 <= self.fold < n_folds:
+            raise UserError(f"--fold {self.fold} must be between 0 and {n_folds - 1}")
+        if not all(seed.isdigit() for seed in self.seeds.split(",")):
+            raise UserError(f"--seeds {self.seeds}: give whole numbers, separated by commas")
 
 
 def main() -> None:
     (flags,) = parse_flags(__doc__, Flags)
-    if not 0 <= flags.fold < N_FOLDS:
-        raise UserError(f"--fold {flags.fold} must be between 0 and {N_FOLDS - 1}")
-    if flags.data == "immune" and not Path(flags.data_path).is_file():
-        raise UserError(
-            f"--data_path {flags.data_path} does not exist; give the path of immune_rna.h5ad, or use --data pbmc68k"
-        )
-    out = Path(flags.out_path or f"runs/rna_only/{flags.data}_fold{flags.fold}_seed{flags.seed}").resolve()
-    adata = read_h5ad(flags.data_path) if flags.data == "immune" else pbmc68k()
-    adata.obs["fold"] = folds(adata.obs["cell_type"].astype(str).to_numpy())
+    path = Path(flags.results_path) / f"{flags.data}_fold{flags.fold}_types.csv"
+    for seed in map(int, flags.seeds.split(",")):
+        todo = [n for n in (0, *FEW_LABELS.get(flags.data, ())) if (seed, n) not in done_in(path)]
+        if not todo:
+            print(f"{path}: has the rows of seed {seed} already; to make them again, delete it")
+            continue
+        out = Path(flags.out_path or f"runs/rna_only/{flags.data}_fold{flags.fold}_seed{seed}").resolve()
+        run(flags.data, read(flags.data, Path(flags.data_path)), flags.fold, seed, out, todo, path)
+
+
+def read(data: str, folder: Path) -> AnnData:
+    """Return the cells of a data set, with the column that says in which fold each is a test cell."""
+    if data == "pbmc68k":
+        adata = pbmc68k()
+    elif (folder / FILES[data]).is_file():
+        adata = read_h5ad(folder / FILES[data])
+    else:
+        raise UserError(f"--data_path {folder}: has no {FILES[data]}; give the folder with it, or use --data pbmc68k")
+    if data == "pbmc_3tech":
+        adata.obs["fold"] = [str(CHEMISTRIES.index(batch)) for batch in adata.obs["batch"]]
+    else:
+        adata.obs["fold"] = folds(adata.obs["cell_type"].astype(str).to_numpy())
+    return adata
+
+
+def run(data: str, adata: AnnData, fold: int, seed: int, out: Path, numbers: list[int], results: Path) -> None:
+    """Train and evaluate with each number of labels per type (0 for all), and add the rows to the results."""
     write_whole(adata, out / "raw.h5ad")
     stages, path = Stages(out / "stages.json"), lambda name: from_root(out / name)
     stages.run(
         "preprocess",
         f"preprocess.py --data_path {path('raw.h5ad')} --out_path {path('ready.h5ad')} --split_by fold "
-        f"--test_groups {flags.fold} --target_sum median --seed {flags.seed}",
+        f"--test_groups {fold} --target_sum median --seed {seed}",
     )
-    common = f"--data_path {path('ready.h5ad')} --ckpt_dir {path('')} --seed {flags.seed} --preset small --overwrite"
+    common = f"--data_path {path('ready.h5ad')} --ckpt_dir {path('')} --seed {seed} --preset small --overwrite"
     stages.run("stage I", f"pretrain_rna.py {common} --model_name rna {STAGE_ONE}")
-    stages.run(
-        "fine-tune",
-        f"train_missing_celltype_func.py {common} --model celltype --pretrained_model_path {path('rna')} "
-        f"--other_modality zeros {FINE_TUNE}",
-    )
-    stages.run("evaluate", f"evaluate.py --data_path {path('ready.h5ad')} --model_path {path('celltype')}")
-    path = Path(flags.results_path) / f"{flags.data}_fold{flags.fold}_types.csv"
-    add_rows(path, scores_in(out / "celltype", "scMomer", flags.seed, 0))
-    print(f"\nwrote {path}")
+    start = f"{common} --pretrained_model_path {path('rna')} --other_modality zeros --grad_acc 1"
+    for n in numbers:
+        name, flags = f"celltype_{n}" if n else "celltype", FINE_TUNE
+        if n:
+            first = f"{name}_alone"
+            fit = f"train_missing_celltype_func.py {start} --model {first} {few_labels.alone(n)}"
+            stages.run(f"fine-tune, {n} labels alone", fit)
+            flags = f"{FINE_TUNE} {few_labels.on_all_cells(n, path(first))}"
+        stages.run(f"fine-tune, {n or 'all'} labels", f"train_missing_celltype_func.py {start} --model {name} {flags}")
+        model = f"--data_path {path('ready.h5ad')} --model_path {path(name)}"
+        stages.run(f"evaluate, {n or 'all'} labels", f"evaluate.py {model}")
+        add_rows(results, scores_in(out / name, "scMomer", seed, n))
+        print(f"\nwrote {results}")
 
 
 def pbmc68k() -> AnnData:
