@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.lib.bench import RESULTS
 from benchmarks.lib.stages import ROOT
-from benchmarks.lib.study import interval, mean, read_parts, read_rows, values_of
+from benchmarks.lib.study import RUN, interval, mean, of_folds, read_parts, read_rows, values_of
 from benchmarks.paired import DATA, FEW_LABELS, OURS, SHUFFLED
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
@@ -53,7 +53,7 @@ class Flags:
 
 
 RNA_ONLY = ("immune", "pbmc68k")
-KEYS = ["fold", "seed", "labels", "method", "measure"]
+KEYS = ["seed", "labels", "method", "measure"]
 
 
 def main() -> None:
@@ -69,7 +69,8 @@ def main() -> None:
     read = lambda *parts, data="snareseq2": read_parts(folder, data, *parts)
     types = read("types", "shuffled", "scANVI")
     types = types[types.fold.isin(types.fold[types.method == OURS])]  # all rows are means over the same folds
-    embeddings = read("embeddings", "controls").drop_duplicates(KEYS)
+    embeddings = read("embeddings", "controls").drop_duplicates([*RUN, *KEYS[1:]])
+    blood = read("types", data="pbmc_3tech")
     tables = [
         f"### Fine-tuned models and baselines\n\n{covered(types[types.method == OURS])}",
         field_table(types),
@@ -83,6 +84,9 @@ def main() -> None:
         elsewhere_table(embeddings, read("embeddings", data="bmmc")),
         "### RNA → ATAC",
         translation_table(read("translation", "controls_translation")),
+        f"### Human blood, an unseen chemistry, RNA alone\n\n{covered(blood)}",
+        field_table(blood),
+        best_table(blood),
         "### RNA alone, two small human data sets",
         rna_only_table({name: read("types", data=name) for name in RNA_ONLY}),
     ]
@@ -94,20 +98,21 @@ def main() -> None:
 
 def covered(table: pd.DataFrame) -> str:
     """Return a sentence with the seeds of each fold."""
-    found = table.groupby("fold")["seed"].nunique()
-    return f"{len(found)} folds, with {' and '.join(map(str, found))} draws of labels."
+    draws, pretrainings = (table.groupby("fold")[column].nunique() for column in ("seed", "pretraining"))
+    listed = lambda found: " and ".join(map(str, found))
+    return f"{len(draws)} folds, with {listed(pretrainings)} pretrainings and {listed(draws)} draws of labels."
 
 
 def field_table(types: pd.DataFrame) -> str:
     """Return accuracy and macro-F1 of all fine-tuned models and baselines, for each number of labels."""
     methods = sorted(dict.fromkeys(types.method), key=lambda name: (name != OURS, name != SHUFFLED))
-    return cells_table(methods, lambda method, n: both(types, method, n), "accuracy / macro-F1")
+    return cells_table(methods, lambda method, n: both(types, method, n), "accuracy / macro-F1", types)
 
 
 def arms_table(embeddings: pd.DataFrame) -> str:
     """Return accuracy and macro-F1 of the classifier on each embedding, for each number of labels."""
     methods = [name for name in dict.fromkeys(embeddings.method) if not _special(name)]
-    return cells_table(methods, lambda method, n: both(embeddings, method, n), "accuracy / macro-F1")
+    return cells_table(methods, lambda method, n: both(embeddings, method, n), "accuracy / macro-F1", embeddings)
 
 
 def _special(name: str) -> bool:
@@ -115,11 +120,12 @@ def _special(name: str) -> bool:
     return name.endswith((" of the RNA", "subclass"))
 
 
-def cells_table(methods: list[str], cell, title: str) -> str:
-    """Return a table with a row per method and a column per number of labels."""
-    heads = [words(n) for n in NUMBERS]
+def cells_table(methods: list[str], cell, title: str, rows: pd.DataFrame) -> str:
+    """Return a table with a row per method and a column per number of labels that the rows have."""
+    numbers = [n for n in NUMBERS if n in set(rows.labels)]
+    heads = [words(n) for n in numbers]
     lines = [f"| {title} | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
-    lines += [f"| {method} | {' | '.join(cell(method, n) for n in NUMBERS)} |" for method in methods]
+    lines += [f"| {method} | {' | '.join(cell(method, n) for n in numbers)} |" for method in methods]
     return "\n".join(lines)
 
 
@@ -135,7 +141,7 @@ def both(table: pd.DataFrame, method: str, n: int) -> str:
 
 
 def difference(one: pd.Series, other: pd.Series) -> str:
-    """Return the mean difference in points with its interval, paired by fold and seed; bold without zero in it."""
+    """Return the mean difference in points with its interval, paired by run; bold without zero in it."""
     paired = (one - other).dropna() * 100
     if paired.empty:
         return ""
@@ -157,8 +163,7 @@ def best_table(types: pd.DataFrame) -> str:
                 continue
             best = max(baselines, key=lambda method: np.nan_to_num(mean(values_of(types, method, measure, n)), nan=-1))
             ours, theirs = values_of(types, OURS, measure, n), values_of(types, best, measure, n)
-            by_fold = ((ours - theirs).dropna() * 100).groupby("fold").mean()
-            each = ", ".join(f"{value:+.1f}" for value in by_fold)
+            each = ", ".join(f"{value:+.1f}" for value in of_folds((ours - theirs).dropna() * 100))
             lines.append(f"| {words(n)} | {name} | {best} | {difference(ours, theirs)} | {each} |")
     return "\n".join(lines)
 
@@ -204,7 +209,7 @@ def translation_table(table: pd.DataFrame) -> str:
         values = {measure: values_of(table, method, measure) for measure in TRANSLATION}
         digits = lambda measure: 5 if measure == "pseudobulk_rmse" else 4
         cells = [f"{mean(found):.{digits(measure)}f}" if len(found) else "" for measure, found in values.items()]
-        cells.append(", ".join(f"{value:.4f}" for value in values["peak_auroc"]))
+        cells.append(", ".join(f"{value:.4f}" for value in of_folds(values["peak_auroc"])))
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -248,8 +253,7 @@ def compared(kept: Path, again: Path) -> str:
     for path in sorted(again.glob("*.csv")):
         if not (kept / path.name).is_file():
             continue
-        keys = KEYS[1:]
-        both_runs = read_rows(kept / path.name).merge(read_rows(path), on=keys, suffixes=("", "_again"))
+        both_runs = read_rows(kept / path.name).merge(read_rows(path), on=KEYS, suffixes=("", "_again"))
         gap = (both_runs.value_again - both_runs.value).abs()
         lines.append(f"| {path.stem} | {len(gap)} | {gap.max():.4f} | {gap.mean():.4f} |")
     if len(lines) == 2:

@@ -1,6 +1,7 @@
 """A study as CSV: a row per seed, number of labels, method and measure; means and intervals over folds and seeds."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def evaluated(folder: Path, measure: str) -> dict[str, dict]:
 
 
 def read_parts(folder: str | Path, data: str, *parts: str) -> pd.DataFrame:
-    """Return the rows of some parts, of all folds that have been run, with a column `fold`.
+    """Return the rows of some parts, of all runs, with columns `fold` and `pretraining` (its seed).
 
     Raises
     ------
@@ -79,42 +80,56 @@ def read_parts(folder: str | Path, data: str, *parts: str) -> pd.DataFrame:
     tables = []
     for part in parts:
         for path in sorted(Path(folder).glob(f"{data}_fold*_{part}.csv")):
-            fold, name = path.stem.removeprefix(f"{data}_fold").split("_", 1)
-            if name == part:  # not controls_translation for translation
-                tables.append(read_rows(path).assign(fold=int(fold)))
+            found = re.fullmatch(rf"{data}_fold(\d+)(?:_pretraining(\d+))?_{part}", path.stem)
+            if found:  # not controls_translation for translation
+                run = {"fold": int(found[1]), "pretraining": int(found[2] or 0)}
+                tables.append(read_rows(path).assign(**run))
     if not tables:
         raise UserError(f"{folder}: has no rows of {parts[0]} of {data}; run python -m benchmarks.paired --data {data}")
     return pd.concat(tables, ignore_index=True)
 
 
+RUN = ["fold", "pretraining", "seed"]
+"""What varies, from the outermost: test batches, pretraining, draws of labels with fine-tuning."""
+
+
 def values_of(table: pd.DataFrame, method: str, measure: str, labels: int = 0) -> pd.Series:
-    """Return a method's values, indexed by fold and seed."""
+    """Return a method's values, indexed by `RUN`."""
     rows = table[(table.method == method) & (table.measure == measure) & (table.labels == labels)]
-    return rows.set_index(["fold", "seed"])["value"].sort_index()
+    return rows.set_index(RUN)["value"].sort_index()
+
+
+def of_folds(values: pd.Series) -> pd.Series:
+    """Return for each fold the mean over pretrainings of the means over seeds."""
+    return values.groupby(RUN[:2]).mean().groupby("fold").mean()
 
 
 def mean(values: pd.Series) -> float:
-    """Return the mean over folds of the means over seeds; NaN without values."""
-    return float(values.groupby("fold").mean().mean())
+    """Return the mean over folds of `of_folds`; NaN without values."""
+    return float(of_folds(values).mean())
 
 
 def interval(values: pd.Series, n: int = N_RESAMPLES, seed: int = 0) -> tuple[float, float]:
-    """Return the 95% percentile interval of `mean`, with folds drawn, and seeds drawn within them.
+    """Return the 95% percentile interval of `mean`, with folds drawn, pretrainings within them, and seeds within these.
 
     Cells are not drawn: a fold's test cells are part of what differs between folds. Three folds are few, so that such
     an interval is rather too narrow than too wide.
 
     Parameters
     ----------
-    values : indexed by fold and seed; of a difference, paired by both
+    values : indexed by `RUN`; of a difference, paired by it
     n, seed : number of resamples, and their seed
     """
-    by_fold = [part.to_numpy() for _, part in values.groupby("fold")]
-    if not by_fold:
+    if values.empty:
         return float("nan"), float("nan")
     draw = np.random.default_rng(seed)
-    means = np.stack([part[draw.integers(len(part), size=(n, len(by_fold), len(part)))].mean(2) for part in by_fold], 2)
-    folds = draw.integers(len(by_fold), size=(n, len(by_fold)))  # each place gets a fold, and its own draw of seeds
-    drawn = np.take_along_axis(means, folds[:, :, None], 2)[:, :, 0].mean(1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
+    n_folds = values.index.unique("fold").size
+    means = []  # of each fold [n, places], since each place among the drawn folds gets draws of its own
+    for _, fold in values.groupby("fold"):
+        runs = [run.to_numpy() for _, run in fold.groupby("pretraining")]
+        shape = (n, n_folds, len(runs))
+        drawn = np.stack([run[draw.integers(len(run), size=(*shape, len(run)))].mean(3) for run in runs], 3)
+        means.append(np.take_along_axis(drawn, draw.integers(len(runs), size=shape)[..., None], 3)[..., 0].mean(2))
+    folds = draw.integers(n_folds, size=(n, n_folds))
+    low, high = np.quantile(np.take_along_axis(np.stack(means, 2), folds[..., None], 2)[..., 0].mean(1), (0.025, 0.975))
     return float(low), float(high)

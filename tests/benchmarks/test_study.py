@@ -9,7 +9,18 @@ import pytest
 
 from benchmarks import study as tables
 from benchmarks.lib.bench import RESULTS
-from benchmarks.lib.study import add_rows, done_in, interval, mean, read_parts, read_rows, scores_in, values_of
+from benchmarks.lib.study import (
+    RUN,
+    add_rows,
+    done_in,
+    interval,
+    mean,
+    read_parts,
+    read_rows,
+    run_name,
+    scores_in,
+    values_of,
+)
 from utils.errors import UserError
 
 
@@ -22,10 +33,16 @@ def rows(seed: int, **values: float) -> list[tuple]:
     ]
 
 
-def series(by_fold: dict[int, list[float]]) -> pd.Series:
-    index = [(fold, seed) for fold, values in by_fold.items() for seed in range(len(values))]
-    values = [value for found in by_fold.values() for value in found]
-    return pd.Series(values, pd.MultiIndex.from_tuples(index, names=["fold", "seed"]))
+def series(by_fold: dict[int, list]) -> pd.Series:
+    """Values of one pretraining per fold, or of several where a fold has lists of values."""
+    runs = {fold: values if isinstance(values[0], list) else [values] for fold, values in by_fold.items()}
+    found = {
+        (fold, pretraining, seed): value
+        for fold, pretrainings in runs.items()
+        for pretraining, values in enumerate(pretrainings)
+        for seed, value in enumerate(values)
+    }
+    return pd.Series(list(found.values()), pd.MultiIndex.from_tuples(found, names=RUN))
 
 
 def test_rows_are_added_and_the_later_ones_replace_the_earlier(tmp_path):
@@ -37,7 +54,10 @@ def test_rows_are_added_and_the_later_ones_replace_the_earlier(tmp_path):
     table = read_parts(tmp_path, "cortex", "types")
     assert len(table) == 6 and set(table.fold) == {1}
     assert values_of(table, "MLP", "accuracy").tolist() == [0.75]
-    assert values_of(table, "ours", "macro_f1").to_dict() == {(1, 0): 0.7, (1, 2): 0.8}
+    assert values_of(table, "ours", "macro_f1").to_dict() == {(1, 0, 0): 0.7, (1, 0, 2): 0.8}
+    add_rows(tmp_path / f"cortex_{run_name(1, 3)}_types.csv", rows(0, ours=0.5))
+    again = values_of(read_parts(tmp_path, "cortex", "types"), "ours", "accuracy")
+    assert again.to_dict() == {(1, 0, 0): 0.8, (1, 0, 2): 0.9, (1, 3, 0): 0.5}
     with pytest.raises(UserError, match=r"--data cortex"):
         read_parts(tmp_path, "cortex", "shuffled")
 
@@ -45,13 +65,15 @@ def test_rows_are_added_and_the_later_ones_replace_the_earlier(tmp_path):
 def test_the_mean_counts_each_fold_alike():
     values = series({0: [1.0, 1.0, 1.0], 1: [0.0]})
     assert mean(values) == 0.5
+    assert mean(series({0: [[1.0, 1.0, 1.0], [0.0]], 1: [0.0]})) == 0.25  # and each pretraining of a fold
     assert np.isnan(mean(values[:0])) and np.isnan(interval(values[:0])).all()
 
 
-def test_the_interval_holds_folds_and_seeds():
+def test_the_interval_holds_folds_pretrainings_and_seeds():
     """Folds that differ, 0 and 1: a mean of two drawn folds is 0, 1/2 or 1. Seeds that differ within one: likewise."""
     assert interval(series({0: [0.0], 1: [1.0]})) == (0.0, 1.0)
     assert interval(series({0: [0.0, 1.0]})) == (0.0, 1.0)
+    assert interval(series({0: [[0.0, 0.0], [1.0]]})) == (0.0, 1.0)
     assert interval(series({0: [0.3, 0.3], 1: [0.3]})) == pytest.approx((0.3, 0.3))
     rng = np.random.default_rng(0)
     low, high = interval(series({fold: list(rng.normal(fold, 0.1, 5)) for fold in range(3)}))
@@ -64,16 +86,18 @@ def test_kept_means_and_intervals_by_other_code():
     table = read_parts(f"{RESULTS}/study", "snareseq2", "embeddings")
     draw = np.random.default_rng(7)
     for method, n in [("student", 30), ("student, shuffled pairs", 10), ("stage II", 0)]:
-        by_fold: dict[int, list[float]] = {}
+        by_run: dict[int, dict[int, list[float]]] = {}
         for line in table.itertuples():
             if (line.method, line.labels, line.measure) == (method, n, "macro_f1"):
-                by_fold.setdefault(line.fold, []).append(line.value)
+                by_run.setdefault(line.fold, {}).setdefault(line.pretraining, []).append(line.value)
         values = values_of(table, method, "macro_f1", n)
-        assert mean(values) == pytest.approx(fmean(fmean(found) for found in by_fold.values()), abs=1e-9)
+        by_hand = fmean(fmean(map(fmean, runs.values())) for runs in by_run.values())
+        assert mean(values) == pytest.approx(by_hand, abs=1e-9)
+        drawn = lambda found: draw.choice(found, len(found)).mean()
         means = []
         for _ in range(3000):
-            folds = draw.choice(sorted(by_fold), len(by_fold))
-            means.append(fmean(draw.choice(by_fold[fold], len(by_fold[fold])).mean() for fold in folds))
+            folds = [list(by_run[fold].values()) for fold in draw.choice(sorted(by_run), len(by_run))]
+            means.append(fmean(fmean(drawn(runs[draw.integers(len(runs))]) for _ in runs) for runs in folds))
         assert interval(values) == pytest.approx(tuple(np.quantile(means, (0.025, 0.975))), abs=0.004)
 
 
@@ -110,7 +134,7 @@ def test_the_page_gets_the_tables_and_keeps_its_words(tmp_path, monkeypatch):
             add_rows(folder / f"snareseq2_fold{fold}_{part}.csv", found)
         add_rows(folder / f"snareseq2_fold{fold}_controls.csv", rows(0, **{"RNA denoiser": 0.4}))
         add_rows(folder / f"snareseq2_fold{fold}_scANVI.csv", rows(0, scANVI=0.2))
-        for name in tables.RNA_ONLY:
+        for name in (*tables.RNA_ONLY, "pbmc_3tech"):
             add_rows(folder / f"{name}_fold{fold}_types.csv", rows(0, **{tables.OURS: ours, "MLP": ours + 0.01}))
         add_rows(folder / f"bmmc_fold{fold}_embeddings.csv", parts["embeddings"])
     add_rows(folder / "snareseq2_fold2_scANVI.csv", rows(0, scANVI=0.9))  # a fold that ours lacks does not count
