@@ -13,7 +13,7 @@ BENCHMARKS := rna_encoder atac_encoder loading throughput busy_neighbour predict
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint docs bench study tasks soak clean
+.PHONY: help demo test test-all lint docs bench study study-quick tasks soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 17
@@ -67,6 +67,13 @@ study: $(STUDY_STAMP) ## make the runs that benchmarks/results/study lacks, and 
 		$(BIN)/python -m benchmarks.rna_only --data pbmc_3tech --data_path "$(DATA)" --fold $$fold --seeds 0,1,2 || exit 1; \
 	done
 	$(BIN)/python -m benchmarks.study
+
+study-quick: DATA = ../shared/data
+study-quick: $(STAMP) ## pretrain one fold again, and set some of its rows beside the kept ones (DATA=folder; minutes)
+	rm -rf runs/study_quick
+	$(BIN)/python -m benchmarks.paired --data_path "$(DATA)" --parts quick --out_path runs/study_quick/models \
+		--results_path runs/study_quick/results
+	$(BIN)/python -m benchmarks.study --compare runs/study_quick/results
 
 tasks: DATA = ../shared/data
 tasks: $(STAMP) ## run the other tasks of the paper and write docs/tasks.md (DATA=folder; perhaps an hour)

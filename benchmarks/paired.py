@@ -12,6 +12,7 @@ Test cells come from batches or donors that no stage is trained on, and have RNA
     shuffled     fine-tunes the same model after pretraining on shuffled pairs
     translation  scores how well the students of embeddings predict ATAC; controls_translation those of controls
     scANVI, MultiVI   other methods (`make study` installs them)
+    quick        pretrains on real pairs alone, and makes some rows of embeddings and translation
 
 Each part writes one CSV file with a row per seed, number of labels, method and measure; benchmarks/study.py makes
 tables of them. What a file has already is not run again, and an interrupted run continues with the stage that
@@ -39,6 +40,8 @@ FEW_LABELS = (10, 30, 100)
 PARTS = ("embeddings", "controls", "translation", "controls_translation", "types", "shuffled")
 FINE_TUNED = ("types", "shuffled")
 PEERS = ("scANVI", "MultiVI")
+QUICK = ("stage II", "student")
+"""Arms of the part quick."""
 PSEUDO_LABELS = "--epochs 6 --cycle_epochs 5 --val_every 6"
 UNTRAINED = "--max_steps 1 --learning_rate 0"  # leaves the weights at their random initial values
 EMBEDDINGS = {
@@ -118,7 +121,7 @@ class Flags:
     )
     data_path: str = flag("folder with the raw files", "../shared/data")
     fold: int = flag("which batches or donors to test on, from 0", 0)
-    parts: str = flag(f"what to run, a comma-separated list of {', '.join(PARTS + PEERS)}", ",".join(PARTS))
+    parts: str = flag(f"what to run, a comma-separated list of {', '.join((*PARTS, *PEERS, 'quick'))}", ",".join(PARTS))
     seeds: str = flag("of the draws of labels and of fine-tuning in types and shuffled, separated by commas", "0")
     draws: int = flag("draws of labels in embeddings and controls", 5)
     pretraining_seed: int = flag("of the three pretraining stages; each seed has its own files", 0)
@@ -126,8 +129,9 @@ class Flags:
     results_path: str = flag("folder for the CSV files", f"{RESULTS}/study")
 
     def __post_init__(self):
-        if unknown := [part for part in self.parts.split(",") if part not in PARTS + PEERS]:
-            raise UserError(f"--parts {self.parts}: {unknown[0]!r} is none of {', '.join(PARTS + PEERS)}")
+        known = (*PARTS, *PEERS, "quick")
+        if unknown := [part for part in self.parts.split(",") if part not in known]:
+            raise UserError(f"--parts {self.parts}: {unknown[0]!r} is none of {', '.join(known)}")
         if not 0 <= self.fold < len(DATA[self.data].folds):
             raise UserError(f"--fold {self.fold} must be between 0 and {len(DATA[self.data].folds) - 1}")
         if not all(seed.isdigit() for seed in self.seeds.split(",")):
@@ -147,7 +151,7 @@ def main() -> None:
         else:
             if part in ("embeddings", "controls"):
                 seeds = range(flags.draws if fold.data.few else 1)
-            elif part in ("translation", "controls_translation", "MultiVI"):
+            elif part in ("translation", "controls_translation", "MultiVI", "quick"):
                 seeds = [0]
             todo = [seed for seed in seeds if seed not in {seed for seed, _ in done}]
         if not todo:
@@ -237,15 +241,24 @@ class Fold:
         self.pretrain_on_shuffled()
         yield from self.probed(EMBEDDINGS, seeds)
 
+    def quick(self, seeds: list[int]):
+        """Yield some of the rows of embeddings and translation, without the arm of shuffled pairs."""
+        self.pretrain()
+        arms = {arm: EMBEDDINGS[arm] for arm in QUICK}
+        for rows in self.probed(arms, seeds, thin=False):
+            yield rows + self.translated({"student": arms["student"]}, seeds[0])
+
     def controls(self, seeds: list[int]):
         """Yield such rows of the students without a trained teacher."""
         self.pretrain_controls()
         yield from self.probed(CONTROLS, seeds)
 
-    def probed(self, arms: dict[str, tuple[str, str]], seeds: list[int]):
+    def probed(self, arms: dict[str, tuple[str, str]], seeds: list[int], thin: bool = True):
         """Embed all cells by each arm, and yield the rows of the classifier for each draw of labels."""
         cells, files = read_cells(self.out / "ready.h5mu", ("rna", "atac")), {"": self.ready}
-        if self.data.subclass:  # cells deep enough for their types to be saturated are also thinned at test time
+        if (
+            self.data.subclass and thin
+        ):  # cells deep enough for their types to be saturated are also thinned at test time
             test = cells.obs.index[cells.rows("test")]
             names = thinned(self.out, ROOT / self.inputs.split()[1], test)
             files |= {name: self.path(f"{name}.h5ad") for name in names}

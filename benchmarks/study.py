@@ -53,6 +53,8 @@ class Flags:
 
 
 RNA_ONLY = ("immune", "pbmc68k")
+NEAR = 0.01
+"""How far outside the range of kept values a repeated one may lie."""
 KEYS = ["seed", "labels", "method", "measure"]
 
 
@@ -248,14 +250,33 @@ def figure(embeddings: pd.DataFrame, path: Path) -> None:
 
 
 def compared(kept: Path, again: Path) -> str:
-    """Return a table of the rows that two folders share: how much their values differ, file by file."""
-    lines = ["| file | rows in both | largest difference | mean difference |", "|---|---|---|---|"]
+    """Return a table of the rows that two folders share: how much their values differ, file by file.
+
+    A file of the part quick is compared with the embeddings and the translation of the same run. The last column says
+    how many values lie within the range of the kept values of all draws of labels and pretrainings of their fold, or
+    within a point of it.
+    """
+    lines = [
+        "| file | rows in both | largest difference | mean difference | within the range |",
+        "|---|---|---|---|---|",
+    ]
     for path in sorted(again.glob("*.csv")):
-        if not (kept / path.name).is_file():
+        run, part = path.stem.rsplit("_", 1)
+        parts = ("embeddings", "translation") if part == "quick" else (path.stem.removeprefix(f"{run}_"),)
+        files = [file for name in parts if (file := kept / f"{run}_{name}.csv").is_file()]
+        if not files:
             continue
-        both_runs = read_rows(kept / path.name).merge(read_rows(path), on=KEYS, suffixes=("", "_again"))
+        rows = pd.concat(map(read_rows, files))
+        both_runs = rows.merge(read_rows(path), on=KEYS, suffixes=("", "_again"))
         gap = (both_runs.value_again - both_runs.value).abs()
-        lines.append(f"| {path.stem} | {len(gap)} | {gap.max():.4f} | {gap.mean():.4f} |")
+        fold = pd.concat(
+            map(read_rows, (f for name in parts for f in kept.glob(f"{run.split('_pre')[0]}*_{name}.csv")))
+        )
+        ends = fold.groupby(KEYS[1:])["value"].agg(["min", "max"])
+        ends = ends.loc[list(both_runs[KEYS[1:]].itertuples(index=False, name=None))]
+        value = both_runs.value_again.to_numpy()
+        within = (value >= ends["min"].to_numpy() - NEAR) & (value <= ends["max"].to_numpy() + NEAR)
+        lines.append(f"| {path.stem} | {len(gap)} | {gap.max():.4f} | {gap.mean():.4f} | {within.sum()} |")
     if len(lines) == 2:
         raise UserError(f"--compare {again}: shares no file with {kept}; give the --results_path of a repeated run")
     return "\n".join(lines)

@@ -60,6 +60,40 @@ def test_few_labels_are_learned_in_two_steps_and_all_in_one(fold):
     assert "--labels_per_type" not in everything and "shuffled.h5mu" not in everything  # RNA is the same in both files
 
 
+def test_another_pretraining_has_its_own_seed_and_files(tmp_path, monkeypatch):
+    """The seed goes to the three stages; draws of labels keep their own seeds."""
+    ran = {}
+    monkeypatch.setattr(Stages, "run", lambda self, name, command: ran.setdefault(name, command))
+    made = []
+
+    def embeddings(fold, todo):
+        made.append(fold)
+        fold.pretrain()
+        yield [(seed, 0, "student", "accuracy", 0.5) for seed in todo]
+
+    monkeypatch.setattr(paired.Fold, "embeddings", embeddings)
+    flags = {"fold": 2, "parts": "embeddings", "pretraining_seed": 7, "draws": 2, "results_path": tmp_path}
+    monkeypatch.setattr("sys.argv", ["paired.py", *command_line(flags | {"out_path": tmp_path / "out"})])
+    paired.main()
+    stages = [command for name, command in ran.items() if name.startswith("stage")]
+    assert len(stages) == 4 and all("--seed 7" in command for command in stages)
+    made[0].fine_tune(paired.OURS, "student", 0, seed=3)
+    assert "--seed 3" in ran[f"fine-tune {paired.OURS}, all labels, seed 3"]
+    assert done_in(tmp_path / "snareseq2_fold2_pretraining7_embeddings.csv") == {(0, 0), (1, 0)}
+
+
+def test_the_quick_part_needs_no_shuffled_pairs(tmp_path, monkeypatch):
+    ran, made = {}, paired.Fold(paired.DATA["snareseq2"], tmp_path, tmp_path / "out", 0)
+    monkeypatch.setattr(Stages, "run", lambda self, name, command: ran.setdefault(name, command))
+    monkeypatch.setattr(
+        paired.Fold, "probed", lambda fold, arms, seeds, thin: [[(0, 10, arm, "f1", 1)] for arm in arms]
+    )
+    monkeypatch.setattr(paired.Fold, "translated", lambda fold, arms, seed: [(seed, 0, *arms, "auroc", 1)])
+    rows = [row for found in made.quick([0]) for row in found]
+    assert {row[2] for row in rows} == set(paired.QUICK)
+    assert not [name for name in ran if "shuffled" in name]
+
+
 def test_what_a_file_has_is_not_run_again(tmp_path, monkeypatch):
     """Of seeds 0 and 1, 10 labels of seed 0 are there; then all are."""
     asked = []

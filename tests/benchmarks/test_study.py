@@ -163,7 +163,13 @@ def test_a_repeated_run_is_compared_row_by_row(tmp_path):
     kept, again = tmp_path / "kept", tmp_path / "again"
     add_rows(kept / "cortex_fold0_types.csv", rows(0, ours=0.8, MLP=0.7))
     add_rows(again / "cortex_fold0_types.csv", rows(0, ours=0.82) + rows(1, MLP=0.1))
-    assert "| cortex_fold0_types | 2 | 0.0200 | 0.0200 |" in tables.compared(kept, again)
+    assert "| cortex_fold0_types | 2 | 0.0200 | 0.0200 | 0 |" in tables.compared(kept, again)
+    # Part quick stands beside the two parts of its run; another pretraining widens the range that counts as near.
+    add_rows(kept / "cortex_fold0_embeddings.csv", rows(0, student=0.8))
+    add_rows(kept / "cortex_fold0_pretraining1_embeddings.csv", rows(0, student=0.9))
+    add_rows(kept / "cortex_fold0_translation.csv", rows(0, ridge=0.6))
+    add_rows(again / "cortex_fold0_quick.csv", rows(0, student=0.86, ridge=0.64))
+    assert "| cortex_fold0_quick | 4 | 0.0600 | 0.0500 | 2 |" in tables.compared(kept, again)
     with pytest.raises(UserError, match="--compare"):
         tables.compared(kept, tmp_path / "nothing")
 
