@@ -16,7 +16,7 @@ BENCHMARKS := rna_encoder atac_encoder loading throughput busy_neighbour predict
 .PHONY: help demo test test-all lint docs bench study study-quick tasks soak clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 17
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 21
 
 demo: $(STAMP) ## run every stage on simulated donors (writes demo_output/)
 	$(BIN)/python demo.py

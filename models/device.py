@@ -31,7 +31,7 @@ class Sizes:
     logits: int
 
 
-ON_CPU = Sizes(CPU_TOKENS, 2**21, 2048, 2**20, 2**22)
+ON_CPU = Sizes(CPU_TOKENS, 2**21, CPU_TOKENS, 2**20, 2**22)
 """8 MB of features and 16 MB of logits, which fit into a CPU's cache."""
 
 

@@ -19,6 +19,7 @@ autocast to bfloat16, a GPU also multiplies features in bfloat16 and adds up in 
 normalisers are float32 everywhere.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from warnings import warn
 
@@ -67,12 +68,37 @@ def favor_attention(
     The largest projection of the keys is taken per cell, never over the minibatch, so a cell's result does not depend
     on the other cells.
     """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    with torch.autocast(device, enabled=False):
+    dtype = _precision(x)
+    with torch.autocast(x.device.type, enabled=False):
         weights = (weight.to(dtype) for weight in (to_q, to_k, to_v, to_out, bias))
         function = fused_favor(x.device, dtype, features.shape[1]) or Favor
         return function.apply(x.to(dtype), *weights, features.float(), valid)
+
+
+@torch.no_grad()
+def add_favor_attention(x: Tensor, norm: Callable[[Tensor], Tensor], *weights: Tensor, valid: Tensor | None) -> None:
+    """Add `favor_attention(norm(x), …)` to x itself, without gradients; nothing else is as large as x.
+
+    Parameters
+    ----------
+    x : [B, L, D], changed in place
+    norm : of each token by itself
+    weights : to_q, to_k, to_v, to_out, bias and features of `favor_attention`
+    valid : as there
+    """
+    dtype = _precision(x)
+    with torch.autocast(x.device.type, enabled=False):
+        *weights, features = weights
+        read = lambda cells, tokens: norm(x[cells, tokens]).to(dtype)
+        # A block's queries are read for the last time just before their sum is written.
+        write = lambda cells, tokens, part: x[cells, tokens].add_(part)
+        _attend(x, read, write, *(weight.to(dtype) for weight in weights), features.float(), valid)
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    """The type of the projections: autocast's, or that of x."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 @lru_cache
@@ -124,34 +150,10 @@ def _difference(function, device: torch.device, dtype: torch.dtype, dim_head: in
 class Favor(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, to_q, to_k, to_v, to_out, bias, features, valid):
-        heads, to_kv = len(to_q) // features.shape[1], torch.cat([to_k, to_v])
         y = x.new_empty(*x.shape[:2], len(to_out))
-        shape = len(x), heads, len(features), features.shape[1] + 1  # [B, H, m, d + 1]
-        context = x.new_zeros(shape, dtype=torch.float32)
-        tops = x.new_full((len(x), 1, 1, 1), -torch.inf, dtype=torch.float32)
-        block_cells, block_tokens = blocks(x, heads, features)
-        for cells in block_cells:
-            # First pass, over the keys: C = φ(K)ᵀ [V 1]. The last column sums φ(K), for the normaliser.
-            c, top, bias_of_c = context[cells], tops[cells], torch.zeros_like(context[cells][:, :, :1])
-            for tokens in block_tokens:
-                pad = _padding(valid, cells, tokens)
-                k, v = _heads(x[cells, tokens], to_kv, 2 * heads).split(heads, dim=1)
-                values = _with_ones(v, pad)
-                projected, half_norm = _project(k, features, pad)
-                counted = projected if pad is None else projected.masked_fill(pad, -torch.inf)
-                highest = torch.maximum(top, counted.amax((1, 2, 3), keepdim=True))
-                safe = highest.masked_fill(highest.isinf(), 0.0)  # nothing but padding so far
-                e = projected.sub_(half_norm + safe).exp_().to(k.dtype)
-                c.mul_(torch.exp(top - safe)).add_(_bmm(e.mT, values))
-                bias_of_c += values.sum(-2, keepdim=True, dtype=torch.float32)
-                top.copy_(highest)
-            c.add_(bias_of_c, alpha=FEATURE_EPS)  # the ε in φ(K), once for all keys
-            # Second pass, over the queries, which need C alone.
-            for tokens in block_tokens:
-                q = _heads(x[cells, tokens], to_q, heads)
-                u = _bmm_with_eps(_query_features(q, features, _padding(valid, cells, tokens)), c)
-                attended = _merged(u[..., :-1] / u[..., -1:].clamp(min=TINY), x.dtype)
-                y[cells, tokens] = torch.baddbmm(bias, attended, to_out.mT.expand(len(attended), -1, -1))
+        read = lambda cells, tokens: x[cells, tokens]
+        write = lambda cells, tokens, part: y[cells, tokens].copy_(part)
+        context, tops = _attend(x, read, write, to_q, to_k, to_v, to_out, bias, features, valid)
         ctx.save_for_backward(x, to_q, to_k, to_v, to_out, features, valid, context, tops)
         return y
 
@@ -160,6 +162,39 @@ class Favor(torch.autograd.Function):
     def backward(ctx, dy):
         with torch.autocast(dy.device.type, enabled=False):
             return *_gradients(dy, *ctx.saved_tensors), None, None
+
+
+def _attend(x, read, write, to_q, to_k, to_v, to_out, bias, features, valid) -> tuple[Tensor, Tensor]:
+    """Read x block by block, and write the attention of each; return C [B, H, m, d + 1] and the tops [B, 1, 1, 1]."""
+    heads, to_kv = len(to_q) // features.shape[1], torch.cat([to_k, to_v])
+    shape = len(x), heads, len(features), features.shape[1] + 1
+    context = x.new_zeros(shape, dtype=torch.float32)
+    tops = x.new_full((len(x), 1, 1, 1), -torch.inf, dtype=torch.float32)
+    block_cells, block_tokens = blocks(x, heads, features)
+    for cells in block_cells:
+        # First pass, over the keys: C = φ(K)ᵀ [V 1]. The last column sums φ(K), for the normaliser.
+        c, top, bias_of_c = context[cells], tops[cells], torch.zeros_like(context[cells][:, :, :1])
+        for tokens in block_tokens:
+            pad = _padding(valid, cells, tokens)
+            k, v = _heads(read(cells, tokens), to_kv, 2 * heads).split(heads, dim=1)
+            values = _with_ones(v, pad)
+            projected, half_norm = _project(k, features, pad)
+            counted = projected if pad is None else projected.masked_fill(pad, -torch.inf)
+            highest = torch.maximum(top, counted.amax((1, 2, 3), keepdim=True))
+            safe = highest.masked_fill(highest.isinf(), 0.0)  # nothing but padding so far
+            e = projected.sub_(half_norm + safe).exp_().to(k.dtype)
+            c.mul_(torch.exp(top - safe)).add_(_bmm(e.mT, values))
+            bias_of_c += values.sum(-2, keepdim=True, dtype=torch.float32)
+            top.copy_(highest)
+        c.add_(bias_of_c, alpha=FEATURE_EPS)  # the ε in φ(K), once for all keys
+        # Second pass, over the queries, which need C alone.
+        for tokens in block_tokens:
+            part = read(cells, tokens)
+            q = _heads(part, to_q, heads)
+            u = _bmm_with_eps(_query_features(q, features, _padding(valid, cells, tokens)), c)
+            attended = _merged(u[..., :-1] / u[..., -1:].clamp(min=TINY), part.dtype)
+            write(cells, tokens, torch.baddbmm(bias, attended, to_out.mT.expand(len(attended), -1, -1)))
+    return context, tops
 
 
 def _gradients(dy, x, to_q, to_k, to_v, to_out, features, valid, context, tops) -> tuple[Tensor, ...]:

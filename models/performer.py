@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.device import sizes_for
-from models.favor import favor_attention
+from models.device import is_cpu, sizes_for
+from models.favor import add_favor_attention, favor_attention
 
 
 def n_features_for(dim_head: int) -> int:
@@ -49,12 +49,23 @@ class FavorAttention(nn.Module):
         self.register_buffer("features", orthogonal_features(n_features or n_features_for(dim_head), dim_head))
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        weights = (layer.weight for layer in (self.to_q, self.to_k, self.to_v, self.to_out))
-        return favor_attention(x, *weights, self.to_out.bias, self.features, valid)
+        return favor_attention(x, *self._weights, valid)
+
+    def add_to(self, x: Tensor, norm: nn.Module, valid: Tensor | None = None) -> None:
+        """Add the attention of norm(x) to x itself, without gradients."""
+        add_favor_attention(x, norm, *self._weights, valid=valid)
+
+    @property
+    def _weights(self) -> tuple[Tensor, ...]:
+        layers = self.to_q, self.to_k, self.to_v, self.to_out
+        return *(layer.weight for layer in layers), self.to_out.bias, self.features
 
 
 class PerformerBlock(nn.Module):
-    """Pre-LayerNorm attention and feed-forward, each with a residual connection."""
+    """Pre-LayerNorm attention and feed-forward, each with a residual connection.
+
+    Without gradients, a CPU changes the input itself: an atlas is labelled with one copy of a cell's states in memory.
+    """
 
     def __init__(self, dim: int, heads: int, dim_head: int, ff_mult: int = 4, n_features: int | None = None):
         super().__init__()
@@ -64,13 +75,17 @@ class PerformerBlock(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(dim, dim * ff_mult), nn.GELU(), nn.Linear(dim * ff_mult, dim))
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), valid)
         # The feed-forward's hidden layer is a block's largest tensor: made in parts, or again for the gradient.
         sizes = sizes_for(x.device)
         if not torch.is_grad_enabled():
+            if is_cpu(x):
+                self.attention.add_to(x, self.attention_norm, valid)
+            else:
+                x = x + self.attention(self.attention_norm(x), valid)
             for part in x.split(min(sizes.feed_tokens, x.shape[1]), dim=1):
                 part += self._feed(part)
             return x
+        x = x + self.attention(self.attention_norm(x), valid)
         if x.numel() > sizes.recompute_values:
             return x + checkpoint(self._feed, x, use_reentrant=False, preserve_rng_state=False)
         return x + self._feed(x)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.device import sizes_for
 from models.minibatch import Ragged
 from models.performer import PerformerBlock, orthogonal_features
 from models.shapes import RNAEncoderConfig
@@ -67,10 +68,22 @@ class RNAEncoder(nn.Module):
 
     def forward(self, tokens: GeneTokens) -> Tensor:
         """[B, L, dim] final states of the tokens."""
-        x = self.token_embedding(tokens.bins) + self.gene_embedding(tokens.genes)  # [B, L, D]
+        x = self.token_embedding(tokens.bins)  # [B, L, D]
+        if torch.is_grad_enabled():
+            x = x + self.gene_embedding(tokens.genes)
+            for block in self.blocks:
+                x = block(x, tokens.valid)
+            return self.norm(x)
+        n = min(
+            sizes_for(x.device).feed_tokens, x.shape[1]
+        )  # without gradients, in parts: no second tensor of this size
+        for part, genes in zip(x.split(n, 1), tokens.genes.split(n, -1), strict=True):
+            part += self.gene_embedding(genes)
         for block in self.blocks:
             x = block(x, tokens.valid)
-        return self.norm(x)
+        for part in x.split(n, 1):
+            part.copy_(self.norm(part))
+        return x
 
     @torch.no_grad()
     def redraw_features(self, seed: int) -> None:

@@ -6,10 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.lib.bench import random_cells
 from models import performer
 from models.device import ON_CPU
 from models.performer import FavorAttention, PerformerBlock, n_features_for, orthogonal_features
+from models.rna_encoder import RNAEncoder
+from models.shapes import RNAEncoderConfig
 
 DIM, HEADS, DIM_HEAD = 32, 2, 16
 
@@ -124,6 +128,26 @@ def test_a_hidden_layer_computed_twice_changes_nothing(monkeypatch):
     for ours, theirs in zip(results(), expected, strict=True):
         assert torch.equal(ours, theirs)
     assert torch.equal(out, expected[0])
+
+
+@pytest.mark.parametrize("tokens", ["all", "expressed"])
+def test_without_gradients_one_tensor_holds_the_states_and_they_are_the_same(tokens):
+    config = RNAEncoderConfig(dim=20, depth=2, heads=2, dim_head=8, tokens=tokens)
+    encoder = RNAEncoder(config, 4000)
+    cells = encoder.tokenize(random_cells("rna", 4000, 3000, 3).rna)
+    expected = encoder(cells).detach()
+    made = set()
+
+    class Large(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            made.update(x.data_ptr() for x in [out] if isinstance(x, Tensor) and x.numel() >= expected.numel())
+            return out
+
+    with torch.no_grad(), Large():
+        states = encoder(cells)
+    assert made == {states.data_ptr()}
+    torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_cell_of_padding_alone_is_finite():
