@@ -82,7 +82,8 @@ class PerformerBlock(nn.Module):
                 self.attention.add_to(x, self.attention_norm, valid)
             else:
                 x = x + self.attention(self.attention_norm(x), valid)
-            for part in x.split(min(sizes.feed_tokens, x.shape[1]), dim=1):
+            # Of about equal size: a last part of a few tokens would be multiplied by another route.
+            for part in x.tensor_split(max(1, -(-x.shape[1] // sizes.feed_tokens)), dim=1):
                 part += self._feed(part)
             return x
         x = x + self.attention(self.attention_norm(x), valid)
