@@ -2,7 +2,8 @@
 
     python -m benchmarks.table
 
-Reads the results of the other benchmarks from benchmarks/results/ and writes table.md there.
+Reads the results of the other benchmarks from benchmarks/results/, also of those that `make bench` does not run, and
+writes table.md there.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ from benchmarks.lib.bench import RESULTS, number, read_rows
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
 
-SCRIPTS = ("rna_encoder", "atac_encoder", "loading", "throughput", "busy_neighbour", "prediction_memory")
+SCRIPTS = (
+    *("rna_encoder", "atac_encoder", "loading", "throughput", "busy_neighbour", "prediction_memory"),
+    *("disk", "atlas", "gpu"),  # not part of `make bench`: they need much disk, hours or a GPU
+)
 
 
 @dataclass
