@@ -74,9 +74,8 @@ class RNAEncoder(nn.Module):
             for block in self.blocks:
                 x = block(x, tokens.valid)
             return self.norm(x)
-        n = min(
-            sizes_for(x.device).feed_tokens, x.shape[1]
-        )  # without gradients, in parts: no second tensor of this size
+        # Without gradients, some tokens at a time: no second tensor is as large as x.
+        n = min(sizes_for(x.device).feed_tokens, x.shape[1])
         for part, genes in zip(x.split(n, 1), tokens.genes.split(n, -1), strict=True):
             part += self.gene_embedding(genes)
         for block in self.blocks:
