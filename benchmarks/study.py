@@ -99,10 +99,9 @@ def main() -> None:
 
 
 def covered(table: pd.DataFrame) -> str:
-    """Return a sentence with the seeds of each fold."""
-    draws, pretrainings = (table.groupby("fold")[column].nunique() for column in ("seed", "pretraining"))
-    listed = lambda found: " and ".join(map(str, found))
-    return f"{len(draws)} folds, with {listed(pretrainings)} pretrainings and {listed(draws)} draws of labels."
+    """Return how many folds there are, and pretrainings and draws of labels of each."""
+    numbers = lambda column: ", ".join(map(str, table.groupby("fold")[column].nunique()))
+    return f"Folds: {table.fold.nunique()}. Pretrainings of each: {numbers('pretraining')}. Draws of labels: {numbers('seed')}."
 
 
 def field_table(types: pd.DataFrame) -> str:
