@@ -100,8 +100,11 @@ def main() -> None:
 
 def covered(table: pd.DataFrame) -> str:
     """Return how many folds there are, and pretrainings and draws of labels of each."""
-    numbers = lambda column: ", ".join(map(str, table.groupby("fold")[column].nunique()))
-    return f"Folds: {table.fold.nunique()}. Pretrainings of each: {numbers('pretraining')}. Draws of labels: {numbers('seed')}."
+    of_each = {
+        what: ", ".join(map(str, table.groupby("fold")[column].nunique()))
+        for what, column in (("Pretrainings", "pretraining"), ("Draws of labels", "seed"))
+    }
+    return f"Folds: {table.fold.nunique()}. " + " ".join(f"{what} of each: {n}." for what, n in of_each.items())
 
 
 def field_table(types: pd.DataFrame) -> str:
