@@ -8,8 +8,9 @@
     pbmc_3tech   blood by three chemistries; a fold sets a chemistry aside, and there are rows for few labels, too
 
 A type with a single cell is always in training. Stage I is trained on the training cells without labels, then the cell
-type model, which is compared with the baselines of evaluate.py. Adds its rows to <data>_fold<f>_types.csv, for
-benchmarks/study.py; what that file has already is not run again.
+type model, which is compared with the baselines of evaluate.py (part types), and with itself after two simple
+classifiers have been mixed in (part mixed: --mix_baselines). Adds its rows to <data>_fold<f>_types.csv and _mixed.csv,
+for benchmarks/study.py; what these files have already is not run again.
 """
 
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ FILES = {"immune": "immune_rna.h5ad", "pbmc_3tech": "scrna/pbmc_3tech.h5ad"}
 FEW_LABELS = {"pbmc_3tech": (10, 30)}
 """Data set → numbers of labels per type, beside all of them."""
 # Added to --preset small: with few cells, more epochs.
+PARTS = {"types": "scMomer", "mixed": "scMomer, mixed"}
+"""Part → what its rows call our model."""
 STAGE_ONE = "--epochs 20 --cycle_epochs 19"
 FINE_TUNE = "--epochs 40 --cycle_epochs 39"
 
@@ -45,9 +48,12 @@ class Flags:
     out_path: str | None = flag("folder for the models; by default runs/rna_only/<data>_fold<f>_seed<s>", None)
     fold: int = flag("which fifth of the cells, or which chemistry, is set aside for testing, from 0", 0)
     seeds: str = flag("of the choice of validation cells and labels and of all training, separated by commas", "0")
+    parts: str = flag(f"what to run, a comma-separated list of {', '.join(PARTS)}", ",".join(PARTS))
     results_path: str = flag("folder for the CSV files", f"{RESULTS}/study")
 
     def __post_init__(self):
+        if unknown := [part for part in self.parts.split(",") if part not in PARTS]:
+            raise UserError(f"--parts {self.parts}: {unknown[0]!r} is none of {', '.join(PARTS)}")
         n_folds = len(CHEMISTRIES) if self.data == "pbmc_3tech" else N_FOLDS
         if not 0 <= self.fold < n_folds:
             raise UserError(f"--fold {self.fold} must be between 0 and {n_folds - 1}")
@@ -57,14 +63,18 @@ class Flags:
 
 def main() -> None:
     (flags,) = parse_flags(__doc__, Flags)
-    path = Path(flags.results_path) / f"{flags.data}_fold{flags.fold}_types.csv"
-    for seed in map(int, flags.seeds.split(",")):
-        todo = [n for n in (0, *FEW_LABELS.get(flags.data, ())) if (seed, n) not in done_in(path)]
-        if not todo:
-            print(f"{path}: has the rows of seed {seed} already; to make them again, delete it")
-            continue
-        out = Path(flags.out_path or f"runs/rna_only/{flags.data}_fold{flags.fold}_seed{seed}").resolve()
-        run(flags.data, read(flags.data, Path(flags.data_path)), flags.fold, seed, out, todo, path)
+    for part in flags.parts.split(","):
+        path = Path(flags.results_path) / f"{flags.data}_fold{flags.fold}_{part}.csv"
+        for seed in map(int, flags.seeds.split(",")):
+            todo = [n for n in (0, *FEW_LABELS.get(flags.data, ())) if (seed, n) not in done_in(path)]
+            if not todo:
+                print(f"{path}: has the rows of seed {seed} already; to make them again, delete it")
+                continue
+            out = Path(flags.out_path or f"runs/rna_only/{flags.data}_fold{flags.fold}_seed{seed}").resolve()
+            cells = read(flags.data, Path(flags.data_path))
+            for n, rows in run(part, cells, flags.fold, seed, out, todo):
+                add_rows(path, rows)
+                print(f"\nwrote {path}: {n or 'all'} labels")
 
 
 def read(data: str, folder: Path) -> AnnData:
@@ -82,9 +92,10 @@ def read(data: str, folder: Path) -> AnnData:
     return adata
 
 
-def run(data: str, adata: AnnData, fold: int, seed: int, out: Path, numbers: list[int], results: Path) -> None:
-    """Train and evaluate with each number of labels per type (0 for all), and add the rows to the results."""
-    write_whole(adata, out / "raw.h5ad")
+def run(part: str, adata: AnnData, fold: int, seed: int, out: Path, numbers: list[int]):
+    """Train and evaluate with each number of labels per type (0 for all); yield the number and the rows."""
+    if not (out / "raw.h5ad").is_file():
+        write_whole(adata, out / "raw.h5ad")
     stages, path = Stages(out / "stages.json"), lambda name: from_root(out / name)
     stages.run(
         "preprocess",
@@ -101,11 +112,16 @@ def run(data: str, adata: AnnData, fold: int, seed: int, out: Path, numbers: lis
             fit = f"train_missing_celltype_func.py {start} --model {first} {few_labels.alone(n)}"
             stages.run(f"fine-tune, {n} labels alone", fit)
             flags = f"{FINE_TUNE} {few_labels.on_all_cells(n, path(first))}"
-        stages.run(f"fine-tune, {n or 'all'} labels", f"train_missing_celltype_func.py {start} --model {name} {flags}")
+        fit = f"train_missing_celltype_func.py {start} --model {name} {flags}"
+        stages.run(f"fine-tune, {n or 'all'} labels", fit)
         model = f"--data_path {path('ready.h5ad')} --model_path {path(name)}"
-        stages.run(f"evaluate, {n or 'all'} labels", f"evaluate.py {model}")
-        add_rows(results, scores_in(out / name, "scMomer", seed, n))
-        print(f"\nwrote {results}")
+        if part == "mixed":  # a finished run gets the mixture without training
+            again = fit.replace(" --overwrite", "")
+            stages.run(f"mix, {n or 'all'} labels", f"{again} --resume --mix_baselines")
+            stages.run(f"evaluate the mixture, {n or 'all'} labels", f"evaluate.py {model} --model_alone")
+        else:
+            stages.run(f"evaluate, {n or 'all'} labels", f"evaluate.py {model}")
+        yield n, scores_in(out / name, PARTS[part], seed, n)
 
 
 def pbmc68k() -> AnnData:
