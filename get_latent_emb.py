@@ -60,8 +60,9 @@ def write_teacher(flags: Flags, config: InferConfig) -> None:
     from utils.train.model_folder import check_fits, load_model
 
     with distributed_run(config.device) as runtime:
-        cells = read_cells(flags.data_path, ("rna", "atac"), say=runtime.say)
         teacher = load_model(flags.model_path, "multimodal")
+        teacher.need_both()
+        cells = read_cells(flags.data_path, ("rna", "atac"), say=runtime.say)
         check_fits(teacher, cells.features, cells.stamp, flags.data_path)
         model = teacher.build()
 

@@ -15,7 +15,7 @@ reconstructed from the student's latent alone, which then dominates the loss).
 from dataclasses import dataclass
 from typing import Literal
 
-from models.shapes import ScMomerConfig, StudentConfig
+from models.shapes import MODALITIES, ScMomerConfig, StudentConfig
 from utils.cli import check_numbers, flag, parse_flags, run_script
 from utils.train.config import TrainConfig
 
@@ -58,6 +58,7 @@ def main() -> None:
     with training_stage("student", flags, config) as stage:
         cells = stage.read("rna", "atac")
         teacher = stage.start_from("teacher", flags.model_path, "multimodal")
+        teacher.need_both()
         stage.check_fits(teacher, cells)
         latents = read_latents({"train": flags.dir_train, "val": flags.dir_val}, cells, teacher)
         train, val = train_and_val(cells, config.seed, latents=latents)
@@ -67,7 +68,7 @@ def main() -> None:
         model = ScMomer(ScMomerConfig(**parts, **options), len(cells.features["rna"]), len(cells.features["atac"]))
         load_parts(model, teacher.state, new="student.", path=teacher.path)
         if flags.blank_decoders:
-            model.start_decoders_at_mean(cells.train_mean("rna"), cells.train_mean("atac"), blank=True)
+            model.start_decoders_at_mean({name: cells.train_mean(name) for name in MODALITIES}, blank=True)
 
         objective = Distillation(
             model, flags.feature_dropout, flags.alone_weight, flags.teacher_weight, flags.missing_weight

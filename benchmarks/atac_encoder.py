@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.lib.bench import RESULTS, Row, random_cells, save_rows
 from models.atac_encoder import ATACEncoder, ATACEncoderConfig
-from models.objectives import MaskedATAC, decoded_peak_bce
+from models.objectives import MaskedATAC
+from models.peak_loss import decoded_peak_bce
 from utils.cli import flag, parse_flags, run_script
 
 N_CELLS, N_OPEN, FEW, MANY = 4, 10_000, 115_000, 1_154_464

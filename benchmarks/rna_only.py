@@ -7,10 +7,10 @@
     pbmc68k      scanpy's pbmc68k_reduced; likewise
     pbmc_3tech   blood by three chemistries; a fold sets a chemistry aside, and there are rows for few labels, too
 
-A type with a single cell is always in training. Stage I is trained on the training cells without labels, then the cell
-type model, which is compared with the baselines of evaluate.py (part types), and with itself after two simple
-classifiers have been mixed in (part mixed: --mix_baselines). Adds its rows to <data>_fold<f>_types.csv and _mixed.csv,
-for benchmarks/study.py; what these files have already is not run again.
+A type with a single cell is always in training. Stages I and II are trained on the training cells without labels, then
+the cell type model, which is compared with the baselines of evaluate.py (part types), with itself after two simple
+classifiers have been mixed in (part mixed: --mix_baselines), and with one that starts from stage I (part stage_one).
+Adds its rows to <data>_fold<f>_<part>.csv, for benchmarks/study.py; what a file has already is not run again.
 """
 
 from dataclasses import dataclass
@@ -35,9 +35,10 @@ FILES = {"immune": "immune_rna.h5ad", "pbmc_3tech": "scrna/pbmc_3tech.h5ad"}
 FEW_LABELS = {"pbmc_3tech": (10, 30)}
 """Data set → numbers of labels per type, beside all of them."""
 # Added to --preset small: with few cells, more epochs.
-PARTS = {"types": "scMomer", "mixed": "scMomer, mixed"}
+PARTS = {"types": "scMomer", "mixed": "scMomer, mixed", "stage_one": "scMomer without stage II"}
 """Part → what its rows call our model."""
 STAGE_ONE = "--epochs 20 --cycle_epochs 19"
+STAGE_TWO = "--epochs 40 --cycle_epochs 39"
 FINE_TUNE = "--epochs 40 --cycle_epochs 39"
 
 
@@ -104,23 +105,27 @@ def run(part: str, adata: AnnData, fold: int, seed: int, out: Path, numbers: lis
     )
     common = f"--data_path {path('ready.h5ad')} --ckpt_dir {path('')} --seed {seed} --preset small --overwrite"
     stages.run("stage I", f"pretrain_rna.py {common} --model_name rna {STAGE_ONE}")
-    start = f"{common} --pretrained_model_path {path('rna')} --other_modality zeros --grad_acc 1"
+    kind, parent = ("celltype", "rna") if part == "stage_one" else ("denoised", "denoiser")
+    if parent == "denoiser":
+        join = f"pretrain_multimodal.py {common} --model_name {parent} --rna_model_path {path('rna')} {STAGE_TWO}"
+        stages.run("stage II", join)
+    start = f"{common} --pretrained_model_path {path(parent)} --other_modality zeros --grad_acc 1"
     for n in numbers:
-        name, flags = f"celltype_{n}" if n else "celltype", FINE_TUNE
+        name, flags, title = f"{kind}_{n}" if n else kind, FINE_TUNE, f"{kind}, {n or 'all'} labels"
         if n:
             first = f"{name}_alone"
             fit = f"train_missing_celltype_func.py {start} --model {first} {few_labels.alone(n)}"
-            stages.run(f"fine-tune, {n} labels alone", fit)
+            stages.run(f"fine-tune {title} alone", fit)
             flags = f"{FINE_TUNE} {few_labels.on_all_cells(n, path(first))}"
         fit = f"train_missing_celltype_func.py {start} --model {name} {flags}"
-        stages.run(f"fine-tune, {n or 'all'} labels", fit)
+        stages.run(f"fine-tune {title}", fit)
         model = f"--data_path {path('ready.h5ad')} --model_path {path(name)}"
         if part == "mixed":  # a finished run gets the mixture without training
             again = fit.replace(" --overwrite", "")
-            stages.run(f"mix, {n or 'all'} labels", f"{again} --resume --mix_baselines")
-            stages.run(f"evaluate the mixture, {n or 'all'} labels", f"evaluate.py {model} --model_alone")
+            stages.run(f"mix {title}", f"{again} --resume --mix_baselines")
+            stages.run(f"evaluate mixed {title}", f"evaluate.py {model} --model_alone")
         else:
-            stages.run(f"evaluate, {n or 'all'} labels", f"evaluate.py {model}")
+            stages.run(f"evaluate {title}", f"evaluate.py {model}{' --model_alone' * (part == 'stage_one')}")
         yield n, scores_in(out / name, PARTS[part], seed, n)
 
 

@@ -5,19 +5,17 @@ optimiser step into micro-batches and processes in any way. A metric is a pair (
 Each objective owns exactly the parameters that its stage trains or reads.
 """
 
-import math
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.atac_encoder import ATACEncoder, PatchHead
-from models.device import sizes_for
 from models.heads import Head
 from models.masking import drop_features, mask_genes, mask_patches, most_hidden, places
-from models.minibatch import Minibatch, Ragged
+from models.minibatch import Minibatch
+from models.peak_loss import decoded_peak_bce
 from models.rna_encoder import MASK_TOKEN, N_TOKENS, RNAEncoder
 from models.scmomer import ATAC_JOINT_OPEN_WEIGHT, ScMomer
 from models.shapes import MODALITIES, other
@@ -33,60 +31,6 @@ DROP_STREAMS = {"rna": 3, "atac": 4}  # streams of random numbers, see models/ma
 def weighted(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """(sum, count) of per-cell values [B]; repeats that pad the minibatch have weight 0."""
     return (values.detach().float() * weight).sum(), weight.sum()
-
-
-def peak_bce(logits: Tensor, atac: Ragged, open_weight: float) -> Tensor:
-    """Binary cross-entropy of peaks, open ones weighted, mean over a cell's peaks, without a dense target.
-
-    With softplus ζ, a closed peak costs ζ(l) and an open one w·ζ(−l): sum ζ(l) over all, correct at the open ones.
-
-    Parameters
-    ----------
-    logits : [B, n_peaks], or [k, B, n_peaks] for k predictions of the same cells
-    atac : the open peaks
-    open_weight : weight w of an open peak
-
-    Returns
-    -------
-    [B] or [k, B] float32
-    """
-    logits = logits.float()
-    at_open = logits[..., atac.rows, atac.indices]
-    correction = (open_weight * F.softplus(-at_open) - F.softplus(at_open)) * atac.values
-    corrections = atac.sums(correction) if correction.ndim == 1 else torch.stack([atac.sums(one) for one in correction])
-    return (F.softplus(logits).sum(-1) + corrections) / logits.shape[-1]
-
-
-def decoded_peak_bce(decoder: nn.Linear, embedding: Tensor, atac: Ragged, open_weight: float) -> Tensor:
-    """`peak_bce` of a decoder's logits, with at most about as many of them in memory as `models.device` says.
-
-    If there are more, they are computed for one stretch of peaks after another, and again for the gradient.
-
-    Parameters
-    ----------
-    decoder : latent_dim → n_peaks
-    embedding : [B, latent_dim], or [k, B, latent_dim] for k embeddings of the same cells
-    atac, open_weight : as in `peak_bce`
-
-    Returns
-    -------
-    [B] or [k, B] float32
-    """
-
-    def stretch(embedding: Tensor, weight: Tensor, bias: Tensor, start: int) -> Tensor:
-        stop = start + len(weight)
-        part = atac.keep((atac.indices >= start) & (atac.indices < stop))
-        part = replace(part, indices=(part.indices - start).clamp(0, len(weight) - 1), width=len(weight))
-        return peak_bce(F.linear(embedding, weight, bias), part, open_weight) * (len(weight) / atac.width)
-
-    size = max(sizes_for(embedding.device).logits // max(math.prod(embedding.shape[:-1]), 1), 1)
-    if size >= atac.width:
-        return peak_bce(decoder(embedding), atac, open_weight)
-    loss = embedding.new_zeros(embedding.shape[:-1], dtype=torch.float32)
-    starts = range(0, atac.width, size)
-    for weight, bias, start in zip(decoder.weight.split(size), decoder.bias.split(size), starts, strict=True):
-        loss = loss + checkpoint(stretch, embedding, weight, bias, start, use_reentrant=False, preserve_rng_state=False)
-    return loss
 
 
 def freeze(module: nn.Module) -> None:
@@ -255,6 +199,39 @@ class JointPairs(Objective):
         return loss, metrics
 
 
+class Denoising(Objective):
+    """Stage II where cells have one modality: reconstruct the cell from a part of its features.
+
+    Parameters
+    ----------
+    model : ScMomer without a head, with one tower
+    trainable_blocks, feature_dropout : as in `JointPairs`
+    """
+
+    loss_name = "reconstruction"
+
+    def __init__(self, model: ScMomer, trainable_blocks: int = 2, feature_dropout: float = 0.0):
+        super().__init__()
+        self.feature_dropout = feature_dropout
+        self.towers, self.fusion, self.decoders = model.towers, model.fusion, model.decoders
+        ((self.name, tower),) = self.towers.items()
+        unfreeze_last_blocks(tower.encoder, trainable_blocks)
+
+    def forward(self, batch: Minibatch) -> tuple[Tensor, Metrics]:
+        latent = self.towers[self.name](self.leave_out(batch, self.feature_dropout)[self.name])
+        embedding = self.fusion({self.name: latent, other(self.name): torch.zeros_like(latent)})
+        self.embedding = embedding.detach()
+        loss = of_modality(self.decoders, self.name, embedding, batch)
+        return loss, {"rna_mse" if self.name == "rna" else "atac_bce": weighted(loss, batch.weight)}
+
+
+def of_modality(decoders: nn.ModuleDict, name: str, embedding: Tensor, batch: Minibatch) -> Tensor:
+    """Reconstruction loss [..., B] of one modality: mean squared error of RNA, or cross-entropy of ATAC."""
+    if name == "rna":
+        return (decoders["rna"](embedding).float() - batch.rna.dense()).square().mean(-1)
+    return decoded_peak_bce(decoders["atac"], embedding, batch.atac, ATAC_JOINT_OPEN_WEIGHT)
+
+
 def alone(latents: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """The latents [B, latent_dim], set to zero for all modalities but `name`."""
     return {key: latent if key == name else torch.zeros_like(latent) for key, latent in latents.items()}
@@ -271,8 +248,7 @@ def reconstruction(decoders: nn.ModuleDict, embeddings: list[Tensor], batch: Min
     All are decoded at once: with few cells, most of the time goes to reading and writing the decoders' weights.
     """
     stacked = torch.stack(embeddings)
-    rna_mse = (decoders["rna"](stacked).float() - batch.rna.dense()).square().mean(-1)
-    return rna_mse, decoded_peak_bce(decoders["atac"], stacked, batch.atac, ATAC_JOINT_OPEN_WEIGHT)
+    return of_modality(decoders, "rna", stacked, batch), of_modality(decoders, "atac", stacked, batch)
 
 
 class Distillation(Objective):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.fusion import ATACTower, Fusion, OneModality, PairDiscriminator, RNATower, ScBERTTower
 from models.heads import Head
 from models.minibatch import Minibatch
-from models.shapes import ScMomerConfig, other
+from models.shapes import MODALITIES, ScMomerConfig, other
 from models.student import Student
 
 ATAC_JOINT_OPEN_WEIGHT = 5.0  # weight of an open peak in the loss of the ATAC decoder
@@ -25,7 +25,7 @@ class ScMomer(nn.Module):
     """The composed model.
 
     With a head the model keeps only what leads from the cell to the head: the towers of the modalities it reads, no
-    decoders, no pair discriminator.
+    decoders, no pair discriminator. Without a head it has a tower and a decoder for each encoder of the configuration.
 
     Parameters
     ----------
@@ -42,10 +42,11 @@ class ScMomer(nn.Module):
         width = {"rna": n_genes, "atac": n_peaks}
         latent_dim = config.fusion.latent_dim
         self.towers = nn.ModuleDict()
-        if "rna" in config.inputs or not make_head:
+        names = config.inputs if make_head else [name for name in MODALITIES if getattr(config, name)]
+        if "rna" in names:
             rna_tower = ScBERTTower if config.other_modality == "none" else RNATower
             self.towers["rna"] = rna_tower(config.rna, n_genes, latent_dim)
-        if "atac" in config.inputs or not make_head:
+        if "atac" in names:
             self.towers["atac"] = ATACTower(config.atac, n_peaks, latent_dim)
         self.fusion = OneModality() if config.other_modality == "none" else Fusion(latent_dim)
         if config.student:
@@ -53,25 +54,27 @@ class ScMomer(nn.Module):
         if make_head:
             self.head = make_head(latent_dim)  # last: a head's size does not change the initial weights of the others
         else:
-            self.decoders = nn.ModuleDict({name: nn.Linear(latent_dim, size) for name, size in width.items()})
-            self.pair_head = PairDiscriminator(latent_dim, config.fusion.pair_hidden)
+            self.decoders = nn.ModuleDict({name: nn.Linear(latent_dim, width[name]) for name in names})
+            if len(names) > 1:
+                self.pair_head = PairDiscriminator(latent_dim, config.fusion.pair_hidden)
 
     @torch.no_grad()
-    def start_decoders_at_mean(self, mean_expression: Tensor, open_share: Tensor, blank: bool = False) -> None:
+    def start_decoders_at_mean(self, means: dict[str, Tensor], blank: bool = False) -> None:
         """Set the decoders' biases to the training cells' means, so that training is about what differs between cells.
 
         Parameters
         ----------
-        mean_expression : [n_genes] mean log-normalised value of the training cells
-        open_share : [n_peaks] share of the training cells in which a peak is open; the bias becomes
-            log(w p / (1 - p)), the constant logit with the least weighted cross-entropy
+        means : rna → [n_genes] mean log-normalised value of the training cells; atac → [n_peaks] share p of the
+            training cells in which a peak is open. The latter's bias becomes log(w p / (1 - p)), the constant logit
+            with the least weighted cross-entropy
         blank : start the weights at zero; rare peaks give so little gradient that random weights would stay as noise
         """
-        share = open_share.clamp(1e-4, 1 - 1e-4)
-        for decoder in self.decoders.values() if blank else ():
-            decoder.weight.zero_()
-        self.decoders["rna"].bias.copy_(mean_expression)
-        self.decoders["atac"].bias.copy_((ATAC_JOINT_OPEN_WEIGHT * share / (1 - share)).log())
+        for name, decoder in self.decoders.items():
+            if blank:
+                decoder.weight.zero_()
+            share = means[name].clamp(1e-4, 1 - 1e-4)
+            odds = ATAC_JOINT_OPEN_WEIGHT * share / (1 - share)
+            decoder.bias.copy_(means[name] if name == "rna" else odds.log())
 
     def latents(self, batch: Minibatch) -> dict[str, Tensor]:
         """modality → [B, latent_dim]; that of the missing modality is what `other_modality` says: absent for none."""

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from models.objectives import (
     Distillation,
-    peak_bce,
 )
+from models.peak_loss import peak_bce
 from tests.models.helpers import (
     LATENT_DIM,
     N_GENES,

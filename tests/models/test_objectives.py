@@ -16,9 +16,8 @@ from models.objectives import (
     JointPairs,
     MaskedATAC,
     MaskedRNA,
-    decoded_peak_bce,
-    peak_bce,
 )
+from models.peak_loss import decoded_peak_bce, peak_bce
 from models.rna_encoder import MASK_TOKEN
 from tests.models.helpers import (
     ATAC,
@@ -325,7 +324,7 @@ def test_the_peak_decoders_loss_is_the_same_by_stretches(max_logits, monkeypatch
     inputs = [embedding, decoder.weight, decoder.bias]
     expected = peak_bce(decoder(embedding), atac, 5.0)
     expected_gradients = torch.autograd.grad((expected * weight).sum(), inputs)
-    monkeypatch.setattr("models.objectives.sizes_for", lambda device: replace(ON_CPU, logits=max_logits))
+    monkeypatch.setattr("models.peak_loss.sizes_for", lambda device: replace(ON_CPU, logits=max_logits))
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
         loss = decoded_peak_bce(decoder, embedding, atac, 5.0)

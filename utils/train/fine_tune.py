@@ -30,7 +30,7 @@ def parts_for_head(parent: SavedModel, other_modality: str, missing: str) -> tup
     UserError
         If `other_modality` needs a student or a second encoder that the parent lacks, or an RNA encoder alone.
     """
-    is_alone = parent.kind in MODALITIES  # one encoder of stage I
+    is_alone = len(parent.features) == 1  # one encoder of stage I, or stage II of one modality
     if other_modality == "none":
         if parent.kind != "rna":
             raise UserError(
@@ -46,7 +46,7 @@ def parts_for_head(parent: SavedModel, other_modality: str, missing: str) -> tup
             f"or choose --other_modality {'zeros' if is_alone else 'zeros or measured'}"
         )
     parts = {name: shape for name, shape in parent.config.items() if name != "student"}
-    options = {"missing": other(parent.kind) if is_alone else missing, "other_modality": other_modality}
+    options = {"missing": other(*parent.features) if is_alone else missing, "other_modality": other_modality}
     if other_modality == "student":
         parts["student"], options["missing"] = parent.config["student"], parent.options["missing"]
     return parts, options

@@ -188,6 +188,14 @@ class SavedModel:
             parts = {name: shape for name, shape in self.config.items() if name != "head"}
             return ScMomerConfig(**parts, **self.options)
 
+    def need_both(self) -> None:
+        """Raise a UserError if the folder of stage II has learned from one modality alone."""
+        if len(self.features) < 2:
+            raise UserError(
+                f"{self.path}: has learned from {' '.join(self.features).upper()} alone, so that it is no teacher; run "
+                "pretrain_multimodal.py with both encoders"
+            )
+
     def build(self) -> nn.Module:
         """The module with its weights: of stage I its objective, a head that stands alone, or the composed model."""
         with reading(self.path, *NO_MODEL):
