@@ -6,9 +6,10 @@
 Input: labelled cells from preprocess.py and a folder of pretrain_missing_mod.py. Only the modality that the student
 reads is used. For comparison, --other_modality zeros leaves the student out, and --other_modality measured (with a
 folder of pretrain_multimodal.py) reads both modalities. If no cell was measured in both, start from a folder of
-pretrain_rna.py or pretrain_atac.py with --other_modality zeros. If few cells are labelled, train twice: the second time
-with --pseudo_labels_from the first folder, so that the model learns from all training cells. --other_modality none has
-the classifier of scBERT instead of ours: three linear layers on one number per gene (--classifier_hidden 128 as there).
+pretrain_multimodal.py with one encoder, and give --other_modality zeros. If few cells are labelled, train twice: the
+second time with --pseudo_labels_from the first folder, so that the model learns from all training cells.
+--other_modality none has the classifier of scBERT instead of ours: three linear layers on one number per gene
+(--classifier_hidden 128 as there).
 
 Output: <ckpt_dir>/<model_name>, for predict_cell_type.py. Each epoch prints the loss (cross-entropy) and the
 accuracy; at the end a temperature is fitted on the validation cells, which calibrates the confidence, and so are the
