@@ -49,15 +49,11 @@ class Flags:
         "weight of reconstructing the cell from each modality alone; 0 is the published value", 0.0
     )
 
-    def __post_init__(self):
-        if self.atac_model_path is None and self.rna_model_path is None:
-            raise UserError(
-                "--rna_model_path is missing: give a folder of pretrain_rna.py, of pretrain_atac.py, or both"
-            )
-
 
 def main() -> None:
     flags, config, shape = parse_flags(__doc__, Flags, TrainConfig, FusionConfig, stage="pretrain_multimodal")
+    if flags.rna_model_path is None and flags.atac_model_path is None:
+        raise UserError("--rna_model_path is missing: give a folder of pretrain_rna.py, of pretrain_atac.py, or both")
     check_numbers(flags, "feature_dropout", below=1)
     check_numbers(flags, "alone_weight", "pair_weight")
 
