@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 
 from models.device import sizes_for
 from models.favor import favor_attention
-from models.objectives import Distillation, JointPairs, Objective
+from models.objectives import Denoising, Distillation, JointPairs, Objective
 from models.performer import orthogonal_features
 from tests.models.helpers import (
     LATENT_DIM,
@@ -24,6 +24,7 @@ from tests.models.helpers import (
     masked_atac,
     masked_rna,
     minibatch,
+    one_tower,
     scmomer,
 )
 from tests.models.plain_favor import plain_attention
@@ -41,6 +42,7 @@ OBJECTIVES = {
     "rna expressed": lambda: masked_rna("expressed"),
     "atac": masked_atac,
     "pairs": lambda: JointPairs(scmomer("expressed"), feature_dropout=0.3),
+    "one modality": lambda: Denoising(one_tower("rna", "expressed"), feature_dropout=0.3),
     "student": lambda: Distillation(scmomer("expressed", other_modality="student"), feature_dropout=0.3),
     "celltype": celltypes,
 }

@@ -110,6 +110,13 @@ def scmomer(tokens: str = "all", classes: bool = False, freeze_gene_embedding: b
     return jitter(ScMomer(config, N_GENES, N_PEAKS, type_head if classes else None))
 
 
+def one_tower(name: str, tokens: str = "all") -> ScMomer:
+    """A small model of stage II that knows one modality alone."""
+    torch.manual_seed(5)
+    config = ScMomerConfig(**{name: rna_config(tokens) if name == "rna" else ATAC}, fusion=FUSION)
+    return jitter(ScMomer(config, N_GENES * (name == "rna"), N_PEAKS * (name == "atac")))
+
+
 def gradients(module: nn.Module) -> dict[str, Tensor]:
     """Copies of all gradients by name."""
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}

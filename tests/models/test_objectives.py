@@ -12,6 +12,7 @@ from models.atac_encoder import ATACEncoder
 from models.device import ON_CPU
 from models.masking import mask_genes, mask_patches
 from models.objectives import (
+    Denoising,
     Distillation,
     JointPairs,
     MaskedATAC,
@@ -30,6 +31,7 @@ from tests.models.helpers import (
     masked_atac,
     masked_rna,
     minibatch,
+    one_tower,
     ragged,
     rna_encoder,
     scmomer,
@@ -46,6 +48,8 @@ OBJECTIVES = {
         f"JointPairs {kind} {k}": lambda kind=kind, k=k: JointPairs(scmomer(kind), k) for kind in KINDS for k in (0, -1)
     },
     "JointPairs expressed 2": lambda: JointPairs(scmomer("expressed"), 2),
+    **{f"Denoising rna {kind}": lambda kind=kind: Denoising(one_tower("rna", kind), 2) for kind in KINDS},
+    "Denoising atac": lambda: Denoising(one_tower("atac"), -1),
     **{
         f"Distillation without {missing}": lambda missing=missing: Distillation(
             scmomer(missing=missing, other_modality="student")
