@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.atac_encoder import ATACEncoder, ATACEncoderConfig
-from models.objectives import Distillation, FineTuning, JointPairs, MaskedATAC, MaskedRNA, Objective
+from models.objectives import Denoising, Distillation, FineTuning, JointPairs, MaskedATAC, MaskedRNA, Objective
 from models.rna_encoder import RNAEncoder, RNAEncoderConfig
 from models.scmomer import ScMomer, ScMomerConfig
 from models.shapes import ClassifierConfig, FusionConfig
@@ -146,7 +146,7 @@ def assert_same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.T
 
 # The engine --------------------------------------------------------------------------------------------------------
 
-KINDS = ("rna", "rna expressed", "atac", "pairs", "student", "celltype")
+KINDS = ("rna", "rna expressed", "atac", "pairs", "denoising", "student", "celltype")
 RNA_SHAPE = RNAEncoderConfig(dim=16, depth=2, heads=2, dim_head=8)
 ATAC_SHAPE = ATACEncoderConfig(n_patches=10, dim=16, depth=2, heads=2, dim_head=8)
 FUSION_SHAPE = FusionConfig(latent_dim=16, pair_hidden=8)
@@ -180,6 +180,9 @@ def make_stage(kind: str, cells: Cells, seed: int = 0, dropout: float = 0.1) -> 
         return Stage(MaskedRNA(RNAEncoder(shape, n_genes), seed), *train_and_val(cells, seed))
     if kind == "atac":
         return Stage(MaskedATAC(ATACEncoder(ATAC_SHAPE, n_peaks)), *train_and_val(cells, seed))
+    if kind == "denoising":
+        model = ScMomer(ScMomerConfig(RNA_SHAPE, None, FUSION_SHAPE), n_genes, 0)
+        return Stage(Denoising(model), *train_and_val(cells, seed))
     config = ScMomerConfig(RNA_SHAPE, ATAC_SHAPE, FUSION_SHAPE)
     if kind == "pairs":
         model = ScMomer(config, n_genes, n_peaks)

@@ -16,7 +16,7 @@ from utils.train.loop import TrainConfig, run
 
 N_CELLS, WIDTH = 8, 12
 
-DROPPING = {"pairs": 0.3, "student": 0.3, "celltype": 0.3}
+DROPPING = {"pairs": 0.3, "denoising": 0.3, "student": 0.3, "celltype": 0.3}
 """Share of features that these objectives leave out, which is done another way on a GPU."""
 
 
