@@ -1,8 +1,8 @@
 """Measure whether time and memory grow with the cells, no faster: cells in another order, and a million cells.
 
-    python -m benchmarks.atlas                              # orders, then a million cells (65 GB of disk, two hours)
-    python -m benchmarks.atlas --cells 0                    # orders alone
-    python -m benchmarks.atlas --cells 200000 --sizes ""    # a fifth of the second part, without the first
+    python -m benchmarks.atlas                                    # orders, then a million cells (65 GB of disk, two hours)
+    python -m benchmarks.atlas --cells 0 --translation_cells 0    # orders alone
+    python -m benchmarks.atlas --cells 200000 --sizes ""          # a fifth of the second part, without the first
 
 Orders: files of three sizes are read completely, twice, in a random order of their cells, as for paired files whose
 barcodes stand in different orders: stored by cells, by cells with compression, and by features. Each is read in a
