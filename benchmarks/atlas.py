@@ -1,6 +1,6 @@
 """Measure whether time and memory grow with the cells, no faster: cells in another order, and a million cells.
 
-    python -m benchmarks.atlas                                    # orders, then a million cells (65 GB of disk, two hours)
+    python -m benchmarks.atlas                                    # orders, then a million cells (65 GB of disk, hours)
     python -m benchmarks.atlas --cells 0 --translation_cells 0    # orders alone
     python -m benchmarks.atlas --cells 200000 --sizes ""          # a fifth of the second part, without the first
 
