@@ -54,7 +54,10 @@ def main() -> None:
         ),
         Row(f"cells/s of prediction, {against}", rates[-1] / rates[0], 0.9, "times"),
     ]
-    runs = {n_cells: one | {"cells_per_second": rate} for n_cells, one, rate in zip(sizes, used, rates, strict=True)}
+    runs = {
+        n_cells: {"seconds": one["seconds"], "peak_memory_gb": one["peak_memory_gb"], "cells_per_second": rate}
+        for n_cells, one, rate in zip(sizes, used, rates, strict=True)
+    }
     save_rows("prediction_memory", rows, flags.out_path, runs=runs)
 
 
