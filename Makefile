@@ -69,7 +69,7 @@ study: $(STUDY_STAMP) ## make the runs that benchmarks/results/study lacks, and 
 	$(BIN)/python -m benchmarks.study
 
 study-quick: DATA = ../shared/data
-study-quick: $(STAMP) ## pretrain one fold again, and set some of its rows beside the kept ones (DATA=folder; minutes)
+study-quick: $(STAMP) ## pretrain one fold again, and set some of its rows beside the kept ones (DATA=folder; 8 minutes)
 	rm -rf runs/study_quick
 	$(BIN)/python -m benchmarks.paired --data_path "$(DATA)" --parts quick --out_path runs/study_quick/models \
 		--results_path runs/study_quick/results
