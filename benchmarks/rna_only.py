@@ -119,14 +119,18 @@ def run(part: str, adata: AnnData, fold: int, seed: int, out: Path, numbers: lis
             flags = f"{FINE_TUNE} {few_labels.on_all_cells(n, path(first))}"
         fit = f"train_missing_celltype_func.py {start} --model {name} {flags}"
         stages.run(f"fine-tune {title}", fit)
-        model = f"--data_path {path('ready.h5ad')} --model_path {path(name)}"
+        model = f"evaluate.py --data_path {path('ready.h5ad')} --model_path {path(name)}"
+        # Scores lie outside the model folder, which the mixture changes; so it is always scored before.
+        alone = " --model_alone" * (part == "stage_one")
+        stages.run(f"evaluate {title}", f"{model} --out_path {path(f'scores/{name}/evaluation')}{alone}")
         if part == "mixed":  # a finished run gets the mixture without training
             again = fit.replace(" --overwrite", "")
             stages.run(f"mix {title}", f"{again} --resume --mix_baselines")
-            stages.run(f"evaluate mixed {title}", f"evaluate.py {model} --model_alone")
-        else:
-            stages.run(f"evaluate {title}", f"evaluate.py {model}{' --model_alone' * (part == 'stage_one')}")
-        yield n, scores_in(out / name, PARTS[part], seed, n)
+            name += "_mixed"
+            stages.run(
+                f"evaluate mixed {title}", f"{model} --model_alone --out_path {path(f'scores/{name}/evaluation')}"
+            )
+        yield n, scores_in(out / "scores" / name, PARTS[part], seed, n)
 
 
 def pbmc68k() -> AnnData:

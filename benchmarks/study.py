@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.lib.bench import RESULTS
 from benchmarks.lib.stages import ROOT
-from benchmarks.lib.study import RUN, interval, mean, of_folds, read_parts, read_rows, values_of
+from benchmarks.lib.study import RUN, interval, mean, of_folds, parsed, read_parts, read_rows, run_name, values_of
 from benchmarks.paired import DATA, FEW_LABELS, OURS, SHUFFLED
 from benchmarks.rna_only import PARTS
 from utils.cli import flag, parse_flags, run_script
@@ -273,18 +273,15 @@ def compared(kept: Path, again: Path) -> str:
         "|---|---|---|---|---|",
     ]
     for path in sorted(again.glob("*.csv")):
-        run, part = path.stem.rsplit("_", 1)
-        parts = ("embeddings", "translation") if part == "quick" else (path.stem.removeprefix(f"{run}_"),)
-        files = [file for name in parts if (file := kept / f"{run}_{name}.csv").is_file()]
-        if not files:
+        data, part, fold, pretraining = parsed(path)
+        parts = ("embeddings", "translation") if part == "quick" else (part,)
+        if not any((kept / f"{data}_{run_name(fold, pretraining)}_{name}.csv").is_file() for name in parts):
             continue
-        rows = pd.concat(map(read_rows, files))
-        both_runs = rows.merge(read_rows(path), on=KEYS, suffixes=("", "_again"))
+        rows = read_parts(kept, data, *parts)
+        rows = rows[rows.fold == fold]
+        both_runs = rows[rows.pretraining == pretraining].merge(read_rows(path), on=KEYS, suffixes=("", "_again"))
         gap = (both_runs.value_again - both_runs.value).abs()
-        fold = pd.concat(
-            map(read_rows, (f for name in parts for f in kept.glob(f"{run.split('_pre')[0]}*_{name}.csv")))
-        )
-        ends = fold.groupby(KEYS[1:])["value"].agg(["min", "max"])
+        ends = rows.groupby(KEYS[1:])["value"].agg(["min", "max"])
         ends = ends.loc[list(both_runs[KEYS[1:]].itertuples(index=False, name=None))]
         value = both_runs.value_again.to_numpy()
         within = (value >= ends["min"].to_numpy() - NEAR) & (value <= ends["max"].to_numpy() + NEAR)

@@ -80,13 +80,18 @@ def read_parts(folder: str | Path, data: str, *parts: str) -> pd.DataFrame:
     tables = []
     for part in parts:
         for path in sorted(Path(folder).glob(f"{data}_fold*_{part}.csv")):
-            found = re.fullmatch(rf"{data}_fold(\d+)(?:_pretraining(\d+))?_{part}", path.stem)
-            if found:  # not controls_translation for translation
-                run = {"fold": int(found[1]), "pretraining": int(found[2] or 0)}
-                tables.append(read_rows(path).assign(**run))
+            *found, fold, pretraining = parsed(path)
+            if found == [data, part]:  # not controls_translation for translation
+                tables.append(read_rows(path).assign(fold=fold, pretraining=pretraining))
     if not tables:
         raise UserError(f"{folder}: has no rows of {parts[0]} of {data}; run python -m benchmarks.paired --data {data}")
     return pd.concat(tables, ignore_index=True)
+
+
+def parsed(path: Path) -> tuple[str, str, int, int]:
+    """Return data set, part, fold and seed of the pretraining, as the name of a CSV file says."""
+    data, fold, pretraining, part = re.fullmatch(r"(.+)_fold(\d+)(?:_pretraining(\d+))?_(.+)", path.stem).groups()
+    return data, part, int(fold), int(pretraining or 0)
 
 
 RUN = ["fold", "pretraining", "seed"]

@@ -94,6 +94,27 @@ def test_the_quick_part_needs_no_shuffled_pairs(tmp_path, monkeypatch):
     assert not [name for name in ran if "shuffled" in name]
 
 
+def test_a_model_is_scored_before_baselines_are_mixed_in(tmp_path, monkeypatch):
+    """On RNA alone: the two scores lie in different places, outside the folder that the mixture changes."""
+    ran, read = {}, []
+    monkeypatch.setattr(Stages, "run", lambda self, name, command: ran.setdefault(name, command))
+    monkeypatch.setattr(rna_only, "scores_in", lambda folder, *_: read.append(folder))
+    cells = ad.AnnData(np.ones((2, 2), np.float32))
+    for part in ("mixed", "types"):
+        assert [n for n, _ in rna_only.run(part, cells, 0, 0, tmp_path, [0, 10])] == [0, 10]
+    order = list(ran)
+    for n in ("all", "10"):
+        title = f"denoised, {n} labels"
+        assert order.index(f"evaluate {title}") < order.index(f"mix {title}") < order.index(f"evaluate mixed {title}")
+        mix = ran[f"mix {title}"].split()
+        assert {"--resume", "--mix_baselines"} < set(mix) and "--overwrite" not in mix
+        assert set(ran[f"fine-tune {title}"].split()) - set(mix) == {"--overwrite"}
+    assert len(set(read)) == 4 and all(folder.parent == tmp_path / "scores" for folder in read)
+    for command in ran.values():
+        script, *words = command.split()
+        assert {word for word in words if word.startswith("--")} <= flags_of(script.removesuffix(".py")), command
+
+
 def test_what_a_file_has_is_not_run_again(tmp_path, monkeypatch):
     """Of seeds 0 and 1, 10 labels of seed 0 are there; then all are."""
     asked = []

@@ -14,7 +14,7 @@ from utils.evaluate.translation_baselines import depth_translation, neighbour_tr
 from utils.evaluate.translation_scores import ERRORS, N_RESAMPLES, draw_resamples, interval, score_prediction
 from utils.evaluate.type_baselines import MOST_TRAINING, MOST_VALIDATION
 from utils.files.disk_rows import Rows, row_lengths, select
-from utils.predict.translation import fit_calibration, translate
+from utils.predict.translation import at_most, fit_calibration, translate
 from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
 from utils.train.model_folder import SavedModel
@@ -109,10 +109,9 @@ def score_translation(saved: SavedModel, cells: Cells, rows: np.ndarray, config:
 
 def draw(numbers: np.ndarray, most: int, what: str, say) -> np.ndarray:
     """Return at most so many of the numbers, in order, and say so if there are more."""
-    if len(numbers) <= most:
-        return numbers
-    say(f"{most:,} of {len(numbers):,} {what}, drawn at random")
-    return np.sort(np.random.default_rng(0).choice(numbers, most, replace=False))
+    if len(numbers) > most:
+        say(f"{most:,} of {len(numbers):,} {what}, drawn at random")
+    return at_most(numbers, most)
 
 
 def read_columns(matrix: Rows, rows: np.ndarray, columns: np.ndarray | None, block: int = 2048) -> sparse.csr_matrix:

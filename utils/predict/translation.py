@@ -76,6 +76,13 @@ def translate(saved: SavedModel, dataset: CellDataset, config: InferConfig, runt
     )
 
 
+def at_most(numbers: np.ndarray, most: int) -> np.ndarray:
+    """Return the numbers, or so many of them drawn at random, in order."""
+    if len(numbers) <= most:
+        return numbers
+    return np.sort(np.random.default_rng(0).choice(numbers, most, replace=False))
+
+
 def fit_calibration(saved: SavedModel, cells: Cells, config: InferConfig, runtime: Runtime) -> PeakCalibration:
     """Fit the calibration of predicted peaks: three numbers on the validation cells of a file, from which the model has
     not learned, and offsets of peaks on its training cells if validation cells show that they help.
@@ -91,9 +98,7 @@ def fit_calibration(saved: SavedModel, cells: Cells, config: InferConfig, runtim
     """
     sides = {}
     for split in ("val", "train"):
-        rows = cells.rows(split)
-        if len(rows) > MOST_CELLS:
-            rows = np.sort(np.random.default_rng(0).choice(rows, MOST_CELLS, replace=False))
+        rows = at_most(cells.rows(split), MOST_CELLS)
         if not len(rows):
             if split == "val":
                 return PeakCalibration()
