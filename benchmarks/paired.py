@@ -9,6 +9,7 @@ Test cells come from batches or donors that no stage is trained on, and have RNA
     embeddings   pretrains every arm, once per fold, and fits the same classifier on each arm's frozen embedding, by 10,
                  30, 100 and all labels per type
     types        fine-tunes the model, beside all baselines of evaluate.py
+    mixed        mixes two simple classifiers into that model (--mix_baselines)
     shuffled     fine-tunes the same model after pretraining on shuffled pairs
     translation  scores how well the students of embeddings predict ATAC; controls_translation those of controls
     scANVI, MultiVI   other methods (`make study` installs them)
@@ -26,19 +27,19 @@ from typing import Literal
 
 import pandas as pd
 
-from benchmarks.lib import few_labels
+from benchmarks.lib import fine_tune
 from benchmarks.lib.bench import RESULTS
 from benchmarks.lib.probe import probe, thinned
 from benchmarks.lib.stages import ROOT, Stages, from_root
-from benchmarks.lib.study import add_rows, done_in, evaluated, read_rows, run_name, scores_in
+from benchmarks.lib.study import MIXED, OURS, SHUFFLED, add_rows, done_in, evaluated, read_rows, run_name, scores_in
 from utils.cells.preprocessed import read_cells
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
 from utils.evaluate.metrics import classification_scores
 
 FEW_LABELS = (10, 30, 100)
-PARTS = ("embeddings", "controls", "translation", "controls_translation", "types", "shuffled")
-FINE_TUNED = ("types", "shuffled")
+PARTS = ("embeddings", "controls", "translation", "controls_translation", "types", "mixed", "shuffled")
+FINE_TUNED = ("types", "mixed", "shuffled")
 PEERS = ("scANVI", "MultiVI")
 QUICK = ("stage II", "student")
 """Arms of the part quick."""
@@ -59,7 +60,6 @@ CONTROLS = {
 }
 THINNED = ("stage II", "student", "student, shuffled pairs")
 """Arms whose embeddings of thinned cells are scored."""
-OURS, SHUFFLED = "scMomer", "scMomer, shuffled pairs"
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,9 @@ class Flags:
     data_path: str = flag("folder with the raw files", "../shared/data")
     fold: int = flag("which batches or donors to test on, from 0", 0)
     parts: str = flag(f"what to run, a comma-separated list of {', '.join((*PARTS, *PEERS, 'quick'))}", ",".join(PARTS))
-    seeds: str = flag("of the draws of labels and of fine-tuning in types and shuffled, separated by commas", "0")
+    seeds: str = flag(
+        "of the draws of labels and of fine-tuning in types, mixed and shuffled, separated by commas", "0"
+    )
     draws: int = flag("draws of labels in embeddings and controls", 5)
     pretraining_seed: int = flag("of the three pretraining stages; each seed has its own files", 0)
     out_path: str | None = flag("folder for the models; by default runs/study/<data>_fold<f>", None)
@@ -194,13 +196,20 @@ class Fold:
         self.stages.run("preprocess, shuffled pairs", f"preprocess.py {common} --out_path {self.control} {shuffle}")
 
     def train(
-        self, stage: str, script: str, name: str, flags: str, seed: int | None = None, data: str | None = None
+        self,
+        stage: str,
+        script: str,
+        name: str,
+        flags: str,
+        seed: int | None = None,
+        data: str | None = None,
+        folder: str = "",
     ) -> None:
         """Run a training script with --preset small, flags of its own, and a seed: that of pretraining by default."""
         seed = self.seed if seed is None else seed
-        common = f"--preset small --data_path {data or self.ready} --ckpt_dir {self.path('')} --model_name {name}"
-        pace = self.data.pace.get(script, "")
-        self.stages.run(stage, " ".join(f"{script}.py {common} {pace} {flags} --seed {seed} --overwrite".split()))
+        common = f"--preset small --data_path {data or self.ready} --ckpt_dir {self.path(folder)} --model_name {name}"
+        pace, overwrite = self.data.pace.get(script, ""), "" if "--resume" in flags else "--overwrite"
+        self.stages.run(stage, " ".join(f"{script}.py {common} {pace} {flags} --seed {seed} {overwrite}".split()))
 
     def pretrain(self) -> None:
         """Pretrain the model."""
@@ -278,37 +287,47 @@ class Fold:
         """Yield rows of the fine-tuned model and of all baselines, for each seed and number of labels."""
         self.pretrain()
         for seed, n in todo:  # with all labels the baselines do not depend on the seed
-            yield self.scores(OURS, "student", n, seed, with_baselines=bool(n) or seed == 0)
+            model = self.fine_tune(OURS, "student", n, seed)
+            yield self.scores(OURS, model, n, seed, with_baselines=bool(n) or seed == 0)
+
+    def mixed(self, todo: list[tuple[int, int]]):
+        """Yield rows of the same model after two simple classifiers have been mixed in."""
+        self.pretrain()
+        for seed, n in todo:
+            yield self.scores(MIXED, self.fine_tune(OURS, "student", n, seed, mix=True), n, seed)
 
     def shuffled(self, todo: list[tuple[int, int]]):
         """Yield rows of the same model, pretrained on shuffled pairs."""
         self.pretrain_on_shuffled()
         for seed, n in todo:
-            yield self.scores(SHUFFLED, "student_shuffled", n, seed)
+            yield self.scores(SHUFFLED, self.fine_tune(SHUFFLED, "student_shuffled", n, seed), n, seed)
 
-    def scores(self, method: str, parent: str, n: int, seed: int, with_baselines: bool = False) -> list[tuple]:
-        """Fine-tune a model on n labels per type (0 for all), and return the rows of its evaluation."""
-        name = self.fine_tune(method, parent, n, seed)
+    def scores(self, method: str, model: Path, n: int, seed: int, with_baselines: bool = False) -> list[tuple]:
+        """Evaluate a model folder, and return the rows."""
         alone = "" if with_baselines else " --model_alone"
-        self.stages.run(
-            f"evaluate {name}", f"evaluate.py --data_path {self.ready} --model_path {self.path(name)}{alone}"
-        )
-        return scores_in(self.out / name, method, seed, n)
+        command = f"evaluate.py --data_path {self.ready} --model_path {from_root(model)}{alone}"
+        self.stages.run(f"evaluate {model.relative_to(self.out)}", command)
+        return scores_in(model, method, seed, n)
 
-    def fine_tune(self, method: str, parent: str, n: int, seed: int) -> str:
-        """Fine-tune a cell type model on n labels per type (0 for all), and return the name of its folder.
+    def fine_tune(self, method: str, parent: str, n: int, seed: int, mix: bool = False) -> Path:
+        """Fine-tune a cell type model on n labels per type (0 for all), and return its folder.
 
         With few labels it is trained twice: on the labelled cells alone, the longer the fewer they are, and then on all
-        training cells, with the first model's predictions as labels.
+        training cells, with the first model's predictions as labels. `mix` mixes simple classifiers into a copy of it.
         """
         start, name = f"--pretrained_model_path {self.path(parent)} --train_student", f"{parent}_{n}_labels_{seed}"
-        script, title = "train_missing_celltype_func", f"fine-tune {method}, {n or 'all'} labels, seed {seed}"
+        script, title = "train_missing_celltype_func", f"{method}, {n or 'all'} labels, seed {seed}"
         if n:
             first = f"{name}_alone"
-            self.train(f"{title}, labelled cells alone", script, first, f"{start} {few_labels.alone(n)}", seed)
-            start = f"{start} {few_labels.on_all_cells(n, self.path(first))} {PSEUDO_LABELS}"
-        self.train(title, script, name, start, seed)
-        return name
+            own = f"{start} {fine_tune.alone(n)}"
+            self.train(f"fine-tune {title}, labelled cells alone", script, first, own, seed)
+            start = f"{start} {fine_tune.on_all_cells(n, self.path(first))} {PSEUDO_LABELS}"
+        self.train(f"fine-tune {title}", script, name, start, seed)
+        if not mix:
+            return self.out / name
+        fine_tune.copy_to_mix(self.stages, f"mix {title}", self.out, name)
+        self.train(f"mix {title}", script, name, f"{start} {fine_tune.MIX}", seed, folder=fine_tune.MIXED)
+        return self.out / fine_tune.MIXED / name
 
     def translation(self, seeds: list[int]):
         """Yield rows of the translation RNA → ATAC by the student, with pairs as they are and shuffled."""

@@ -21,10 +21,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData, read_h5ad
 
-from benchmarks.lib import few_labels
+from benchmarks.lib import fine_tune
 from benchmarks.lib.bench import RESULTS
 from benchmarks.lib.stages import Stages, from_root
-from benchmarks.lib.study import add_rows, done_in, scores_in
+from benchmarks.lib.study import MIXED, OURS, add_rows, done_in, scores_in
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
 from utils.files.write import write_whole
@@ -35,7 +35,7 @@ FILES = {"immune": "immune_rna.h5ad", "pbmc_3tech": "scrna/pbmc_3tech.h5ad"}
 FEW_LABELS = {"pbmc_3tech": (10, 30)}
 """Data set → numbers of labels per type, beside all of them."""
 # Added to --preset small: with few cells, more epochs.
-PARTS = {"types": "scMomer", "mixed": "scMomer, mixed", "stage_one": "scMomer without stage II"}
+PARTS = {"types": OURS, "mixed": MIXED, "stage_one": "scMomer without stage II"}
 """Part → what its rows call our model."""
 STAGE_ONE = "--epochs 20 --cycle_epochs 19"
 STAGE_TWO = "--epochs 40 --cycle_epochs 39"
@@ -103,34 +103,32 @@ def run(part: str, adata: AnnData, fold: int, seed: int, out: Path, numbers: lis
         f"preprocess.py --data_path {path('raw.h5ad')} --out_path {path('ready.h5ad')} --split_by fold "
         f"--test_groups {fold} --target_sum median --seed {seed}",
     )
-    common = f"--data_path {path('ready.h5ad')} --ckpt_dir {path('')} --seed {seed} --preset small --overwrite"
+    data, seeded = f"--data_path {path('ready.h5ad')}", f"--seed {seed} --preset small"
+    common = f"{data} --ckpt_dir {path('')} {seeded} --overwrite"
     stages.run("stage I", f"pretrain_rna.py {common} --model_name rna {STAGE_ONE}")
     kind, parent = ("celltype", "rna") if part == "stage_one" else ("denoised", "denoiser")
     if parent == "denoiser":
         join = f"pretrain_multimodal.py {common} --model_name {parent} --rna_model_path {path('rna')} {STAGE_TWO}"
         stages.run("stage II", join)
-    start = f"{common} --pretrained_model_path {path(parent)} --other_modality zeros --grad_acc 1"
+    fit = f"train_missing_celltype_func.py {data} {seeded} --pretrained_model_path {path(parent)}"
+    fit += " --other_modality zeros --grad_acc 1"
+    own = f"--ckpt_dir {path('')} --overwrite"
     for n in numbers:
         name, flags, title = f"{kind}_{n}" if n else kind, FINE_TUNE, f"{kind}, {n or 'all'} labels"
         if n:
             first = f"{name}_alone"
-            fit = f"train_missing_celltype_func.py {start} --model {first} {few_labels.alone(n)}"
-            stages.run(f"fine-tune {title} alone", fit)
-            flags = f"{FINE_TUNE} {few_labels.on_all_cells(n, path(first))}"
-        fit = f"train_missing_celltype_func.py {start} --model {name} {flags}"
-        stages.run(f"fine-tune {title}", fit)
-        model = f"evaluate.py --data_path {path('ready.h5ad')} --model_path {path(name)}"
-        # Scores lie outside the model folder, which the mixture changes; so it is always scored before.
-        alone = " --model_alone" * (part == "stage_one")
-        stages.run(f"evaluate {title}", f"{model} --out_path {path(f'scores/{name}/evaluation')}{alone}")
-        if part == "mixed":  # a finished run gets the mixture without training
-            again = fit.replace(" --overwrite", "")
-            stages.run(f"mix {title}", f"{again} --resume --mix_baselines")
-            name += "_mixed"
-            stages.run(
-                f"evaluate mixed {title}", f"{model} --model_alone --out_path {path(f'scores/{name}/evaluation')}"
-            )
-        yield n, scores_in(out / "scores" / name, PARTS[part], seed, n)
+            stages.run(f"fine-tune {title} alone", f"{fit} {own} --model {first} {fine_tune.alone(n)}")
+            flags = f"{FINE_TUNE} {fine_tune.on_all_cells(n, path(first))}"
+        stages.run(f"fine-tune {title}", f"{fit} {own} --model {name} {flags}")
+        stage, model, more = f"evaluate {title}", out / name, " --model_alone" * (part != "types")
+        if part == "mixed":
+            mix = f"mix {title}"
+            fine_tune.copy_to_mix(stages, mix, out, name)
+            model = out / fine_tune.MIXED / name
+            stages.run(mix, f"{fit} --ckpt_dir {from_root(model.parent)} {fine_tune.MIX} --model {name} {flags}")
+            stage = f"evaluate mixed {title}"
+        stages.run(stage, f"evaluate.py {data} --model_path {from_root(model)}{more}")
+        yield n, scores_in(model, PARTS[part], seed, n)
 
 
 def pbmc68k() -> AnnData:

@@ -11,6 +11,8 @@ from utils.errors import UserError
 
 COLUMNS = ("seed", "labels", "method", "measure", "value")
 N_RESAMPLES = 4000
+OURS, MIXED, SHUFFLED = "scMomer", "scMomer, mixed", "scMomer, shuffled pairs"
+"""What rows call our model, as it is, with two simple classifiers mixed in, and pretrained on shuffled pairs."""
 
 
 def run_name(fold: int, pretraining_seed: int = 0) -> str:

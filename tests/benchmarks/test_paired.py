@@ -9,7 +9,7 @@ from scipy.sparse import csr_matrix
 from benchmarks import paired, peers, rna_only
 from benchmarks.lib import probe
 from benchmarks.lib.stages import Stages
-from benchmarks.lib.study import COLUMNS, add_rows, done_in
+from benchmarks.lib.study import COLUMNS, MIXED, OURS, SHUFFLED, add_rows, done_in
 from tests.helpers import command_line
 from tests.test_docs import flags_of
 from utils.cells.preprocessed import Cells, read_cells
@@ -26,8 +26,8 @@ def fold(tmp_path, monkeypatch):
     made.preprocess()
     made.pretrain_on_shuffled()
     made.pretrain_controls()
-    made.fine_tune(paired.OURS, "student", 30, seed=2)
-    made.fine_tune(paired.SHUFFLED, "student_shuffled", 0, seed=2)
+    made.fine_tune(OURS, "student", 30, seed=2)
+    made.fine_tune(SHUFFLED, "student_shuffled", 0, seed=2)
     return ran
 
 
@@ -53,10 +53,10 @@ def test_arms_are_flags_of_the_scripts(fold):
 
 
 def test_few_labels_are_learned_in_two_steps_and_all_in_one(fold):
-    few = [command for name, command in fold.items() if name.startswith(f"fine-tune {paired.OURS}, 30")]
+    few = [command for name, command in fold.items() if name.startswith(f"fine-tune {OURS}, 30")]
     assert len(few) == 2 and all("--labels_per_type 30" in command and "--seed 2" in command for command in few)
     assert "--pseudo_labels_from" in few[1] and "student_30_labels_2_alone" in few[1]
-    (everything,) = [command for name, command in fold.items() if paired.SHUFFLED in name]
+    (everything,) = [command for name, command in fold.items() if SHUFFLED in name]
     assert "--labels_per_type" not in everything and "shuffled.h5mu" not in everything  # RNA is the same in both files
 
 
@@ -77,8 +77,8 @@ def test_another_pretraining_has_its_own_seed_and_files(tmp_path, monkeypatch):
     paired.main()
     stages = [command for name, command in ran.items() if name.startswith("stage")]
     assert len(stages) == 4 and all("--seed 7" in command for command in stages)
-    made[0].fine_tune(paired.OURS, "student", 0, seed=3)
-    assert "--seed 3" in ran[f"fine-tune {paired.OURS}, all labels, seed 3"]
+    made[0].fine_tune(OURS, "student", 0, seed=3)
+    assert "--seed 3" in ran[f"fine-tune {OURS}, all labels, seed 3"]
     assert done_in(tmp_path / "snareseq2_fold2_pretraining7_embeddings.csv") == {(0, 0), (1, 0)}
 
 
@@ -94,22 +94,37 @@ def test_the_quick_part_needs_no_shuffled_pairs(tmp_path, monkeypatch):
     assert not [name for name in ran if "shuffled" in name]
 
 
-def test_a_model_is_scored_before_baselines_are_mixed_in(tmp_path, monkeypatch):
-    """On RNA alone: the two scores lie in different places, outside the folder that the mixture changes."""
-    ran, read = {}, []
-    monkeypatch.setattr(Stages, "run", lambda self, name, command: ran.setdefault(name, command))
-    monkeypatch.setattr(rna_only, "scores_in", lambda folder, *_: read.append(folder))
+def test_a_mixture_goes_into_a_copy_of_the_run(tmp_path, monkeypatch):
+    """With pairs and without: the copy is mixed with the flags of the run, and the run itself stays as it is."""
+    ran, scored = {}, []
+
+    def record(self, name, command):
+        ran[name] = command
+        if name.startswith("fine-tune"):
+            words = command.split()
+            model = words[max(words.index(flag) for flag in ("--model", "--model_name") if flag in words) + 1]
+            for end in ("", ".training"):
+                (tmp_path / "out" / f"{model}{end}").mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(Stages, "run", record)
+    for module in (paired, rna_only):
+        monkeypatch.setattr(module, "scores_in", lambda folder, method, *_: scored.append((folder, method)) or [])
+    made = paired.Fold(paired.DATA["snareseq2"], tmp_path, tmp_path / "out", 1)
+    for part in ("mixed", "types"):
+        assert len(list(getattr(made, part)([(3, 10), (3, 0)]))) == 2
     cells = ad.AnnData(np.ones((2, 2), np.float32))
     for part in ("mixed", "types"):
-        assert [n for n, _ in rna_only.run(part, cells, 0, 0, tmp_path, [0, 10])] == [0, 10]
-    order = list(ran)
-    for n in ("all", "10"):
-        title = f"denoised, {n} labels"
-        assert order.index(f"evaluate {title}") < order.index(f"mix {title}") < order.index(f"evaluate mixed {title}")
-        mix = ran[f"mix {title}"].split()
-        assert {"--resume", "--mix_baselines"} < set(mix) and "--overwrite" not in mix
-        assert set(ran[f"fine-tune {title}"].split()) - set(mix) == {"--overwrite"}
-    assert len(set(read)) == 4 and all(folder.parent == tmp_path / "scores" for folder in read)
+        assert [n for n, _ in rna_only.run(part, cells, 0, 0, tmp_path / "out", [0, 10])] == [0, 10]
+    mixes = {name.removeprefix("mix "): command for name, command in ran.items() if name.startswith("mix ")}
+    assert len(mixes) == 4
+    for title, command in mixes.items():
+        new, old = command.split(), ran[f"fine-tune {title}"].split()
+        assert set(old) - set(new) == {"--overwrite", old[old.index("--ckpt_dir") + 1]}
+        assert set(new) - set(old) == {"--resume", "--mix_baselines", new[new.index("--ckpt_dir") + 1]}
+    copies = {folder for folder, method in scored if method == MIXED}
+    plain = {folder for folder, method in scored if method == OURS}
+    assert len(copies) == len(plain) == 4 and {path.name for path in copies} == {path.name for path in plain}
+    assert all((path.is_dir(), path.parent) == (True, tmp_path / "out" / "mixed") for path in copies)
     for command in ran.values():
         script, *words = command.split()
         assert {word for word in words if word.startswith("--")} <= flags_of(script.removesuffix(".py")), command

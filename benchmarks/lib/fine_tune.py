@@ -1,0 +1,41 @@
+"""How the study fine-tunes: with few labels twice, first on the labelled cells alone; and how it makes mixtures."""
+
+import shutil
+from pathlib import Path
+
+from benchmarks.lib.stages import Stages
+
+MIXED = "mixed"
+"""The folder for copies of finished runs that get a mixture: the run itself stays as it is."""
+MIX = "--resume --mix_baselines"
+"""Flags that add the mixture to a finished run without training."""
+
+
+def alone(n: int) -> str:
+    """Return the flags of training on n labelled cells of each type alone: the fewer they are, the more epochs."""
+    epochs = max(12, 1800 // n)
+    return (
+        f"--labels_per_type {n} --epochs {epochs} --cycle_epochs {epochs - 1} --val_every {epochs} "
+        "--pretrained_lr_scale 0.1"
+    )
+
+
+def on_all_cells(n: int, first: str) -> str:
+    """Return the flags of training on all cells, whose labels, but for n of each type, a first model has predicted."""
+    return f"--labels_per_type {n} --pseudo_labels_from {first}"
+
+
+def copy_to_mix(stages: Stages, stage: str, folder: Path, name: str) -> None:
+    """Copy a finished run, so that a stage can mix its copy, unless that stage has run already.
+
+    Parameters
+    ----------
+    stages, stage : the record of stages, and the name of the one that mixes
+    folder, name : the folder of models, and the name of the run; its copy lies in `MIXED` of this folder
+    """
+    if stage in stages.used:
+        return
+    for end in ("", ".training"):
+        copy = folder / MIXED / f"{name}{end}"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(folder / f"{name}{end}", copy)
