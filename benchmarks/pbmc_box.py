@@ -6,7 +6,8 @@
 Cells: three 10x chemistries of human blood (scrna/pbmc_3tech.h5ad, with types), and human immune cells of tumours
 (immune_rna.h5ad) as more cells without labels for stage I. RNA alone, the genes of pbmc_3tech.
 
-Fine-tuning sees each labelled training cell twice, once with a random panel of the genes, since files often lack many.
+Fine-tuning starts from stage I or stage II of RNA alone, and sees each labelled training cell twice, once with a random
+panel of the genes, since files often lack many. Two simple classifiers are mixed in (--mix_baselines).
 
 1. Each chemistry is left out once, from all training, and labelled afterwards. The settings are chosen on validation
    cells of the other two chemistries. The baselines have the same training and validation cells.
@@ -18,6 +19,7 @@ Writes the folder --box, and the scores with 95% bootstrap intervals over cells 
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +41,16 @@ from utils.errors import UserError
 
 CHEMISTRIES = ("3pv1", "3pv2", "5p")
 STAGE_ONE = "--preset tiny --epochs 4 --cycle_epochs 3"
+STAGE_TWO = "--preset tiny --epochs 40 --cycle_epochs 39"
+_FROZEN, _WHOLE = "--epochs 15 --cycle_epochs 14", "--epochs 12 --cycle_epochs 11 --trainable_blocks -1"
+_MORE = "--preset tiny --mix_baselines"
 SETTINGS = {
-    "frozen encoder": "--preset tiny --epochs 15 --cycle_epochs 14",
-    "whole encoder": "--preset tiny --epochs 12 --cycle_epochs 11 --trainable_blocks -1",
+    "stage I, frozen encoder": ("rna", f"{_MORE} {_FROZEN}"),
+    "stage I, whole encoder": ("rna", f"{_MORE} {_WHOLE}"),
+    "stage II, frozen encoder": ("denoiser", f"{_MORE} {_FROZEN}"),
+    "stage II, whole encoder": ("denoiser", f"{_MORE} {_WHOLE}"),
 }
-"""Settings of fine-tuning to choose from."""
+"""Settings to choose from: the stage that fine-tuning starts from, and its flags."""
 HIERARCHY = {
     "T_CD4": "T cell",
     "T_CD8": "T cell",
@@ -100,28 +107,35 @@ def main() -> None:
     stages, path = Stages(out / "stages.json"), lambda name: from_root(out / name)
     write_cells(*files, out / "raw.h5ad")
 
-    def ready_and_stage_one(name: str, split: str) -> str:
-        """Preprocess with a split and run stage I; return the flags that fine-tuning shares."""
+    def prepared(name: str, split: str) -> Callable[[str], str]:
+        """Preprocess with a split and run stages I and II; return setting → flags of fine-tuning."""
         stages.run(
             f"{name}: preprocess",
             f"preprocess.py --data_path {path('raw.h5ad')} --out_path {path(name + '.h5ad')} --val_fraction 0.2 "
             f"--target_sum median --seed {flags.seed} {split}",
         )
         common = f"--ckpt_dir {path('')} --seed {flags.seed} --overwrite"
-        ready = f"--data_path {path(name + '.h5ad')}"
-        stages.run(f"{name}: stage I", f"pretrain_rna.py {ready} {common} --model_name {name}_rna {STAGE_ONE}")
+        ready = f"--data_path {path(name + '.h5ad')} {common} --model_name {name}"
+        stages.run(f"{name}: stage I", f"pretrain_rna.py {ready}_rna {STAGE_ONE}")
+        parent = f"--rna_model_path {path(name + '_rna')}"
+        stages.run(f"{name}: stage II", f"pretrain_multimodal.py {ready}_denoiser {parent} {STAGE_TWO}")
         add_panels(out / f"{name}.h5ad", out / f"{name}_panels.h5ad", flags.seed)
-        ready = f"--data_path {path(name + '_panels.h5ad')}"
-        return f"{ready} {common} --pretrained_model_path {path(name + '_rna')} --other_modality zeros"
+        both = f"--data_path {path(name + '_panels.h5ad')} {common} --other_modality zeros"
+
+        def fine_tuning(setting: str) -> str:
+            stage, words = SETTINGS[setting]
+            return f"{both} --pretrained_model_path {path(f'{name}_{stage}')} {words}"
+
+        return fine_tuning
 
     # 1. Leave out one chemistry at a time.
     unseen, validation = {}, {}
     for name in CHEMISTRIES:
-        common = ready_and_stage_one(name, f"--split_by batch --test_groups {name}")
+        fine_tuning = prepared(name, f"--split_by batch --test_groups {name}")
         cells, fitted = split_of(out / f"{name}.h5ad"), {}
-        for number, (setting, words) in enumerate(SETTINGS.items()):
+        for number, setting in enumerate(SETTINGS):
             model = f"{name}_{number}"
-            stages.run(f"{name}: {setting}", f"train_missing_celltype_func.py {common} --model {model} {words}")
+            stages.run(f"{name}: {setting}", f"train_missing_celltype_func.py {fine_tuning(setting)} --model {model}")
             fitted[setting] = model_rows(out / model, cells)
         validation[name] = {setting: rows["val"] for setting, rows in fitted.items()}
         best = chosen(validation[name])
@@ -135,20 +149,24 @@ def main() -> None:
         for setting in SETTINGS
     }
     best = chosen(mean)
-    common = ready_and_stage_one("box", "")
+    words = prepared("box", "")(best)
     (out / "hierarchy.csv").write_text("".join(f"{child},{parent}\n" for child, parent in HIERARCHY.items()))
-    common += f" --label_hierarchy {path('hierarchy.csv')}"
-    stages.run("box: fine-tune", f"train_missing_celltype_func.py {common} --model box {SETTINGS[best]}")
+    words += f" --label_hierarchy {path('hierarchy.csv')}"
+    stages.run("box: fine-tune", f"train_missing_celltype_func.py {words} --model box")
     saved = load_model(out / "box", "celltype")
     saved.stamp["min_gene_coverage"] = LEAST_COVERAGE
-    here = {"data_path": "box_panels.h5ad", "pretrained_model_path": "box_rna", "label_hierarchy": "hierarchy.csv"}
+    here = {
+        "data_path": "box_panels.h5ad",
+        "pretrained_model_path": f"box_{SETTINGS[best][0]}",
+        "label_hierarchy": "hierarchy.csv",
+    }
     saved.training |= here | {"ckpt_dir": ""}
     other = scored(saved, pbmc68k(), split_of(out / "box.h5ad"), LEAST_COVERAGE, flags.seed)
     box = Path(flags.box)
 
     def write(folder: Path) -> None:
         saved.write(folder)
-        (folder / "README.md").write_text(card(saved, best, SETTINGS[best], STAGE_ONE, unseen, other))
+        (folder / "README.md").write_text(card(saved, best, pretrained(best), SETTINGS[best][1], unseen, other))
 
     box.parent.mkdir(parents=True, exist_ok=True)
     digest = write_folder(box, write)
@@ -163,7 +181,7 @@ def main() -> None:
         "seed": flags.seed,
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),
         "seconds_per_chemistry": seconds,
-        "box": {"bytes": size, "hash": digest, "setting": best},
+        "box": {"bytes": size, "hash": digest, "setting": best, "mixture": saved.fitted["mixture"]},
         "validation": validation,
         "unseen_chemistry": unseen,
         "missed": missed(unseen),
@@ -184,10 +202,18 @@ def write_card(box: Path, results: Path) -> None:
 
     saved, found = load_model(box, "celltype"), json.loads(results.read_text())
     best = found["box"]["setting"]
-    text = card(saved, best, SETTINGS[best], STAGE_ONE, found["unseen_chemistry"], found["pbmc68k_reduced"])
+    text = card(
+        *(saved, best, pretrained(best), SETTINGS[best][1]), found["unseen_chemistry"], found["pbmc68k_reduced"]
+    )
     found["box"]["hash"] = copy_folder(box, box, {"README.md": text})
     found["box"]["bytes"] = sum(file.stat().st_size for file in box.iterdir())
     results.write_text(to_json(found))
+
+
+def pretrained(setting: str) -> str:
+    """Return the commands of pretraining that a setting of fine-tuning starts from, in words."""
+    first, second = f"`pretrain_rna.py {STAGE_ONE}`", f"`pretrain_multimodal.py {STAGE_TWO}`"
+    return f"Stage I: {first}." + (f" Stage II: {second}." if SETTINGS[setting][0] == "denoiser" else "")
 
 
 def missed(unseen: dict) -> list[str]:

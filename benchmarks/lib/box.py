@@ -207,13 +207,13 @@ def raw_of(values: sparse.csr_matrix) -> sparse.csr_matrix:
     return raw
 
 
-def card(saved: SavedModel, setting: str, words: str, stage_one: str, unseen: dict, other: dict) -> str:
+def card(saved: SavedModel, setting: str, pretraining: str, words: str, unseen: dict, other: dict) -> str:
     """Return the card of reference/pbmc, in Markdown.
 
     Parameters
     ----------
     saved : the box
-    setting, words, stage_one : the chosen setting of fine-tuning, its flags, and those of stage I
+    setting, pretraining, words : the chosen setting, the commands of pretraining, and the flags of fine-tuning
     unseen, other : scores on the chemistry left out, and on pbmc68k_reduced
     """
     lines = [
@@ -240,16 +240,16 @@ def card(saved: SavedModel, setting: str, words: str, stage_one: str, unseen: di
 | data | cells | used for | source, licence |
 |---|---|---|---|
 | human PBMC, 10x 3' v1, 3' v2 and 5' | 1,200 | everything | immunogenomics/symphony, `data/`; GPL-3 repository |
-| human immune cells of tumours, without their labels | 699 | stage I | PyPI package scspectra 0.2.1, MIT |
+| human immune cells of tumours, without their labels | 699 | stages I and II | PyPI package scspectra 0.2.1, MIT |
 
-Stage I: `pretrain_rna.py {stage_one}`. Cell types ({setting}):
+{pretraining} Cell types ({setting}):
 `train_missing_celltype_func.py {words} --other_modality zeros`. Each labelled training cell was also
 shown with a random panel of 10 to 60% of the genes. A fifth of the cells of each type was kept for
-validation, on which confidence, prediction sets and novelty were fitted.
+validation, on which the mixture, confidence, prediction sets and novelty were fitted.
 
 ## What it was measured on
 
-Accuracy / macro-F1. In the first three rows a model of the same settings family was trained without that chemistry. The
+Accuracy / macro-F1. In the first three rows a model was trained without that chemistry. The
 last row is this model on another study, which has {other["gene_coverage"]:.0%} of its genes. LR: balanced logistic
 regression; LR and MLP were fitted on the same cells and tuned on the same validation cells.
 
