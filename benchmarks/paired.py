@@ -8,6 +8,7 @@ Test cells come from batches or donors that no stage is trained on, and have RNA
 
     embeddings   pretrains every arm, once per fold, and fits the same classifier on each arm's frozen embedding, by 10,
                  30, 100 and all labels per type
+    controls     the same for students without a trained teacher; shuffled_denoiser for one of them on shuffled pairs
     types        fine-tunes the model, beside all baselines of evaluate.py
     mixed        mixes two simple classifiers into that model (--mix_baselines)
     shuffled     fine-tunes the same model after pretraining on shuffled pairs
@@ -21,7 +22,7 @@ was interrupted. The arms are flags of the ordinary scripts; their commands, sec
 --out_path.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,7 @@ import pandas as pd
 
 from benchmarks.lib import fine_tune
 from benchmarks.lib.bench import RESULTS
+from benchmarks.lib.pairs import DATA, Data
 from benchmarks.lib.probe import probe, thinned
 from benchmarks.lib.stages import ROOT, Stages, from_root
 from benchmarks.lib.study import MIXED, OURS, SHUFFLED, add_rows, done_in, evaluated, read_rows, run_name, scores_in
@@ -37,8 +39,17 @@ from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
 from utils.evaluate.metrics import classification_scores
 
-FEW_LABELS = (10, 30, 100)
-PARTS = ("embeddings", "controls", "translation", "controls_translation", "types", "mixed", "shuffled")
+PARTS = (
+    "embeddings",
+    "controls",
+    "shuffled_denoiser",
+    "translation",
+    "controls_translation",
+    "types",
+    "mixed",
+    "shuffled",
+)
+PROBED = ("embeddings", "controls", "shuffled_denoiser")
 FINE_TUNED = ("types", "mixed", "shuffled")
 PEERS = ("scANVI", "MultiVI")
 QUICK = ("stage II", "student")
@@ -58,60 +69,9 @@ CONTROLS = {
     "RNA + ATAC denoiser": ("denoiser_both", ""),
     "RNA denoiser": ("denoiser_rna", ""),
 }
+SHUFFLED_DENOISER = {"RNA + ATAC denoiser, shuffled pairs": ("denoiser_shuffled", "")}
 THINNED = ("stage II", "student", "student, shuffled pairs")
 """Arms whose embeddings of thinned cells are scored."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set of the study.
-
-    Attributes
-    ----------
-    inputs : flags of preprocess.py that name the files, with {} for --data_path
-    group : column of obs whose values are set aside
-    folds : values that each fold sets aside for testing
-    few : numbers of labels per type
-    subclass : a column of obs with finer types, if there is one
-    more : flags of preprocess.py
-    pace : script → flags that are added to --preset small
-    """
-
-    inputs: str
-    group: str
-    folds: tuple[str, ...]
-    few: tuple[int, ...] = FEW_LABELS
-    subclass: str | None = None
-    more: str = ""
-    pace: dict[str, str] = field(default_factory=dict)
-
-
-DATA = {
-    "snareseq2": Data(
-        "--data_path {}/snareseq2_mop.h5mu",
-        "batch",
-        ("09J,09K", "09H,09I", "09F,09G"),
-        FEW_LABELS,
-        "subclass",
-        "--target_sum 1000",
-    ),
-    # Some hundred cells: more epochs, set once from those of benchmarks/rna_only.py.
-    "bmmc": Data(
-        "--rna_path {0}/multiome/bmmc/v1_rna.h5ad --atac_path {0}/multiome/bmmc/v1_atac.h5ad",
-        "batch",
-        ("s1d1", "s1d2"),
-        (),
-        None,
-        "--target_sum median --genome hg38",
-        {
-            "pretrain_rna": "--epochs 20 --cycle_epochs 19",
-            "pretrain_atac": "--epochs 20 --cycle_epochs 19",
-            "pretrain_multimodal": "--epochs 20 --cycle_epochs 19",
-            "pretrain_missing_mod": "--epochs 60 --cycle_epochs 59",
-            "train_missing_celltype_func": "--epochs 40 --cycle_epochs 39 --grad_acc 1",
-        },
-    ),
-}
 
 
 @dataclass
@@ -151,7 +111,7 @@ def main() -> None:
         if part in FINE_TUNED:
             todo = [(seed, n) for seed in seeds for n in (*fold.data.few, 0) if (seed, n) not in done]
         else:
-            if part in ("embeddings", "controls"):
+            if part in PROBED:
                 seeds = range(flags.draws if fold.data.few else 1)
             elif part in ("translation", "controls_translation", "MultiVI", "quick"):
                 seeds = [0]
@@ -211,26 +171,36 @@ class Fold:
         pace, overwrite = self.data.pace.get(script, ""), "" if "--resume" in flags else "--overwrite"
         self.stages.run(stage, " ".join(f"{script}.py {common} {pace} {flags} --seed {seed} {overwrite}".split()))
 
-    def pretrain(self) -> None:
-        """Pretrain the model."""
+    def stage_one(self) -> None:
+        """Pretrain both encoders, which know no pairs."""
         self.train("stage I, RNA", "pretrain_rna", "rna", "")
         self.train("stage I, ATAC", "pretrain_atac", "atac", "")
+
+    def pretrain(self) -> None:
+        """Pretrain the model."""
+        self.stage_one()
         self.join("multimodal", self.ready)
         self.student("student", "multimodal", self.ready)
 
     def pretrain_on_shuffled(self) -> None:
-        """Pretrain it on pairs of cells that have only batch and depth in common; stage I knows no pairs."""
+        """Pretrain it on pairs of cells that have only batch and depth in common."""
         self.pretrain()
         self.join("multimodal_shuffled", self.control)
         self.student("student_shuffled", "multimodal_shuffled", self.control)
 
     def pretrain_controls(self) -> None:
         """Pretrain students of a teacher with random weights, and without any teacher."""
-        self.pretrain()
+        self.stage_one()
         self.join("multimodal_untrained", self.ready, UNTRAINED)
         self.student("student_untrained", "multimodal_untrained", self.ready)
         self.student("denoiser_both", "multimodal_untrained", self.ready, "--teacher_weight 0")
         self.student("denoiser_rna", "multimodal_untrained", self.ready, "--teacher_weight 0 --missing_weight 0")
+
+    def pretrain_shuffled_denoiser(self) -> None:
+        """Pretrain the student that reconstructs both modalities without a teacher on shuffled pairs."""
+        self.stage_one()
+        self.join("untrained_shuffled", self.control, UNTRAINED)
+        self.student("denoiser_shuffled", "untrained_shuffled", self.control, "--teacher_weight 0")
 
     def join(self, name: str, data: str, flags: str = "") -> None:
         """Run stage II, and write the teacher's latents."""
@@ -261,6 +231,11 @@ class Fold:
         """Yield such rows of the students without a trained teacher."""
         self.pretrain_controls()
         yield from self.probed(CONTROLS, seeds)
+
+    def shuffled_denoiser(self, seeds: list[int]):
+        """Yield such rows of the student without a teacher that was pretrained on shuffled pairs."""
+        self.pretrain_shuffled_denoiser()
+        yield from self.probed(SHUFFLED_DENOISER, seeds)
 
     def probed(self, arms: dict[str, tuple[str, str]], seeds: list[int], thin: bool = True):
         """Embed all cells by each arm, and yield the rows of the classifier for each draw of labels."""

@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks.lib.bench import RESULTS
+from benchmarks.lib.pairs import DATA, FEW_LABELS
 from benchmarks.lib.stages import ROOT
 from benchmarks.lib.study import (
     MIXED,
@@ -30,7 +31,7 @@ from benchmarks.lib.study import (
     run_name,
     values_of,
 )
-from benchmarks.paired import DATA, FEW_LABELS
+from benchmarks.paired import PROBED
 from benchmarks.rna_only import PARTS
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
@@ -46,6 +47,7 @@ QUESTIONS = (
     ("Does a trained teacher help?", "student", "student, untrained teacher"),
     ("Student above a denoiser of RNA and ATAC without a teacher", "student", "RNA + ATAC denoiser"),
     ("Does reconstructing ATAC help that denoiser?", "RNA + ATAC denoiser", "RNA denoiser"),
+    ("Do its pairs have to be real?", "RNA + ATAC denoiser", "RNA + ATAC denoiser, shuffled pairs"),
     ("What stage II adds to stage I", "stage II", "stage I"),
     ("What the student adds to stage II", "student", "stage II"),
     ("What measured ATAC adds to stage II", "measured ATAC", "stage II"),
@@ -87,7 +89,7 @@ def main() -> None:
     read = lambda *parts, data="snareseq2": read_parts(folder, data, *parts)
     types = read("types", "mixed", "shuffled", "scANVI")
     types = types[types.fold.isin(types.fold[types.method == OURS])]  # all rows are means over the same folds
-    embeddings = read("embeddings", "controls").drop_duplicates([*RUN, *KEYS[1:]])
+    embeddings = read(*PROBED).drop_duplicates([*RUN, *KEYS[1:]])
     blood, *human = (read(*PARTS, data=name) for name in RNA_ONLY)
     tables = [
         f"### Fine-tuned models and baselines\n\n{covered(types[types.method == OURS])}",

@@ -26,6 +26,7 @@ def fold(tmp_path, monkeypatch):
     made.preprocess()
     made.pretrain_on_shuffled()
     made.pretrain_controls()
+    made.pretrain_shuffled_denoiser()
     made.fine_tune(OURS, "student", 30, seed=2)
     made.fine_tune(SHUFFLED, "student_shuffled", 0, seed=2)
     return ran
@@ -49,6 +50,12 @@ def test_arms_are_flags_of_the_scripts(fold):
     for name, more in expected.items():
         assert {word for word in fold[name].split() if word.startswith("--")} - ours == more
     assert "shuffled.h5mu" in fold["stage II, multimodal_shuffled"]
+    real, shuffled = (fold[f"stage III, {name}"].split() for name in ("denoiser_both", "denoiser_shuffled"))
+    differ = [(one, other) for one, other in zip(real, shuffled, strict=True) if one != other]
+    assert [other.rsplit("/")[-1] for _, other in differ] == [
+        *("shuffled.h5mu", "denoiser_shuffled", "untrained_shuffled"),
+        *("latents_untrained_shuffled", "latents_untrained_shuffled"),
+    ]
     assert "shuffled" not in fold["stage II, multimodal"] + fold["stage III, denoiser_rna"]
 
 
