@@ -2,7 +2,7 @@
 
     python predict_cell_type.py --data_path my_pbmc.h5ad                                  # reference/pbmc
     python predict_cell_type.py --data_path new_cells.h5ad --model_path runs/celltype     # your own model
-    python predict_cell_type.py --data_path mixed.h5mu --model_path runs/both,runs/rna,runs/atac
+    python predict_cell_type.py --data_path mixed.h5mu --model_path runs/celltype_both,runs/celltype,runs/celltype_atac
 
 Without --model_path, the model that ships with the repository labels human blood (reference/pbmc); a file that does not
 look like human blood is refused.
@@ -15,15 +15,15 @@ Output: the same cells in the same order with everything that the file holds, an
   second_cell_type, margin          the next type, and the difference of the two probabilities
   prediction_set                    the types that the cell may have: a share --coverage of the sets hold the true one
   parent_cell_type                  what these types are all a kind of, if the model was trained with a hierarchy
-  agreement                         the share of the model and three simple classifiers that give the same type
-  novelty, is_novel                 how unlike validation cells it is, from 0 to 1; --reject leaves it unassigned
+  agreement                         the share of the model and three simple classifiers that give the model's type
+  novelty, is_novel                 how unlike training cells it is, from 0 to 1; --reject unassigns novel cells
   rna_measured, atac_measured       whether the model has read the cell's RNA and ATAC
   labelled_by                       with several model folders, the one that has labelled the cell: the first of them
-                                    that reads modalities in which the cell was measured
+                                    whose modalities were all measured in the cell
 in obsm the embeddings X_scmomer, X_scmomer_rna and X_scmomer_atac, and cell_type_probability; in uns["scmomer"] a
 record of the model and the command. <data>.predicted.csv holds the columns of obs. docs/predictions.md explains them.
 With --explain 10, <data>.explained.csv holds the ten genes that the model has used most for each predicted type, and
-whether removing them lowers the confidence more than removing other genes: read this line before you believe them.
+whether removing them lowers the confidence more than removing other genes: check this before you trust the list.
 With --report, the page <data>.report.html shows them in figures and says what each column means.
 Memory holds some thousand cells at a time, and torchrun shares the cells among processes; the output of an .h5ad or
 .h5mu is a copy of the input, to which the predictions are added. Predictions of an earlier run are replaced. Your own

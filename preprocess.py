@@ -10,7 +10,8 @@ Reads .h5ad, .h5mu, 10x .h5 and matrix folders, .loom and delimited text: RNA, A
 gene symbols, and reports what was found, changed and left out; with --check it only reports. Writes .h5ad (one
 modality) or .h5mu (two): log2-normalised RNA and open peaks in X, counts in layers["counts"], train, val or test in
 obs["split"], and the constants of the preprocessing in uns["scmomer"], so that no later stage normalises or splits
-again. Files of any size are read and written in blocks of cells. Several files with RNA are joined: all their cells,
+again. .h5ad and .h5mu files are read in blocks of cells, so they may be larger than memory; 10x, .loom and text files
+are read whole. Several files with RNA are joined: all their cells,
 the union of their genes (0 where a file lacks a gene), and the name of each cell's file in obs["batch"].
 """
 

@@ -171,6 +171,8 @@ def difference(one: pd.Series, other: pd.Series) -> str:
     paired = (one - other).dropna() * 100
     if paired.empty:
         return ""
+    if len(paired) == 1:
+        return f"{mean(paired):+.1f} (one run)"
     low, high = interval(paired)
     text = f"{mean(paired):+.1f} ({low:+.1f} … {high:+.1f})"
     return f"**{text}**" if low > 0 or high < 0 else text
