@@ -211,9 +211,9 @@ def write_card(box: Path, results: Path) -> None:
 
 
 def pretrained(setting: str) -> str:
-    """Return the commands of pretraining that a setting of fine-tuning starts from, in words."""
-    first, second = f"`pretrain_rna.py {STAGE_ONE}`", f"`pretrain_multimodal.py {STAGE_TWO}`"
-    return f"Stage I: {first}." + (f" Stage II: {second}." if SETTINGS[setting][0] == "denoiser" else "")
+    """Return the commands of pretraining that a setting of fine-tuning starts from, a line each."""
+    lines = [f"python pretrain_rna.py {STAGE_ONE}", f"python pretrain_multimodal.py {STAGE_TWO}"]
+    return "\n".join(lines[: 1 + (SETTINGS[setting][0] == "denoiser")])
 
 
 def missed(unseen: dict) -> list[str]:

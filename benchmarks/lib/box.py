@@ -242,16 +242,21 @@ def card(saved: SavedModel, setting: str, pretraining: str, words: str, unseen: 
 | human PBMC, 10x 3' v1, 3' v2 and 5' | 1,200 | everything | immunogenomics/symphony, `data/`; GPL-3 repository |
 | human immune cells of tumours, without their labels | 699 | stages I and II | PyPI package scspectra 0.2.1, MIT |
 
-{pretraining} Cell types ({setting}):
-`train_missing_celltype_func.py {words} --other_modality zeros`. Each labelled training cell was also
-shown with a random panel of 10 to 60% of the genes. A fifth of the cells of each type was kept for
-validation, on which the mixture, confidence, prediction sets and novelty were fitted.
+How it was trained ({setting}):
+
+```
+{pretraining}
+python train_missing_celltype_func.py {words} --other_modality zeros
+```
+
+Each labelled training cell was also shown with a random panel of 10 to 60% of the genes. A fifth of the cells of each
+type was kept for validation, on which the mixture, confidence, prediction sets and novelty were fitted.
 
 ## What it was measured on
 
-Accuracy / macro-F1. In the first three rows a model was trained without that chemistry. The
-last row is this model on another study, which has {other["gene_coverage"]:.0%} of its genes. LR: balanced logistic
-regression; LR and MLP were fitted on the same cells and tuned on the same validation cells.
+Accuracy / macro-F1. In the first three rows a model was trained without that chemistry. The last row is this model
+on another study, which has {other["gene_coverage"]:.0%} of its genes. LR: balanced logistic regression; LR and MLP were
+fitted on the same cells and tuned on the same validation cells.
 
 | test cells | number | scMomer | LR | MLP |
 |---|---|---|---|---|
@@ -260,7 +265,7 @@ regression; LR and MLP were fitted on the same cells and tuned on the same valid
 ## What else is in the folder
 
 Three simple classifiers (`{ARRAYS}`), fitted on the same training cells: `agreement` is the share of the model
-and these three that give a cell the same type.
+and these three that give a cell the model's type. Two of them are mixed into its probabilities.
 {saved.task.card(saved.fitted)}
 ## What it must not be used for
 
