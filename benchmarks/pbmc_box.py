@@ -4,7 +4,7 @@
     python -m benchmarks.pbmc_box --card_only        # writes the card again, from pbmc_box.json
 
 Cells: three 10x chemistries of human blood (scrna/pbmc_3tech.h5ad, with types), and human immune cells of tumours
-(immune_rna.h5ad) as more cells without labels for stage I. RNA alone, the genes of pbmc_3tech.
+(immune_rna.h5ad) as more cells without labels for stages I and II. RNA alone, the genes of pbmc_3tech.
 
 Fine-tuning starts from stage I or stage II of RNA alone, and sees each labelled training cell twice, once with a random
 panel of the genes, since files often lack many. Two simple classifiers are mixed in (--mix_baselines).
@@ -166,7 +166,7 @@ def main() -> None:
 
     def write(folder: Path) -> None:
         saved.write(folder)
-        (folder / "README.md").write_text(card(saved, best, pretrained(best), SETTINGS[best][1], unseen, other))
+        (folder / "README.md").write_text(card(saved, best, commands(best), unseen, other))
 
     box.parent.mkdir(parents=True, exist_ok=True)
     digest = write_folder(box, write)
@@ -202,18 +202,18 @@ def write_card(box: Path, results: Path) -> None:
 
     saved, found = load_model(box, "celltype"), json.loads(results.read_text())
     best = found["box"]["setting"]
-    text = card(
-        *(saved, best, pretrained(best), SETTINGS[best][1]), found["unseen_chemistry"], found["pbmc68k_reduced"]
-    )
+    text = card(saved, best, commands(best), found["unseen_chemistry"], found["pbmc68k_reduced"])
     found["box"]["hash"] = copy_folder(box, box, {"README.md": text})
     found["box"]["bytes"] = sum(file.stat().st_size for file in box.iterdir())
     results.write_text(to_json(found))
 
 
-def pretrained(setting: str) -> str:
-    """Return the commands of pretraining that a setting of fine-tuning starts from, a line each."""
-    lines = [f"python pretrain_rna.py {STAGE_ONE}", f"python pretrain_multimodal.py {STAGE_TWO}"]
-    return "\n".join(lines[: 1 + (SETTINGS[setting][0] == "denoiser")])
+def commands(setting: str) -> str:
+    """Return the commands that train the box with a setting, a line each."""
+    stage, words = SETTINGS[setting]
+    joined = [f"python pretrain_multimodal.py {STAGE_TWO}"] if stage == "denoiser" else []
+    fit = f"python train_missing_celltype_func.py {words} --other_modality zeros"
+    return "\n".join([f"python pretrain_rna.py {STAGE_ONE}", *joined, fit])
 
 
 def missed(unseen: dict) -> list[str]:

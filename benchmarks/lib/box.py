@@ -207,13 +207,13 @@ def raw_of(values: sparse.csr_matrix) -> sparse.csr_matrix:
     return raw
 
 
-def card(saved: SavedModel, setting: str, pretraining: str, words: str, unseen: dict, other: dict) -> str:
+def card(saved: SavedModel, setting: str, commands: str, unseen: dict, other: dict) -> str:
     """Return the card of reference/pbmc, in Markdown.
 
     Parameters
     ----------
     saved : the box
-    setting, pretraining, words : the chosen setting, the commands of pretraining, and the flags of fine-tuning
+    setting, commands : the chosen setting, and the commands that trained the box
     unseen, other : scores on the chemistry left out, and on pbmc68k_reduced
     """
     lines = [
@@ -245,8 +245,7 @@ def card(saved: SavedModel, setting: str, pretraining: str, words: str, unseen: 
 How it was trained ({setting}):
 
 ```
-{pretraining}
-python train_missing_celltype_func.py {words} --other_modality zeros
+{commands}
 ```
 
 Each labelled training cell was also shown with a random panel of 10 to 60% of the genes. A fifth of the cells of each

@@ -7,7 +7,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from benchmarks import paired, peers, rna_only
-from benchmarks.lib import probe
+from benchmarks.lib import fine_tune, probe
 from benchmarks.lib.stages import Stages
 from benchmarks.lib.study import COLUMNS, MIXED, OURS, SHUFFLED, add_rows, done_in
 from tests.helpers import command_line
@@ -135,6 +135,19 @@ def test_a_mixture_goes_into_a_copy_of_the_run(tmp_path, monkeypatch):
     for command in ran.values():
         script, *words = command.split()
         assert {word for word in words if word.startswith("--")} <= flags_of(script.removesuffix(".py")), command
+
+
+def test_a_copy_is_fresh_until_it_is_mixed(tmp_path):
+    """A run that was trained again replaces its old copy; the copy of a stage that has run stays."""
+    stages = Stages(tmp_path / "stages.json")
+    for end in ("", ".training"):
+        (tmp_path / f"run{end}").mkdir()
+    for text, ran in (("first", False), ("second", False), ("third", True)):
+        (tmp_path / "run" / "weights").write_text(text)
+        stages.used |= {"mix run": {}} if ran else {}
+        fine_tune.copy_to_mix(stages, "mix run", tmp_path, "run")
+    assert (tmp_path / fine_tune.MIXED / "run" / "weights").read_text() == "second"
+    assert (tmp_path / fine_tune.MIXED / "run.training").is_dir()
 
 
 def test_what_a_file_has_is_not_run_again(tmp_path, monkeypatch):
