@@ -14,9 +14,10 @@ second time with --pseudo_labels_from the first folder, so that the model learns
 Output: <ckpt_dir>/<model_name>, for predict_cell_type.py. Each epoch prints the loss (cross-entropy) and the
 accuracy; at the end a temperature is fitted on the validation cells, which calibrates the confidence, and so are the
 thresholds of prediction sets and of novelty. Where cells come from several batches, --calibrate_across fits all of
-these on batches that the model was not trained on. The folder also keeps three simple classifiers, whose disagreement
+these on batches that the model was not trained on. The folder also keeps simple classifiers, whose disagreement
 marks doubtful cells, the marker genes of each type, and with --label_hierarchy what each type is a kind of. With
---mix_baselines, the probabilities are a mixture of the model's and those of two of these classifiers.
+--mix_baselines yes, the probabilities are a mixture of the model's and those of three of these classifiers; with auto
+they are, if on validation cells the mixture is the better one by a point of accuracy and macro-F1.
 """
 
 from dataclasses import dataclass
@@ -56,8 +57,10 @@ class Flags:
     class_balance: float = flag(
         "weight rare types more: each type has weight (1 / its size)^b; 0 not at all, 1 fully", 0.0
     )
-    mix_baselines: bool = flag(
-        "mix the probabilities with those of the simple classifiers in the folder, as validation cells choose", False
+    mix_baselines: Literal["no", "auto", "yes"] = flag(
+        "mix the probabilities with those of the simple classifiers in the folder; auto: where validation cells say "
+        "that it helps",
+        "no",
     )
     calibrate_across: str | None = flag(
         "column of obs with batches: confidence, sets and novelty are fitted on batches left out (2 or 3 more runs)",
@@ -127,11 +130,13 @@ def main() -> None:
             stage.fit(objective, train, val, with_shape, like=parent, saves=model, options=options, outputs=types)
 
         fine_tune(stage, train, val)
-        left_out = None
+        left_out, mix, how = None, flags.mix_baselines, (stage.infer_config, stage.runtime)
         if flags.calibrate_across:
-            left_out = score_left_out(stage, fine_tune, cells, codes, flags.calibrate_across, flags.mix_baselines)
-        how = stage.infer_config, stage.runtime
-        calibrate(stage.folder, "celltype", val, *how, train, known, left_out, flags.mix_baselines)
+            if mix == "auto":  # decided once: models without some batches follow the model itself
+                fitted = calibrate(stage.folder, "celltype", val, *how, train, mix=mix)
+                mix = "yes" if "mixture" in fitted else "no"
+            left_out = score_left_out(stage, fine_tune, cells, codes, flags.calibrate_across, mix)
+        calibrate(stage.folder, "celltype", val, *how, train, known, left_out, mix)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ CHEMISTRIES = ("3pv1", "3pv2", "5p")
 STAGE_ONE = "--preset tiny --epochs 4 --cycle_epochs 3"
 STAGE_TWO = "--preset tiny --epochs 40 --cycle_epochs 39"
 _FROZEN, _WHOLE = "--epochs 15 --cycle_epochs 14", "--epochs 12 --cycle_epochs 11 --trainable_blocks -1"
-_MORE = "--preset tiny --mix_baselines"
+_MORE = "--preset tiny --mix_baselines yes"
 SETTINGS = {
     "stage I, frozen encoder": ("rna", f"{_MORE} {_FROZEN}"),
     "stage I, whole encoder": ("rna", f"{_MORE} {_WHOLE}"),

@@ -7,7 +7,7 @@ from benchmarks.lib.stages import Stages
 
 MIXED = "mixed"
 """The folder for copies of finished runs that get a mixture: the run itself stays as it is."""
-MIX = "--resume --mix_baselines"
+MIX = "--resume --mix_baselines yes"
 """Flags that add the mixture to a finished run without training."""
 
 

@@ -29,8 +29,8 @@ def test_each_baseline_finds_the_types_of_other_cells(made, arrays):
     assert found.shape == (len(boxed.NAMES), 50)
     assert ((found == labels[250:]).mean(1) > 0.9).all()
     together = boxed.agreement(arrays, x[250:], labels[250:])
-    np.testing.assert_allclose(together, (1 + (found == labels[250:]).sum(0)) / 4)
-    assert boxed.agreement(arrays, x[250:], np.full(50, 7)).max() == 0.25
+    np.testing.assert_allclose(together, (1 + (found == labels[250:]).sum(0)) / 5)
+    assert boxed.agreement(arrays, x[250:], np.full(50, 7)).max() == np.float32(0.2)
 
 
 def test_logistic_regression_is_that_of_scikit_learn(made, arrays):
@@ -45,6 +45,36 @@ def test_logistic_regression_is_that_of_scikit_learn(made, arrays):
         model = LogisticRegression(C=c, class_weight="balanced", max_iter=500)
         found.add(tuple(model.fit(scaler.transform(x[:200]), labels[:200]).predict(scaler.transform(x))))
     assert tuple(boxed.boxed_types(arrays, x)[0]) in found
+
+
+def test_on_components_it_is_that_of_scikit_learn(made, arrays):
+    """Whitened or not; the weights of components, folded into weights of features, give the same types."""
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LogisticRegression
+
+    x, labels = made
+    pca, found = PCA(19, svd_solver="full").fit(x[:200].toarray()), set()
+    z, every = pca.transform(x[:200].toarray()), pca.transform(x.toarray())
+    for scale in (z.std(0), np.sqrt(z.var(0).mean())):
+        for c in boxed.PENALTIES:
+            model = LogisticRegression(C=c, class_weight="balanced", tol=1e-3).fit(z / scale, labels[:200])
+            found.add(tuple(model.predict(every / scale)))
+    assert tuple(boxed.boxed_types(arrays, x)[boxed.NAMES.index(boxed.COMPONENTS)]) in found
+
+
+def test_a_folder_without_one_of_them_has_the_others(made, arrays):
+    """As folders had before there were principal components."""
+    x, labels = made
+    older = {name: values for name, values in arrays.items() if not name.startswith(boxed.COMPONENTS)}
+    names = boxed.names_in(older)
+    assert names == ("logistic regression", "correlation with type means", "MLP")
+    boxed.check_boxed(older, names, 20, 3)
+    kept = [boxed.NAMES.index(name) for name in names]
+    np.testing.assert_array_equal(boxed.boxed_types(older, x), boxed.boxed_types(arrays, x)[kept])
+    assert set(boxed.boxed_probabilities(older, x, 3)) == {"logistic regression", "MLP"}
+    assert boxed.agreement(older, x, labels).min() >= 0.25
+    with pytest.raises(ValueError, match="shapes"):
+        boxed.check_boxed(older, boxed.NAMES, 20, 3)
 
 
 def test_blocks_change_nothing(made, arrays, monkeypatch):
@@ -73,16 +103,16 @@ def test_rows_are_drawn_from_the_classes_in_turn():
 def test_two_classes_and_classes_without_cells(made):
     x, labels = made
     two = boxed.fit_boxed(x, np.where(labels == 0, 1, 4), x[:0], labels[:0])
-    boxed.check_boxed(two, 20, 5)
+    boxed.check_boxed(two, boxed.NAMES, 20, 5)
     assert (boxed.boxed_types(two, x) == np.where(labels == 0, 1, 4)).mean() > 0.9
     assert boxed.fit_boxed(x, np.zeros(300, dtype=int), x[:0], labels[:0]) == {}
 
 
 @pytest.mark.parametrize(("n_features", "n_classes"), [(19, 3), (20, 2)])
 def test_arrays_of_another_model_are_refused(n_features, n_classes, arrays):
-    boxed.check_boxed(arrays, 20, 3)
+    boxed.check_boxed(arrays, boxed.NAMES, 20, 3)
     with pytest.raises(ValueError, match=r"features|classes"):
-        boxed.check_boxed(arrays, n_features, n_classes)
+        boxed.check_boxed(arrays, boxed.NAMES, n_features, n_classes)
 
 
 def test_markers_are_the_features_of_the_type(made):

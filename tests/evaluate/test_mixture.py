@@ -5,9 +5,9 @@ import pytest
 from scipy.special import softmax
 
 from utils.evaluate.boxed import PROBABILISTIC
-from utils.evaluate.mixture import LEAST, OURS, check_mixture, fit_mixture, log_members, mixed_logits
+from utils.evaluate.mixture import LEAST, LEAST_GAIN, OURS, check_mixture, fit_mixture, gain, log_members, mixed_logits
 
-LINEAR, MLP = PROBABILISTIC
+LINEAR, _, MLP = PROBABILISTIC
 
 
 def test_the_product_of_two_known_tables():
@@ -59,6 +59,30 @@ def test_new_cells_are_no_worse_than_by_the_best_member():
         right = lambda scores: (scores[100:].argmax(1) == labels[100:]).mean()
         best = max(right(member) for member in members.values())
         assert right(mixed_logits(weights, members)) > best + (0.1 if signals == (2, 2, 2) else -0.01)
+
+
+@pytest.mark.parametrize("n", [60, 700])
+def test_the_gain_is_that_on_new_cells(n):
+    """Estimated on the cells that choose the weights, and seen on 5,000 others; large only where it is real."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 4, n + 5000)
+    right = lambda logits: (logits[n:].argmax(1) == labels[n:]).mean()
+    for signals, helps in (((1, 3), True), ((3, 0), False), ((2, 2), True)):
+        ours, linear = (made(rng, labels, signal) for signal in signals)
+        members = log_members(ours, {LINEAR: softmax(linear, 1)})
+        some = {name: member[:n] for name, member in members.items()}
+        found, weights = gain(some, labels[:n]), fit_mixture(some, labels[:n])
+        real = right(mixed_logits(weights, members)) - right(ours)
+        assert abs(found - real) < (0.12 if n < 100 else 0.04)  # one and a half standard errors of n cells, or more
+        assert (found >= LEAST_GAIN) == helps
+        assert found == gain(some, labels[:n])
+
+
+def test_too_few_cells_have_no_gain():
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 2, 12)
+    members = log_members(rng.normal(size=(12, 2)), {LINEAR: np.full((12, 2), 0.5)})
+    assert gain(members, labels) is None
 
 
 def test_who_says_nothing_has_no_weight_and_too_few_cells_choose_nothing():

@@ -83,7 +83,7 @@ FLAGS = {
         "ckpt_dir": REQUIRED,
         "model": REQUIRED,
         "label_column": "cell_type",
-        "mix_baselines": False,
+        "mix_baselines": "no",
         **TRAINING,
         "patience": 5,
     },

@@ -13,7 +13,7 @@ from tests.helpers import CPU, TRAINING, error_of, lacks, run, weights
 from tests.scripts.test_predict import forge
 from utils.cells.labels import encode_labels
 from utils.cells.minibatches import CellDataset, train_and_val
-from utils.evaluate import boxed
+from utils.evaluate import boxed, mixture
 from utils.evaluate.mixture import OURS
 from utils.predict import annotate
 from utils.predict.explain import explain, take
@@ -35,7 +35,7 @@ def flags(ready_file, runs, tmp_path_factory):
 def folders(flags):
     """The same training twice, without and with a mixture."""
     run("train_missing_celltype_func", **flags, model="plain")
-    run("train_missing_celltype_func", **flags, model="mixed", mix_baselines=True)
+    run("train_missing_celltype_func", **flags, model="mixed", mix_baselines="yes")
     return flags["ckpt_dir"]
 
 
@@ -77,7 +77,7 @@ def test_type_confidence_and_sets_are_those_of_the_mixture(folders, dataset, cel
     types = np.array(mixed.outputs)[found["probability"].argmax(1)]
     np.testing.assert_array_equal(found["predicted_cell_type"], types)
     given = np.array(mixed.outputs)[boxed.boxed_types(mixed.arrays, cells.values["rna"])]
-    np.testing.assert_allclose(found["agreement"], (1 + (given == types).sum(0)) / 4)
+    np.testing.assert_allclose(found["agreement"], (1 + (given == types).sum(0)) / 5)
 
 
 def test_the_mixture_is_better_than_a_model_that_has_learned_little(folders, cells, dataset):
@@ -118,17 +118,34 @@ def test_script_and_python_give_the_same(folders, query, tmp_path):
 def test_a_finished_run_gets_a_mixture_without_training_again(flags, folders, tmp_path):
     for name in ("plain", "plain.training"):
         shutil.copytree(folders / name, tmp_path / name)
-    run("train_missing_celltype_func", **flags | {"ckpt_dir": tmp_path}, model="plain", mix_baselines=True, resume=True)
+    run(
+        "train_missing_celltype_func", **flags | {"ckpt_dir": tmp_path}, model="plain", mix_baselines="yes", resume=True
+    )
     later, mixed = load_model(tmp_path / "plain", "celltype"), load_model(folders / "mixed", "celltype")
     assert later.fitted == mixed.fitted
     run("train_missing_celltype_func", **flags | {"ckpt_dir": tmp_path}, model="plain", resume=True)
     assert load_model(tmp_path / "plain", "celltype").fitted == load_model(folders / "plain", "celltype").fitted
 
 
+def test_auto_mixes_where_validation_cells_say_that_it_helps(flags, folders, tmp_path, monkeypatch):
+    """Here it helps; where more were asked for, the folder is that of the model alone."""
+    for name in ("plain", "plain.training"):
+        shutil.copytree(folders / name, tmp_path / name)
+    again = flags | {"ckpt_dir": tmp_path, "model": "plain", "resume": True, "mix_baselines": "auto"}
+    run("train_missing_celltype_func", **again)
+    auto, mixed = load_model(tmp_path / "plain", "celltype"), load_model(folders / "mixed", "celltype")
+    assert auto.fitted == mixed.fitted and auto.fitted["mixture_gain"] > mixture.LEAST_GAIN
+    monkeypatch.setattr(mixture, "LEAST_GAIN", 1.1)
+    run("train_missing_celltype_func", **again)
+    alone = load_model(tmp_path / "plain", "celltype").fitted
+    assert alone.pop("mixture_gain") == auto.fitted["mixture_gain"]
+    assert alone == load_model(folders / "plain", "celltype").fitted
+
+
 def test_across_batches_each_model_has_its_own_mixture(flags, folders):
     """The thresholds come from cells left out alone, so they differ only if the models without them are mixed, too."""
     run("train_missing_celltype_func", **flags, model="across", calibrate_across="donor")
-    run("train_missing_celltype_func", **flags, model="across_mixed", calibrate_across="donor", mix_baselines=True)
+    run("train_missing_celltype_func", **flags, model="across_mixed", calibrate_across="donor", mix_baselines="yes")
     names = ("mixed", "across", "across_mixed")
     mixed, alone, across = (load_model(folders / name, "celltype").fitted for name in names)
     assert across["mixture"] == mixed["mixture"] and "mixture" not in alone
@@ -169,4 +186,4 @@ def test_without_enough_validation_cells_the_model_stays_alone(cells, folders, t
     _, val = train_and_val(
         cells, 0, keep=few | (cells.obs["split"] == "train").to_numpy(), targets={"cell_type": codes}
     )
-    assert "mixture" not in calibrate(tmp_path / "model", "celltype", val, HOW, CPU, train, mix=True)
+    assert "mixture" not in calibrate(tmp_path / "model", "celltype", val, HOW, CPU, train, mix="yes")

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from utils.cells.minibatches import CellDataset
 from utils.evaluate.across import LeftOut
@@ -23,7 +24,7 @@ def calibrate(
     train: CellDataset | None = None,
     known: dict | None = None,
     left_out: LeftOut | None = None,
-    mix: bool = False,
+    mix: Literal["no", "auto", "yes"] = "no",
 ) -> dict:
     """Let a trained model's task fit its constants on validation cells, and save them in the folder.
 
@@ -36,7 +37,8 @@ def calibrate(
     train : the training cells, for a task that compares new cells with them
     known : what is saved with the fitted constants, as it is (for cell types, the hierarchy)
     left_out : cells of batches that were left out, for a task that is calibrated across batches
-    mix : whether the task may mix the model's predictions with those of what it fits on the cells' values
+    mix : whether the task mixes the model's predictions with those of what it fits on the cells' values; auto: if the
+        validation cells say that this is better
 
     Returns
     -------
@@ -53,9 +55,9 @@ def calibrate(
     if train is not None:
         features = {name: saved.features[name] for name in saved.model_config.inputs}
         of_values, arrays = saved.task.fit_on_values(train, val, features, saved.outputs)
-    if mix and len(val):
+    if mix != "no" and len(val):
         values = inputs_of(saved, val)
-        of_values |= saved.task.fit_mixture(decoded, val.targets, values, arrays)
+        of_values |= saved.task.fit_mixture(decoded, val.targets, values, arrays, if_better=mix == "auto")
         decoded |= saved.task.decode_on_values(decoded, values, of_values, arrays)
     fitted = saved.task.fit_after_training(decoded, val.targets, saved.outputs) | of_embeddings | of_values
     if left_out is not None:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -69,7 +70,7 @@ def score_left_out(
     cells: Cells,
     codes: np.ndarray,
     column: str,
-    mix: bool = False,
+    mix: Literal["no", "yes"] = "no",
 ) -> LeftOut:
     """Train a model without each fold of batches, as the model itself was trained, and score the cells left out.
 
@@ -93,8 +94,8 @@ def score_left_out(
         )
         trial = replace(stage, folder=place / str(number), config=config, runtime=quiet)
         fine_tune(trial, train, val)
-        if mix:
-            calibrate(trial.folder, stage.kind, val, stage.infer_config, quiet, train, mix=True)
+        if mix == "yes":
+            calibrate(trial.folder, stage.kind, val, stage.infer_config, quiet, train, mix=mix)
         values = {name: select(matrix, rows) for name, matrix in cells.values.items()}
         dataset, saved = CellDataset(values, cells.obs.index[rows]), load_model(trial.folder, stage.kind)
         embedding, decoded = decode(saved, dataset, stage.infer_config, stage.runtime, "scoring")

@@ -77,12 +77,19 @@ class CellTypes(Task):
         arrays = boxed.fit_boxed(x, labels, x_val, val.targets["cell_type"])
         found = markers(train.values[modality], labels, features[modality], outputs)
         fitted = {f"marker_{FEATURES[modality]}": found} if found else {}
-        return fitted | ({"baselines": list(boxed.NAMES)} if arrays else {}), arrays
+        return fitted | ({"baselines": list(boxed.names_in(arrays))} if arrays else {}), arrays
 
-    def fit_mixture(self, decoded, targets, values, arrays) -> dict:
-        """The weights of the model and of the boxed baselines; none without baselines, or with too few cells."""
-        weights = arrays and mixture.fit_mixture(self._members(decoded, values, arrays), targets["cell_type"])
-        return {"mixture": weights} if weights else {}
+    def fit_mixture(self, decoded, targets, values, arrays, if_better=False) -> dict:
+        """The weights of the model and of the boxed baselines, and the gain; nothing without baselines or cells."""
+        if not arrays:
+            return {}
+        members, labels = self._members(decoded, values, arrays), targets["cell_type"]
+        gain = mixture.gain(members, labels)
+        found = {} if gain is None else {"mixture_gain": gain}
+        if if_better and (gain is None or gain < mixture.LEAST_GAIN):
+            return found
+        weights = mixture.fit_mixture(members, labels)
+        return found | ({"mixture": weights} if weights else {})
 
     def decode_on_values(self, decoded, values, fitted, arrays) -> dict[str, np.ndarray]:
         """The logits of the mixture, if there is one: type, confidence and sets all follow from them."""
@@ -145,16 +152,22 @@ class CellTypes(Task):
         if "novelty" in fitted:
             check_novelty(fitted["novelty"])
         check_hierarchy(fitted.get("hierarchy", {}))
+        if not np.isfinite(fitted.get("mixture_gain", 0.0)):
+            raise ValueError(f"mixture_gain is {fitted['mixture_gain']}")
         if "mixture" in fitted:
-            mixture.check_mixture(fitted["mixture"], boxed.PROBABILISTIC)
+            named = fitted.get("baselines", ())
+            mixture.check_mixture(fitted["mixture"], [name for name in boxed.PROBABILISTIC if name in named])
 
     def check_arrays(self, arrays, fitted, n_features, n_outputs) -> None:
         if "baselines" in fitted or "mixture" in fitted:
-            boxed.check_boxed(arrays, n_features, n_outputs)
+            boxed.check_boxed(arrays, fitted.get("baselines", []), n_features, n_outputs)
 
     def describe(self, fitted: dict) -> str:
         calibration = self._calibration(fitted)
         text = "" if calibration is None else f"temperature {fitted['temperature']:.3f}; {calibration}"
+        if "mixture_gain" in fitted:
+            text += f"; a mixture with simple classifiers gains {fitted['mixture_gain'] * 100:+.1f} points"
+            text += "" if "mixture" in fitted else " and is not used"
         if "mixture" in fitted:
             text += "; the probability of a type is the product of the members' to the powers " + ", ".join(
                 f"{weight:g} ({name})" for name, weight in fitted["mixture"].items()

@@ -141,6 +141,7 @@ class Task(Trained, ABC):
         targets: dict[str, np.ndarray],
         values: dict[str, Rows],
         arrays: dict[str, np.ndarray],
+        if_better: bool = False,
     ) -> dict:
         """Fit on validation cells how `decode_on_values` mixes the head's predictions with those of the fitted arrays.
 
@@ -149,6 +150,7 @@ class Task(Trained, ABC):
         decoded, targets : as in `fit_after_training`, which sees the mixed predictions
         values : modality → [cells, features] model values
         arrays : from `fit_on_values`
+        if_better : leave the head's predictions as they are, unless held-out cells show that the mixture is better
         """
         return {}
 
