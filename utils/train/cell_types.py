@@ -156,7 +156,7 @@ class CellTypes(Task):
             raise ValueError(f"mixture_gain is {fitted['mixture_gain']}")
         if "mixture" in fitted:
             named = fitted.get("baselines", ())
-            mixture.check_mixture(fitted["mixture"], [name for name in boxed.PROBABILISTIC if name in named])
+            mixture.check_mixture(fitted["mixture"], [name for name in named if name != boxed.CORRELATION])
 
     def check_arrays(self, arrays, fitted, n_features, n_outputs) -> None:
         if "baselines" in fitted or "mixture" in fitted:
