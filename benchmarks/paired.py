@@ -10,7 +10,8 @@ Test cells come from batches or donors that no stage is trained on, and have RNA
                  30, 100 and all labels per type
     controls     the same for students without a trained teacher; shuffled_denoiser for one of them on shuffled pairs
     types        fine-tunes the model, beside all baselines of evaluate.py
-    mixed        mixes two simple classifiers into that model (--mix_baselines)
+    mixed        mixes three simple classifiers into that model, where validation cells say that it helps
+                 (--mix_baselines auto)
     shuffled     fine-tunes the same model after pretraining on shuffled pairs
     translation  scores how well the students of embeddings predict ATAC; controls_translation those of controls
     scANVI, MultiVI   other methods (`make study` installs them)
@@ -266,7 +267,7 @@ class Fold:
             yield self.scores(OURS, model, n, seed, with_baselines=bool(n) or seed == 0)
 
     def mixed(self, todo: list[tuple[int, int]]):
-        """Yield rows of the same model after two simple classifiers have been mixed in."""
+        """Yield rows of the same model after simple classifiers have been mixed in, where validation cells say so."""
         self.pretrain()
         for seed, n in todo:
             yield self.scores(MIXED, self.fine_tune(OURS, "student", n, seed, mix=True), n, seed)
@@ -288,7 +289,7 @@ class Fold:
         """Fine-tune a cell type model on n labels per type (0 for all), and return its folder.
 
         With few labels it is trained twice: on the labelled cells alone, the longer the fewer they are, and then on all
-        training cells, with the first model's predictions as labels. `mix` mixes simple classifiers into a copy of it.
+        training cells, with the first model's predictions as labels. `mix` lets a copy of it mix simple classifiers in.
         """
         start, name = f"--pretrained_model_path {self.path(parent)} --train_student", f"{parent}_{n}_labels_{seed}"
         script, title = "train_missing_celltype_func", f"{method}, {n or 'all'} labels, seed {seed}"
@@ -297,7 +298,7 @@ class Fold:
             own = f"{start} {fine_tune.alone(n)}"
             self.train(f"fine-tune {title}, labelled cells alone", script, first, own, seed)
             start = f"{start} {fine_tune.on_all_cells(n, self.path(first))} {PSEUDO_LABELS}"
-        self.train(f"fine-tune {title}", script, name, start, seed)
+        self.train(f"fine-tune {title}", script, name, f"{start} {fine_tune.ALONE}", seed)
         if not mix:
             return self.out / name
         fine_tune.copy_to_mix(self.stages, f"mix {title}", self.out, name)

@@ -8,8 +8,9 @@
     pbmc_3tech   blood by three chemistries; a fold sets a chemistry aside, and there are rows for few labels, too
 
 A type with a single cell is always in training. Stages I and II are trained on the training cells without labels, then
-the cell type model, which is compared with the baselines of evaluate.py (part types), with itself after two simple
-classifiers have been mixed in (part mixed: --mix_baselines), and with one that starts from stage I (part stage_one).
+the cell type model, which is compared with the baselines of evaluate.py (part types), with itself after simple
+classifiers have been mixed in, where validation cells say that it helps (part mixed: --mix_baselines auto), and with
+one that starts from stage I (part stage_one).
 Adds its rows to <data>_fold<f>_<part>.csv, for benchmarks/study.py; what a file has already is not run again.
 """
 
@@ -119,7 +120,7 @@ def run(part: str, adata: AnnData, fold: int, seed: int, out: Path, numbers: lis
             first = f"{name}_alone"
             stages.run(f"fine-tune {title} alone", f"{fit} {own} --model {first} {fine_tune.alone(n)}")
             flags = f"{FINE_TUNE} {fine_tune.on_all_cells(n, path(first))}"
-        stages.run(f"fine-tune {title}", f"{fit} {own} --model {name} {flags}")
+        stages.run(f"fine-tune {title}", f"{fit} {own} --model {name} {flags} {fine_tune.ALONE}")
         stage, model, more = f"evaluate {title}", out / name, " --model_alone" * (part != "types")
         if part == "mixed":
             mix = f"mix {title}"

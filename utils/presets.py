@@ -117,6 +117,7 @@ PRESETS: dict[str, dict[Preset, dict]] = {
             "trainable_blocks": 0,
             "feature_dropout": 0.5,
             "class_balance": 0.3,
+            "mix_baselines": "auto",
             "epochs": 12,
             "warmup_epochs": 1,
             "cycle_epochs": 11,

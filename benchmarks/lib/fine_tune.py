@@ -7,8 +7,10 @@ from benchmarks.lib.stages import Stages
 
 MIXED = "mixed"
 """The folder for copies of finished runs that get a mixture: the run itself stays as it is."""
-MIX = "--resume --mix_baselines yes"
-"""Flags that add the mixture to a finished run without training."""
+MIX = "--resume --mix_baselines auto"
+"""Flags that mix simple classifiers into a finished run, without training, where validation cells say that it helps."""
+ALONE = "--mix_baselines no"
+"""The flag of the model alone: --preset small would mix."""
 
 
 def alone(n: int) -> str:
@@ -16,7 +18,7 @@ def alone(n: int) -> str:
     epochs = max(12, 1800 // n)
     return (
         f"--labels_per_type {n} --epochs {epochs} --cycle_epochs {epochs - 1} --val_every {epochs} "
-        "--pretrained_lr_scale 0.1"
+        f"--pretrained_lr_scale 0.1 {ALONE}"
     )
 
 

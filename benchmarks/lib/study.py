@@ -12,7 +12,7 @@ from utils.errors import UserError
 COLUMNS = ("seed", "labels", "method", "measure", "value")
 N_RESAMPLES = 4000
 OURS, MIXED, SHUFFLED = "scMomer", "scMomer, mixed", "scMomer, shuffled pairs"
-"""What rows call our model, as it is, with two simple classifiers mixed in, and pretrained on shuffled pairs."""
+"""What rows call our model: alone, with simple classifiers mixed in where that helps, and of shuffled pairs."""
 
 
 def run_name(fold: int, pretraining_seed: int = 0) -> str:

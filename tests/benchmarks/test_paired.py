@@ -126,8 +126,8 @@ def test_a_mixture_goes_into_a_copy_of_the_run(tmp_path, monkeypatch):
     assert len(mixes) == 4
     for title, command in mixes.items():
         new, old = command.split(), ran[f"fine-tune {title}"].split()
-        assert set(old) - set(new) == {"--overwrite", old[old.index("--ckpt_dir") + 1]}
-        assert set(new) - set(old) == {"--resume", "--mix_baselines", new[new.index("--ckpt_dir") + 1]}
+        assert set(old) - set(new) == {"--overwrite", "no", old[old.index("--ckpt_dir") + 1]}
+        assert set(new) - set(old) == {"--resume", "auto", new[new.index("--ckpt_dir") + 1]}
     copies = {folder for folder, method in scored if method == MIXED}
     plain = {folder for folder, method in scored if method == OURS}
     assert len(copies) == len(plain) == 4 and {path.name for path in copies} == {path.name for path in plain}
