@@ -51,9 +51,7 @@ class Flags:
         "use at most this many labelled training cells of each type and hide the other labels; 0 uses all", 0
     )
     pseudo_labels_from: str | None = flag(
-        "cell type model folder whose predictions become the labels of training cells without one; of several, "
-        "separated by commas, the mean of their probabilities decides",
-        None,
+        "cell type model folder whose predictions become the labels of training cells without one", None
     )
     pretrained_lr_scale: float = flag("learning rate of all but the new head, as a multiple of --learning_rate", 1.0)
     class_balance: float = flag(
@@ -110,11 +108,8 @@ def main() -> None:
         targets, _, types = CELL_TYPES.targets(cells, flags.label_column)
         codes = limit_labels(targets["cell_type"], cells, flags.labels_per_type, config.seed)
         if flags.pseudo_labels_from:
-            teachers = [
-                stage.start_from("pseudo_labels" + f"_{number}" * (number > 1), path.strip(), "celltype")
-                for number, path in enumerate(flags.pseudo_labels_from.split(","), 1)
-            ]
-            codes = pseudo_labels(codes, types, cells, teachers, stage.infer_config, stage.runtime)
+            teacher = stage.start_from("pseudo_labels", flags.pseudo_labels_from, "celltype")
+            codes = pseudo_labels(codes, types, cells, teacher, stage.infer_config, stage.runtime)
         known = {}
         if flags.label_hierarchy:
             known["hierarchy"] = read_hierarchy(flags.label_hierarchy, cells, flags.label_column, types)

@@ -25,7 +25,7 @@ def codes(cells):
 def test_unlabelled_training_cells_take_what_the_teacher_predicts(cells, codes, runs, missing):
     every, few, classes = codes
     teacher = load_model(runs[f"celltype_{missing}"], "celltype")
-    found = pseudo_labels(few, classes, cells, [teacher], HOW, CPU)
+    found = pseudo_labels(few, classes, cells, teacher, HOW, CPU)
     train, (name,) = cells.rows("train"), teacher.model_config.inputs
     dataset = CellDataset({name: cells.values[name][train]}, cells.obs.index[train])
     predicted = predict(teacher, dataset, HOW, CPU)["predicted_cell_type"]
@@ -37,33 +37,17 @@ def test_unlabelled_training_cells_take_what_the_teacher_predicts(cells, codes, 
     assert (few[train] >= 0).sum() == 2 * len(classes) < len(train)
 
 
-def test_of_several_teachers_the_mean_probability_decides(cells, codes, runs):
-    """Two models of the same cells, of which one reads RNA and the other ATAC."""
-    _, few, classes = codes
-    teachers = [load_model(runs[name], "celltype") for name in ("celltype_atac", "celltype_rna")]
-    found = pseudo_labels(few, classes, cells, teachers, HOW, CPU)
-    rows = np.flatnonzero((few < 0) & (cells.obs["split"] == "train").to_numpy())
-    mean = np.zeros((len(rows), len(classes)))
-    for teacher in teachers:
-        (name,) = teacher.model_config.inputs
-        dataset = CellDataset({name: cells.values[name][rows]}, cells.obs.index[rows])
-        mean += predict(teacher, dataset, HOW, CPU)["probability"] / 2
-    np.testing.assert_array_equal(found[rows], mean.argmax(1))
-    alone = [pseudo_labels(few, classes, cells, [teacher], HOW, CPU)[rows] for teacher in teachers]
-    assert any((found[rows] != one).any() for one in alone)
-
-
 def test_where_all_cells_have_a_label_nothing_happens(cells, codes, runs):
     every, _, classes = codes
     teacher = load_model(runs["celltype_atac"], "celltype")
-    assert pseudo_labels(every, classes, cells, [teacher], HOW, CPU) is every
+    assert pseudo_labels(every, classes, cells, teacher, HOW, CPU) is every
 
 
 def test_a_teacher_of_other_cell_types_is_refused(cells, codes, runs):
     _, few, classes = codes
     teacher = load_model(runs["celltype_atac"], "celltype")
     with pytest.raises(UserError, match=classes[0]):
-        pseudo_labels(few - 1, classes[1:], cells, [teacher], HOW, CPU)
+        pseudo_labels(few - 1, classes[1:], cells, teacher, HOW, CPU)
 
 
 def test_the_pupil_learns_from_all_training_cells(ready_file, runs, cells, tmp_path):

@@ -1,4 +1,4 @@
-"""Labels for unlabelled training cells, by one or more models that were fine-tuned on few labels."""
+"""Labels for unlabelled training cells, by a model that was fine-tuned on few labels."""
 
 import numpy as np
 
@@ -18,23 +18,22 @@ def pseudo_labels(
     codes: np.ndarray,
     classes: list[str],
     cells: Cells,
-    teachers: list[SavedModel],
+    teacher: SavedModel,
     config: InferConfig,
     runtime: Runtime,
 ) -> np.ndarray:
-    """Class numbers, with the teachers' predictions for training cells that have none.
+    """Class numbers, with a teacher's predictions for training cells that have none.
 
-    The teachers see whole cells, the model that learns from them only a part of their features (feature dropout), as in
-    the noisy student of Xie et al. 2020. A pseudo-label is the most likely class alone, as in Lee 2013; of several
-    teachers, the mean of their probabilities decides.
+    The teacher sees whole cells, the model that learns from it only a part of their features (feature dropout), as in
+    the noisy student of Xie et al. 2020. A pseudo-label is the most likely class alone, as in Lee 2013.
 
     Parameters
     ----------
     codes : [cells] int, class or -1 for none
     classes : names of the classes
     cells : with all modalities that the teacher reads
-    teachers : cell type models that were fine-tuned on cells of this file
-    config, runtime : how to run them
+    teacher : a cell type model that was fine-tuned on cells of this file
+    config, runtime : how to run the teacher
 
     Returns
     -------
@@ -43,29 +42,8 @@ def pseudo_labels(
     Raises
     ------
     UserError
-        If a teacher has other genes, peaks or cell types, or reads a modality that is absent.
+        If the teacher has other genes, peaks or cell types, or reads a modality that is absent.
     """
-    for teacher in teachers:
-        _check(teacher, classes, cells)
-    train = cells.rows("train")
-    rows = train[codes[train] < 0]
-    if not len(rows):
-        runtime.say("pseudo-labels: all training cells have a label; none is needed")
-        return codes
-    total = np.zeros((len(rows), len(classes)))
-    for teacher in teachers:
-        values = {name: select(cells.values[name], rows) for name in teacher.model_config.inputs}
-        found = predict(teacher, CellDataset(values, cells.obs.index[rows]), config, runtime)
-        total[:, label_codes(teacher.outputs, classes)] += found["probability"]
-    codes = codes.copy()
-    codes[rows] = total.argmax(1)
-    named = " and ".join(str(teacher.path) for teacher in teachers)
-    runtime.say(f"pseudo-labels: {len(rows):,} training cells without a label get the predictions of {named}")
-    return codes
-
-
-def _check(teacher: SavedModel, classes: list[str], cells: Cells) -> None:
-    """Raise UserError if the teacher cannot label these cells."""
     check_fits(teacher, cells.features, cells.stamp, cells.path)
     lacking = [name for name in MODALITIES if name in teacher.model_config.inputs and name not in cells.values]
     if lacking:
@@ -79,3 +57,14 @@ def _check(teacher: SavedModel, classes: list[str], cells: Cells) -> None:
             f"{teacher.path}: predicts cell types that no training cell has: {', '.join(unknown[:5])}; "
             "give a model that was fine-tuned on labels of this file"
         )
+    train = cells.rows("train")
+    rows = train[codes[train] < 0]
+    if not len(rows):
+        runtime.say("pseudo-labels: all training cells have a label; none is needed")
+        return codes
+    values = {name: select(cells.values[name], rows) for name in teacher.model_config.inputs}
+    prediction = predict(teacher, CellDataset(values, cells.obs.index[rows]), config, runtime)
+    codes = codes.copy()
+    codes[rows] = label_codes(prediction["predicted_cell_type"], classes)
+    runtime.say(f"pseudo-labels: {len(rows):,} training cells without a label get the predictions of {teacher.path}")
+    return codes
