@@ -151,6 +151,9 @@ def test_across_batches_each_model_has_its_own_mixture(flags, folders):
     assert across["mixture"] == mixed["mixture"] and "mixture" not in alone
     assert across["sets"]["n_cells"] == across["across"]["across"]["n_cells"] == 96
     assert across["sets"]["threshold"] != alone["sets"]["threshold"]
+    # The choice is made once, on the model itself, and the models without a donor follow it.
+    run("train_missing_celltype_func", **flags, model="across_auto", calibrate_across="donor", mix_baselines="auto")
+    assert load_model(folders / "across_auto", "celltype").fitted == across
 
 
 def test_explanations_name_the_weight_of_the_model(folders, cells, dataset, tmp_path):
@@ -161,13 +164,15 @@ def test_explanations_name_the_weight_of_the_model(folders, cells, dataset, tmp_
     assert np.isfinite(found.table["attribution"]).all() and len(found.table)
 
 
-@pytest.mark.parametrize("value", [-1.0, None])
+@pytest.mark.parametrize("value", [-1.0, None, "gain"])
 def test_a_damaged_mixture_is_refused(value, folders, query, tmp_path, capsys):
     def damage(folder):
         config = json.loads((folder / "config.json").read_text())
         config["fitted"]["mixture"][OURS] = value
         if value is None:
             del config["fitted"]["mixture"][OURS]
+        if value == "gain":
+            config["fitted"] |= {"mixture": {OURS: 1.0}, "mixture_gain": "much"}
         (folder / "config.json").write_text(json.dumps(config))
 
     forge(folders / "mixed", tmp_path / "model", damage)

@@ -157,7 +157,7 @@ def explain(
     if share == 0:
         raise UserError(
             f"--explain {n}: in the mixture of {saved.path} the model has no weight, so there is nothing to explain; "
-            "train it with --mix_baselines no"
+            "run its fine-tuning again with --resume --mix_baselines no, which takes seconds"
         )
     runtime, rng = Runtime(device or torch.device("cpu")), np.random.default_rng(seed)
     types = choose_cells(codes, rng)

@@ -152,8 +152,9 @@ class CellTypes(Task):
         if "novelty" in fitted:
             check_novelty(fitted["novelty"])
         check_hierarchy(fitted.get("hierarchy", {}))
-        if not np.isfinite(fitted.get("mixture_gain", 0.0)):
-            raise ValueError(f"mixture_gain is {fitted['mixture_gain']}")
+        gain = fitted.get("mixture_gain", 0.0)
+        if not (isinstance(gain, float) and -1 <= gain <= 1):
+            raise ValueError(f"mixture_gain is {gain}, not a number from -1 to 1")
         if "mixture" in fitted:
             named = fitted.get("baselines", ())
             mixture.check_mixture(fitted["mixture"], [name for name in named if name != boxed.CORRELATION])
