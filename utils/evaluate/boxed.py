@@ -14,7 +14,6 @@ from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 from utils.evaluate.metrics import classification_scores
-from utils.evaluate.principal_components import fit_pca
 
 REGRESSION, COMPONENTS, MLP = NAMES = ("logistic regression", "PCA + logistic regression", "MLP")
 CORRELATION = "correlation with type means"
@@ -115,6 +114,8 @@ def _on_components(x, labels, x_val, labels_val, seed: int) -> tuple[np.ndarray,
 
     Components keep their relative sizes, or each is scaled to unit variance (whitened).
     """
+    from utils.evaluate.principal_components import fit_pca  # late, as in `fit_boxed`
+
     pca = fit_pca(x, N_COMPONENTS, seed)
     z, z_val = pca.transform(x), pca.transform(x_val) if x_val.shape[0] else np.empty((0, pca.n_components_))
     variance, fits = np.maximum(z.var(0), 1e-12), []
