@@ -14,10 +14,10 @@ second time with --pseudo_labels_from the first folder, so that the model learns
 Output: <ckpt_dir>/<model_name>, for predict_cell_type.py. Each epoch prints the loss (cross-entropy) and the
 accuracy; at the end a temperature is fitted on the validation cells, which calibrates the confidence, and so are the
 thresholds of prediction sets and of novelty. Where cells come from several batches, --calibrate_across fits all of
-these on batches that the model was not trained on. The folder also keeps simple classifiers, whose disagreement
+these on batches that the model was not trained on. The folder also keeps three simple classifiers, whose disagreement
 marks doubtful cells, the marker genes of each type, and with --label_hierarchy what each type is a kind of. With
---mix_baselines yes, the probabilities are a mixture of the model's and those of three of these classifiers; with auto
-they are, if on validation cells the mixture is the better one by a point of accuracy and macro-F1.
+--mix_baselines yes, the probabilities are a mixture of the model's and those of the three classifiers. With auto, they
+are so only if the mean of accuracy and macro-F1 on validation cells rises by a point.
 """
 
 from dataclasses import dataclass

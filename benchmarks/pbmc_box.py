@@ -7,7 +7,7 @@ Cells: three 10x chemistries of human blood (scrna/pbmc_3tech.h5ad, with types),
 (immune_rna.h5ad) as more cells without labels for stages I and II. RNA alone, the genes of pbmc_3tech.
 
 Fine-tuning starts from stage I or stage II of RNA alone, and sees each labelled training cell twice, once with a random
-panel of the genes, since files often lack many. Two simple classifiers are mixed in (--mix_baselines).
+panel of the genes, since files often lack many. Simple classifiers are mixed in (--mix_baselines yes).
 
 1. Each chemistry is left out once, from all training, and labelled afterwards. The settings are chosen on validation
    cells of the other two chemistries. The baselines have the same training and validation cells.

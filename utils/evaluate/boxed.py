@@ -110,17 +110,13 @@ def _logistic_regression(x, labels, x_val, labels_val):
 
 
 def _on_components(x, labels, x_val, labels_val, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fit logistic regression on principal components, and return it as weights of features and a bias.
-
-    Components keep their relative sizes, or each is scaled to unit variance (whitened).
-    """
-    from utils.evaluate.principal_components import fit_pca  # late, as in `fit_boxed`
+    """Fit logistic regression on principal components, whitened or not; return its weights of features and its bias."""
+    from utils.evaluate.principal_components import component_scale, fit_pca  # late, as in `fit_boxed`
 
     pca = fit_pca(x, N_COMPONENTS, seed)
     z, z_val = pca.transform(x), pca.transform(x_val) if x_val.shape[0] else np.empty((0, pca.n_components_))
-    variance, fits = np.maximum(z.var(0), 1e-12), []
-    for scale in (np.sqrt(np.full_like(variance, variance.mean())), np.sqrt(variance)):
-        fits.append((*_logistic_regression(z / scale, labels, z_val / scale, labels_val), scale))
+    scales = [component_scale(z, whitened) for whitened in (False, True)]
+    fits = [(*_logistic_regression(z / scale, labels, z_val / scale, labels_val), scale) for scale in scales]
     _, model, scale = max(fits, key=lambda fit: fit[0])
     weight = pca.components_.T @ (_for_two(model.coef_) / scale).T
     return weight, _for_two(model.intercept_[:, None])[:, 0] - pca.mean_ @ weight

@@ -18,6 +18,16 @@ def fit_pca(x, n_components: int, seed: int) -> PCA:
     return PCA(n_components, svd_solver="arpack", random_state=seed).fit(as_rows(x))
 
 
+def component_scale(z: np.ndarray, whitened: bool) -> np.ndarray:
+    """Return what to divide components [cells, components] by: their own spreads if whitened, or one for all.
+
+    Unwhitened components keep their relative sizes. Their mean variance is then 1, as that of whitened ones, so that
+    the best penalty of a classifier is about the same for both.
+    """
+    variance = np.maximum(z.var(0), 1e-12)
+    return np.sqrt(variance if whitened else variance.mean())
+
+
 def as_rows(matrix):
     """Return a sparse matrix as CSR, anything else as an array: both can be indexed by rows."""
     return matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix)

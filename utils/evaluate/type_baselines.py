@@ -22,7 +22,7 @@ from utils.errors import UserError
 from utils.evaluate.boxed import MOST_FEATURES, even_rows
 from utils.evaluate.dropout_mlp import Encoder, class_weights, fit_denoiser, fit_mlp, most_steps
 from utils.evaluate.metrics import classification_scores
-from utils.evaluate.principal_components import as_rows, fit_pca
+from utils.evaluate.principal_components import as_rows, component_scale, fit_pca
 from utils.evaluate.tuning import Tuned, tune
 
 C_GRID = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -306,10 +306,7 @@ def _fit_logistic(classifier: LogisticRegression, z, y, setting: dict) -> Logist
 def _components(pca: PCA, x_train, setting: dict) -> Callable:
     """Return the step from features to the chosen principal components, scaled by their spread in labelled cells."""
     k = setting["components"]
-    variance = np.maximum(pca.transform(as_rows(x_train))[:, :k].var(0), 1e-12)
-    # Unwhitened components keep their relative sizes. Their mean variance is 1, as that of whitened ones, so that the
-    # best penalty is about the same for both: the search changes one setting at a time.
-    scale = np.sqrt(variance if setting["whitened"] else variance.mean())
+    scale = component_scale(pca.transform(as_rows(x_train))[:, :k], setting["whitened"])
     return lambda x: pca.transform(as_rows(x))[:, :k] / scale
 
 

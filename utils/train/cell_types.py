@@ -77,7 +77,7 @@ class CellTypes(Task):
         arrays = boxed.fit_boxed(x, labels, x_val, val.targets["cell_type"])
         found = markers(train.values[modality], labels, features[modality], outputs)
         fitted = {f"marker_{FEATURES[modality]}": found} if found else {}
-        return fitted | ({"baselines": list(boxed.names_in(arrays))} if arrays else {}), arrays
+        return fitted | ({"baselines": list(boxed.NAMES)} if arrays else {}), arrays
 
     def fit_mixture(self, decoded, targets, values, arrays, if_better=False) -> dict:
         """The weights of the model and of the boxed baselines, and the gain; nothing without baselines or cells."""
