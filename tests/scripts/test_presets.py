@@ -43,7 +43,7 @@ MADE_BY = {
     "--keep last --warmup_epochs 1",
     ("train_missing_celltype_func", "small"): "--batch_size 16 --grad_acc 2 --learning_rate 1e-3 "
     "--trainable_blocks 0 --class_balance 0.3 --feature_dropout 0.5 --patience 0 --keep last --epochs 12 "
-    "--cycle_epochs 11 --warmup_epochs 1",
+    "--cycle_epochs 11 --warmup_epochs 1 --mix_baselines auto",
     ("pretrain_rna", "tiny"): "--tokens expressed --dim 64 --depth 2 --heads 2 --dim_head 32 --warmup_epochs 1 "
     "--learning_rate 1e-3 --epochs 3 --cycle_epochs 2 --batch_size 8 --grad_acc 2",
     ("pretrain_atac", "tiny"): "--n_patches 64 --dim 64 --depth 2 --heads 2 --dim_head 32 --warmup_epochs 1 "
@@ -94,7 +94,7 @@ def test_flags_win_over_the_preset(script, preset, parsed):
         if isinstance(value, bool):
             other, words = not value, f"--{name} {not value}"
         elif isinstance(value, str):
-            other = {"expressed": "all", "own": "shared", "last": "best"}[value]
+            other = {"expressed": "all", "own": "shared", "last": "best", "auto": "yes"}[value]
             words = f"--{name} {other}"
         else:
             other = type(value)(value / 2) if isinstance(value, float) else value + 1
