@@ -151,9 +151,20 @@ def test_across_batches_each_model_has_its_own_mixture(flags, folders):
     assert across["mixture"] == mixed["mixture"] and "mixture" not in alone
     assert across["sets"]["n_cells"] == across["across"]["across"]["n_cells"] == 96
     assert across["sets"]["threshold"] != alone["sets"]["threshold"]
-    # The choice is made once, on the model itself, and the models without a donor follow it.
-    run("train_missing_celltype_func", **flags, model="across_auto", calibrate_across="donor", mix_baselines="auto")
-    assert load_model(folders / "across_auto", "celltype").fitted == across
+    assert across["mixture_gain"] != mixed["mixture_gain"] and "mixture_gain" not in alone
+
+
+@pytest.mark.parametrize("above", [True, False])
+def test_across_batches_the_cells_left_out_choose_the_mixture(above, flags, folders, monkeypatch):
+    flags = flags | {"calibrate_across": "donor", "overwrite": True}
+    run("train_missing_celltype_func", **flags, model="across", mix_baselines="no" if above else "yes")
+    known = load_model(folders / "across", "celltype").fitted
+    run("train_missing_celltype_func", **flags, model="across_mixed", mix_baselines="yes")
+    other = load_model(folders / "across_mixed", "celltype").fitted
+    monkeypatch.setattr("utils.predict.left_out.LEAST_GAIN", other["mixture_gain"] + (1e-9 if above else 0))
+    run("train_missing_celltype_func", **flags, model="across_auto", mix_baselines="auto")
+    found = load_model(folders / "across_auto", "celltype").fitted
+    assert found == known | {"mixture_gain": other["mixture_gain"]}
 
 
 def test_explanations_name_the_weight_of_the_model(folders, cells, dataset, tmp_path):

@@ -80,7 +80,6 @@ def gain(members: dict[str, np.ndarray], labels: np.ndarray, seed: int = 0) -> f
     if len(labels) > MOST_CELLS:
         rows = rng.choice(len(labels), MOST_CELLS, replace=False)
         members, labels = {name: member[rows] for name, member in members.items()}, labels[rows]
-    score = lambda logits: sum(classification_scores(labels, logits.argmax(1))[m] for m in ("accuracy", "macro_f1")) / 2
     part = np.empty(len(labels), dtype=np.int64)
     for _ in range(N_ROUNDS):
         order = rng.permutation(len(labels))
@@ -92,8 +91,14 @@ def gain(members: dict[str, np.ndarray], labels: np.ndarray, seed: int = 0) -> f
             if weights is None:
                 return None
             mixed[inside] = mixed_logits(weights, {name: member[inside] for name, member in members.items()})
-        gains.append(score(mixed) - score(members[OURS]))
+        gains.append(difference(mixed, members[OURS], labels))
     return float(np.mean(gains))
+
+
+def difference(mixed: np.ndarray, alone: np.ndarray, labels: np.ndarray) -> float:
+    """Return how much better the first logits [cells, classes] are, in the mean of accuracy and macro-F1."""
+    scores = [classification_scores(labels, logits.argmax(1)) for logits in (mixed, alone)]
+    return float(np.mean([scores[0][name] - scores[1][name] for name in ("accuracy", "macro_f1")]))
 
 
 def log_members(logits: np.ndarray, others: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

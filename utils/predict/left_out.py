@@ -12,13 +12,14 @@ from utils.cells.preprocessed import Cells
 from utils.errors import UserError
 from utils.evaluate.across import LeftOut, batch_folds
 from utils.evaluate.calibration import fit_temperature
+from utils.evaluate.mixture import LEAST_GAIN, difference
 from utils.evaluate.novelty import N_REFERENCE, fit_novelty
 from utils.files.disk_rows import select
 from utils.predict.calibrate import calibrate
-from utils.predict.infer import decode, embed_sample
+from utils.predict.infer import decode, embed_sample, inputs_of
 from utils.train.distributed import Quiet
 from utils.train.log import training_folder
-from utils.train.model_folder import load_model
+from utils.train.model_folder import SavedModel, load_model
 from utils.train.stage import Stage
 
 FLAG = "--calibrate_across"
@@ -70,7 +71,7 @@ def score_left_out(
     cells: Cells,
     codes: np.ndarray,
     column: str,
-    mix: Literal["no", "yes"] = "no",
+    mix: Literal["no", "auto", "yes"] = "no",
 ) -> LeftOut:
     """Train a model without each fold of batches, as the model itself was trained, and score the cells left out.
 
@@ -79,11 +80,20 @@ def score_left_out(
     stage : the run that has trained the model
     fine_tune : trains a model on training and validation cells, and writes the folder of the stage that it is given
     cells, codes, column : as in `folds_of`
-    mix : as for `calibrate`; each model has a mixture of its own, since what it is mixed with must not know the cells
+    mix : as for `calibrate`; each model has a mixture of its own, since what it is mixed with must not know the cells.
+        With auto, the cells left out decide: mixtures are used if they gain enough in the mean of the models.
     """
     place, config = training_folder(stage.folder) / "left_out", replace(stage.config, overwrite=True, resume=False)
     quiet = Quiet(stage.runtime.device, stage.runtime.rank, stage.runtime.world_size)
-    names, parts = cells.obs[column].astype(str).to_numpy(), []
+    names, parts, gains = cells.obs[column].astype(str).to_numpy(), {False: [], True: []}, []
+
+    def score(saved: SavedModel, cells: CellDataset) -> tuple[np.ndarray, dict[bool, np.ndarray]]:
+        """Embeddings, and the logits of the model (False) and of its mixture (True), if it has one."""
+        alone = replace(saved, fitted={}, arrays={})
+        embedding, found = decode(alone, cells, stage.infer_config, stage.runtime, "scoring")
+        mixed = found | saved.task.decode_on_values(found, inputs_of(saved, cells), saved.fitted, saved.arrays)
+        return embedding, {False: found["logits"], True: mixed["logits"]}
+
     for number, (without, rows) in enumerate(folds_of(cells, codes, column)):
         keep = codes >= 0
         keep[without] = False
@@ -94,22 +104,24 @@ def score_left_out(
         )
         trial = replace(stage, folder=place / str(number), config=config, runtime=quiet)
         fine_tune(trial, train, val)
-        if mix == "yes":
-            calibrate(trial.folder, stage.kind, val, stage.infer_config, quiet, train, mix=mix)
+        if mix != "no":
+            calibrate(trial.folder, stage.kind, val, stage.infer_config, quiet, train, mix="yes")
         values = {name: select(matrix, rows) for name, matrix in cells.values.items()}
         dataset, saved = CellDataset(values, cells.obs.index[rows]), load_model(trial.folder, stage.kind)
-        embedding, decoded = decode(saved, dataset, stage.infer_config, stage.runtime, "scoring")
+        embedding, logits = score(saved, dataset)
+        gains.append(difference(logits[True], logits[False], codes[rows]))
         # With fewer cells a model takes fewer steps and is less sure. Scaled by its own temperature within batches, its
         # logits are as sharp as the model's own will be, and what is left is the change from within to across.
-        temperature = 1.0
-        if len(val):
-            _, within = decode(saved, val, stage.infer_config, stage.runtime, "scoring")
-            temperature = fit_temperature(within["logits"], val.targets["cell_type"])
+        within = score(saved, val)[1] if len(val) else None
         sample = embed_sample(saved.build(), train, stage.infer_config, stage.runtime, 0, N_REFERENCE)
         distances = (fit_novelty(sample.numpy(), embedding) or {"held_out": []})["held_out"]
-        logits = decoded["logits"] / np.float32(temperature)
-        parts.append((names[rows], np.full(len(rows), number), logits, codes[rows], np.array(distances)))
+        for is_mixed, of_cells in logits.items():
+            temperature = fit_temperature(within[is_mixed], val.targets["cell_type"]) if within else 1.0
+            scaled = of_cells / np.float32(temperature)
+            parts[is_mixed].append((names[rows], np.full(len(rows), number), scaled, codes[rows], np.array(distances)))
     stage.runtime.barrier()  # every process has read the folders
     if stage.runtime.is_main:
         shutil.rmtree(place, ignore_errors=True)
-    return LeftOut(column, *(np.concatenate(part) for part in zip(*parts, strict=True)))
+    gain = None if mix == "no" else float(np.mean(gains))
+    is_mixed = mix == "yes" or (mix == "auto" and gain >= LEAST_GAIN)
+    return LeftOut(column, *(np.concatenate(part) for part in zip(*parts[is_mixed], strict=True)), is_mixed, gain)

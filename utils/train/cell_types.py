@@ -111,6 +111,8 @@ class CellTypes(Task):
         pooled["temperature"] *= fitted["temperature"]  # that within batches, times the change from within to across
         if "novelty" in fitted:
             pooled["novelty"] = with_held_out(fitted["novelty"], left_out.distances)
+        if left_out.gain is not None:
+            pooled["mixture_gain"] = left_out.gain
         if "sets" not in pooled:
             return fitted | pooled
 
@@ -168,6 +170,7 @@ class CellTypes(Task):
         text = "" if calibration is None else f"temperature {fitted['temperature']:.3f}; {calibration}"
         if "mixture_gain" in fitted:
             text += f"; a mixture with simple classifiers gains {fitted['mixture_gain'] * 100:+.1f} points"
+            text += " on cells of batches left out" if "across" in fitted else ""
             text += "" if "mixture" in fitted else " and is not used"
         if "mixture" in fitted:
             text += "; the probability of a type is the product of the members' to the powers " + ", ".join(
