@@ -9,8 +9,9 @@
 
 A type with a single cell is always in training. Stages I and II are trained on the training cells without labels, then
 the cell type model, which is compared with the baselines of evaluate.py (part types), with itself after simple
-classifiers have been mixed in, where validation cells say that it helps (part mixed: --mix_baselines auto), and with
-one that starts from stage I (part stage_one).
+classifiers have been mixed in, where validation cells say that it helps (part mixed: --mix_baselines auto) or where
+batches left out do (part across: --calibrate_across, too; blood alone, all labels), and with one that starts from
+stage I (part stage_one).
 Adds its rows to <data>_fold<f>_<part>.csv, for benchmarks/study.py; what a file has already is not run again.
 """
 
@@ -25,7 +26,7 @@ from anndata import AnnData, read_h5ad
 from benchmarks.lib import fine_tune
 from benchmarks.lib.bench import RESULTS
 from benchmarks.lib.stages import Stages, from_root
-from benchmarks.lib.study import MIXED, OURS, add_rows, done_in, scores_in
+from benchmarks.lib.study import ACROSS, MIXED, OURS, add_rows, done_in, scores_in
 from utils.cli import flag, parse_flags, run_script
 from utils.errors import UserError
 from utils.files.write import write_whole
@@ -35,8 +36,10 @@ CHEMISTRIES = ("3pv1", "3pv2", "5p")
 FILES = {"immune": "immune_rna.h5ad", "pbmc_3tech": "scrna/pbmc_3tech.h5ad"}
 FEW_LABELS = {"pbmc_3tech": (10, 30)}
 """Data set → numbers of labels per type, beside all of them."""
+BATCHES = {"pbmc_3tech": "batch"}
+"""Data set → the column with its batches."""
 # Added to --preset small: with few cells, more epochs.
-PARTS = {"types": OURS, "mixed": MIXED, "stage_one": "scMomer without stage II"}
+PARTS = {"types": OURS, "mixed": MIXED, "across": ACROSS, "stage_one": "scMomer without stage II"}
 """Part → what its rows call our model."""
 STAGE_ONE = "--epochs 20 --cycle_epochs 19"
 STAGE_TWO = "--epochs 40 --cycle_epochs 39"
@@ -68,13 +71,19 @@ def main() -> None:
     for part in flags.parts.split(","):
         path = Path(flags.results_path) / f"{flags.data}_fold{flags.fold}_{part}.csv"
         for seed in map(int, flags.seeds.split(",")):
-            todo = [n for n in (0, *FEW_LABELS.get(flags.data, ())) if (seed, n) not in done_in(path)]
+            numbers = (0, *FEW_LABELS.get(flags.data, ()))
+            if part == "across":  # it does not go with labels that come from another model
+                numbers = (0,) if flags.data in BATCHES else ()
+            todo = [n for n in numbers if (seed, n) not in done_in(path)]
             if not todo:
-                print(f"{path}: has the rows of seed {seed} already; to make them again, delete it")
+                why = f"has the rows of seed {seed} already; to make them again, delete it"
+                print(f"{path}: {why if numbers else f'{flags.data} has no batches to leave out'}")
                 continue
             out = Path(flags.out_path or f"runs/rna_only/{flags.data}_fold{flags.fold}_seed{seed}").resolve()
             cells = read(flags.data, Path(flags.data_path))
-            for n, rows in run(part, cells, flags.fold, seed, out, todo):
+            across = f"{fine_tune.MIX} --calibrate_across {BATCHES.get(flags.data)}"
+            mix = {"mixed": fine_tune.MIX, "across": across}.get(part)
+            for n, rows in run(part, cells, flags.fold, seed, out, todo, mix):
                 add_rows(path, rows)
                 print(f"\nwrote {path}: {n or 'all'} labels")
 
@@ -94,8 +103,11 @@ def read(data: str, folder: Path) -> AnnData:
     return adata
 
 
-def run(part: str, adata: AnnData, fold: int, seed: int, out: Path, numbers: list[int]):
-    """Train and evaluate with each number of labels per type (0 for all); yield the number and the rows."""
+def run(part: str, adata: AnnData, fold: int, seed: int, out: Path, numbers: list[int], mix: str | None = None):
+    """Train and evaluate with each number of labels per type (0 for all); yield the number and the rows.
+
+    With `mix`, flags that mix simple classifiers in, copies of the models are mixed and evaluated.
+    """
     if not (out / "raw.h5ad").is_file():
         write_whole(adata, out / "raw.h5ad")
     stages, path = Stages(out / "stages.json"), lambda name: from_root(out / name)
@@ -122,12 +134,12 @@ def run(part: str, adata: AnnData, fold: int, seed: int, out: Path, numbers: lis
             flags = f"{FINE_TUNE} {fine_tune.on_all_cells(n, path(first))}"
         stages.run(f"fine-tune {title}", f"{fit} {own} --model {name} {flags} {fine_tune.ALONE}")
         stage, model, more = f"evaluate {title}", out / name, " --model_alone" * (part != "types")
-        if part == "mixed":
-            mix = f"mix {title}"
-            fine_tune.copy_to_mix(stages, mix, out, name)
-            model = out / fine_tune.MIXED / name
-            stages.run(mix, f"{fit} --ckpt_dir {from_root(model.parent)} {fine_tune.MIX} --model {name} {flags}")
-            stage = f"evaluate mixed {title}"
+        if mix:
+            mixing = f"mix {title}" if part == "mixed" else f"mix {part}, {title}"
+            fine_tune.copy_to_mix(stages, mixing, out, name, part)
+            model = out / part / name
+            stages.run(mixing, f"{fit} --ckpt_dir {from_root(model.parent)} {mix} --model {name} {flags}")
+            stage = f"evaluate {part} {title}"
         stages.run(stage, f"evaluate.py {data} --model_path {from_root(model)}{more}")
         yield n, scores_in(model, PARTS[part], seed, n)
 

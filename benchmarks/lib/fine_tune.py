@@ -27,17 +27,18 @@ def on_all_cells(n: int, first: str) -> str:
     return f"--labels_per_type {n} --pseudo_labels_from {first}"
 
 
-def copy_to_mix(stages: Stages, stage: str, folder: Path, name: str) -> None:
+def copy_to_mix(stages: Stages, stage: str, folder: Path, name: str, place: str = MIXED) -> None:
     """Copy a finished run, so that a stage can mix its copy, unless that stage has run already.
 
     Parameters
     ----------
     stages, stage : the record of stages, and the name of the one that mixes
-    folder, name : the folder of models, and the name of the run; its copy lies in `MIXED` of this folder
+    folder, name : the folder of models, and the name of the run
+    place : its copy lies in this folder of `folder`
     """
     if stage in stages.used:
         return
     for end in ("", ".training"):
-        copy = folder / MIXED / f"{name}{end}"
+        copy = folder / place / f"{name}{end}"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(folder / f"{name}{end}", copy)

@@ -13,6 +13,8 @@ COLUMNS = ("seed", "labels", "method", "measure", "value")
 N_RESAMPLES = 4000
 OURS, MIXED, SHUFFLED = "scMomer", "scMomer, mixed", "scMomer, shuffled pairs"
 """What rows call our model: alone, with simple classifiers mixed in where that helps, and of shuffled pairs."""
+ACROSS = "scMomer, mixed across batches"
+"""The same, with simple classifiers mixed in where that helps on batches left out."""
 
 
 def run_name(fold: int, pretraining_seed: int = 0) -> str:

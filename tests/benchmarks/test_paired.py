@@ -120,8 +120,8 @@ def test_a_mixture_goes_into_a_copy_of_the_run(tmp_path, monkeypatch):
     for part in ("mixed", "types"):
         assert len(list(getattr(made, part)([(3, 10), (3, 0)]))) == 2
     cells = ad.AnnData(np.ones((2, 2), np.float32))
-    for part in ("mixed", "types"):
-        assert [n for n, _ in rna_only.run(part, cells, 0, 0, tmp_path / "out", [0, 10])] == [0, 10]
+    for part, mix in (("mixed", fine_tune.MIX), ("types", None)):
+        assert [n for n, _ in rna_only.run(part, cells, 0, 0, tmp_path / "out", [0, 10], mix)] == [0, 10]
     mixes = {name.removeprefix("mix "): command for name, command in ran.items() if name.startswith("mix ")}
     assert len(mixes) == 4
     for title, command in mixes.items():

@@ -1,6 +1,7 @@
 """--calibrate_across: models without some of the batches, and what is fitted on the cells left out."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import mudata
@@ -59,6 +60,18 @@ def test_the_model_is_the_same_and_its_constants_are_not(folders):
         assert 0 <= found["set_coverage"] <= 1 <= found["set_size"] <= 3
     assert across.fitted["calibration"]["across"] == "donor"
     assert "novelty" not in plain.fitted | across.fitted  # there are too few validation cells
+
+
+def test_a_finished_run_is_calibrated_across_batches_later(folders, flags, tmp_path):
+    """The same command with --resume and the flags trains the models without a donor, and nothing else."""
+    for end in ("", ".training"):
+        shutil.copytree(folders / f"plain{end}", tmp_path / f"plain{end}")
+    more = {"ckpt_dir": tmp_path, "calibrate_across": "donor", "label_hierarchy": "lineage", "resume": True}
+    run("train_missing_celltype_func", **flags | more, model="plain")
+    plain, across = (load_model(path, "celltype") for path in (tmp_path / "plain", folders / "across"))
+    assert plain.fitted == across.fitted
+    for name, weight in weights(folders / "plain").items():
+        np.testing.assert_array_equal(weight, weights(tmp_path / "plain")[name])
 
 
 def test_card_file_and_evaluation_show_coverage_within_and_across(folders, ready, tmp_path, capsys):
