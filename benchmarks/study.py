@@ -18,6 +18,7 @@ from benchmarks.lib.bench import RESULTS
 from benchmarks.lib.pairs import DATA, FEW_LABELS
 from benchmarks.lib.stages import ROOT
 from benchmarks.lib.study import (
+    ACROSS,
     MIXED,
     OURS,
     RUN,
@@ -95,9 +96,7 @@ def main() -> None:
         f"### Fine-tuned models and baselines\n\n{covered(types[types.method == OURS])}",
         field_table(types),
         "### Ours against the best baseline",
-        best_table(types),
-        f"The same for {MIXED}. {covered(types[types.method == MIXED])}",
-        best_table(types, MIXED),
+        *best_tables(types),
         f"### The same classifier on each frozen embedding\n\n{covered(embeddings)}",
         arms_table(embeddings),
         "### What each part adds",
@@ -108,11 +107,9 @@ def main() -> None:
         translation_table(read("translation", "controls_translation")),
         f"### Human blood, an unseen chemistry, RNA alone\n\n{covered(blood)}",
         field_table(blood),
-        best_table(blood),
-        f"The same for {MIXED}. {covered(blood[blood.method == MIXED])}",
-        best_table(blood, MIXED),
-        "### RNA alone, two small human data sets",
-        rna_only_table(dict(zip(RNA_ONLY[1:], human, strict=True))),
+        *best_tables(blood),
+        "### RNA alone, three small human data sets",
+        rna_only_table(dict(zip(RNA_ONLY[1:], human, strict=True)) | {"bmmc": read("types", "mixed", data="bmmc")}),
     ]
     before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
     page.write_text("\n\n".join([before + MARKS[0], *tables, MARKS[1] + after]))
@@ -176,6 +173,15 @@ def difference(one: pd.Series, other: pd.Series) -> str:
     low, high = interval(paired)
     text = f"{mean(paired):+.1f} ({low:+.1f} … {high:+.1f})"
     return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def best_tables(types: pd.DataFrame) -> list[str]:
+    """Return `best_table` of our model alone, and of its mixtures, if they have been run."""
+    tables = [best_table(types)]
+    for name in (MIXED, ACROSS):
+        found = types[types.method == name]
+        tables += [f"The same for {name}. {covered(found)}", best_table(types, name)] if len(found) else []
+    return tables
 
 
 def best_table(types: pd.DataFrame, ours_is: str = OURS) -> str:
