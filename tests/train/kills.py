@@ -28,6 +28,15 @@ def model_folder(flags: dict) -> Path:
     return Path(flags["ckpt_dir"]) / flags.get("model_name", flags.get("model"))
 
 
+def training_time(script: str, flags: dict, size: int, output: Path) -> float:
+    """Let a run end, and return the seconds that it took from its first step on."""
+    processes = Processes(script, flags, size, output).start()
+    assert processes.wait_until(processes.started), output.read_text()
+    begin = time.monotonic()
+    assert processes.join() == [0] * size, output.read_text()
+    return time.monotonic() - begin
+
+
 def kill_and_resume(script: str, flags: dict, size: int, kills: int, seed: int, longest: float = 0.5) -> int:
     """Kill a run at random moments, resume it each time, and let it end.
 

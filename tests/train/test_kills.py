@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers import RNA, ROOT, assert_same_records, command_line, lacks, python, records, run
 from tests.processes import STARTED, Processes, finish
-from tests.train.kills import LONG, assert_same_run, kill_and_resume, model_folder, training_scripts
+from tests.train.kills import LONG, assert_same_run, kill_and_resume, model_folder, training_scripts, training_time
 from utils.train.folders import is_there
 from utils.train.guards import STOPPED
 from utils.train.log import training_folder
@@ -35,8 +35,9 @@ def test_killed_runs_end_like_an_uninterrupted_one(script, size, ready_file, run
     flags = training_scripts(ready_file, runs)[script]
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    finish(script, flags | {"ckpt_dir": tmp_path / "whole"}, size, tmp_path / "output.txt")
-    hits = kill_and_resume(script, flags | {"ckpt_dir": tmp_path / "killed"}, size, kills=2, seed=0, longest=0.3)
+    seconds = training_time(script, flags | {"ckpt_dir": tmp_path / "whole"}, size, tmp_path / "output.txt")
+    longest = min(0.3, seconds / 4)  # so that both kills hit it on a fast machine, too
+    hits = kill_and_resume(script, flags | {"ckpt_dir": tmp_path / "killed"}, size, kills=2, seed=0, longest=longest)
     assert hits == 2
     assert_same_run(tmp_path / "killed" / "run", tmp_path / "whole" / "run")
 
