@@ -12,6 +12,7 @@ Test cells come from batches or donors that no stage is trained on, and have RNA
     types        fine-tunes the model, beside all baselines of evaluate.py
     mixed        mixes three simple classifiers into that model, where validation cells say that it helps
                  (--mix_baselines auto)
+    subclasses   fine-tunes the model for finer types with 30 labels of each, beside all baselines
     shuffled     fine-tunes the same model after pretraining on shuffled pairs
     translation  scores how well the students of embeddings predict ATAC; controls_translation those of controls
     scANVI, MultiVI   other methods (`make study` installs them)
@@ -48,10 +49,13 @@ PARTS = (
     "controls_translation",
     "types",
     "mixed",
+    "subclasses",
     "shuffled",
 )
 PROBED = ("embeddings", "controls", "shuffled_denoiser")
-FINE_TUNED = ("types", "mixed", "shuffled")
+FINE_TUNED = ("types", "mixed", "subclasses", "shuffled")
+SUBCLASS_LABELS = 30
+"""Labelled cells of each subclass, at most."""
 PEERS = ("scANVI", "MultiVI")
 QUICK = ("stage II", "student")
 """Arms of the part quick."""
@@ -84,7 +88,7 @@ class Flags:
     fold: int = flag("which batches or donors to test on, from 0", 0)
     parts: str = flag(f"what to run, a comma-separated list of {', '.join((*PARTS, *PEERS, 'quick'))}", ",".join(PARTS))
     seeds: str = flag(
-        "of the draws of labels and of fine-tuning in types, mixed and shuffled, separated by commas", "0"
+        "of the draws of labels and of fine-tuning in types, mixed, subclasses and shuffled, separated by commas", "0"
     )
     draws: int = flag("draws of labels in embeddings and controls", 5)
     pretraining_seed: int = flag("of the three pretraining stages; each seed has its own files", 0)
@@ -110,7 +114,10 @@ def main() -> None:
         path = Path(flags.results_path) / f"{run}_{part}.csv"
         done, seeds = done_in(path), list(map(int, flags.seeds.split(",")))
         if part in FINE_TUNED:
-            todo = [(seed, n) for seed in seeds for n in (*fold.data.few, 0) if (seed, n) not in done]
+            numbers = (*fold.data.few, 0)
+            if part == "subclasses":
+                numbers = (SUBCLASS_LABELS,) if fold.data.subclass else ()
+            todo = [(seed, n) for seed in seeds for n in numbers if (seed, n) not in done]
         else:
             if part in PROBED:
                 seeds = range(flags.draws if fold.data.few else 1)
@@ -272,6 +279,13 @@ class Fold:
         for seed, n in todo:
             yield self.scores(MIXED, self.fine_tune(OURS, "student", n, seed, mix=True), n, seed)
 
+    def subclasses(self, todo: list[tuple[int, int]]):
+        """Yield rows of the fine-tuned model and of all baselines for finer types."""
+        self.pretrain()
+        for seed, n in todo:
+            model = self.fine_tune(OURS, "student", n, seed, column=self.data.subclass)
+            yield self.scores(OURS, model, n, seed, with_baselines=True)
+
     def shuffled(self, todo: list[tuple[int, int]]):
         """Yield rows of the same model, pretrained on shuffled pairs."""
         self.pretrain_on_shuffled()
@@ -285,14 +299,19 @@ class Fold:
         self.stages.run(f"evaluate {model.relative_to(self.out)}", command)
         return scores_in(model, method, seed, n)
 
-    def fine_tune(self, method: str, parent: str, n: int, seed: int, mix: bool = False) -> Path:
+    def fine_tune(
+        self, method: str, parent: str, n: int, seed: int, mix: bool = False, column: str | None = None
+    ) -> Path:
         """Fine-tune a cell type model on n labels per type (0 for all), and return its folder.
 
         With few labels it is trained twice: on the labelled cells alone, the longer the fewer they are, and then on all
         training cells, with the first model's predictions as labels. `mix` lets a copy of it mix simple classifiers in.
+        `column` of obs has the types, if not the usual one.
         """
         start, name = f"--pretrained_model_path {self.path(parent)} --train_student", f"{parent}_{n}_labels_{seed}"
         script, title = "train_missing_celltype_func", f"{method}, {n or 'all'} labels, seed {seed}"
+        if column:
+            start, name, title = f"{start} --label_column {column}", f"{name}_{column}", f"{title}, {column}"
         if n:
             first = f"{name}_alone"
             own = f"{start} {fine_tune.alone(n)}"

@@ -90,13 +90,16 @@ def main() -> None:
     read = lambda *parts, data="snareseq2": read_parts(folder, data, *parts)
     types = read("types", "mixed", "shuffled", "scANVI")
     types = types[types.fold.isin(types.fold[types.method == OURS])]  # all rows are means over the same folds
-    embeddings = read(*PROBED).drop_duplicates([*RUN, *KEYS[1:]])
+    finer, embeddings = read("subclasses"), read(*PROBED).drop_duplicates([*RUN, *KEYS[1:]])
     blood, *human = (read(*PARTS, data=name) for name in RNA_ONLY)
     tables = [
         f"### Fine-tuned models and baselines\n\n{covered(types[types.method == OURS])}",
         field_table(types),
         "### Ours against the best baseline",
         *best_tables(types),
+        f"### 23 subclasses\n\n{covered(finer)}",
+        field_table(finer),
+        best_table(finer),
         f"### The same classifier on each frozen embedding\n\n{covered(embeddings)}",
         arms_table(embeddings),
         "### What each part adds",

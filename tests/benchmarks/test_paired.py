@@ -67,6 +67,18 @@ def test_few_labels_are_learned_in_two_steps_and_all_in_one(fold):
     assert "--labels_per_type" not in everything and "shuffled.h5mu" not in everything  # RNA is the same in both files
 
 
+def test_finer_types_are_learned_in_two_steps_and_have_folders_of_their_own(tmp_path, monkeypatch):
+    ran, made = {}, paired.Fold(paired.DATA["snareseq2"], tmp_path, tmp_path / "out", 1)
+    monkeypatch.setattr(Stages, "run", lambda self, name, command: ran.setdefault(name, command))
+    monkeypatch.setattr(paired, "scores_in", lambda folder, *_: [folder.name])
+    assert list(made.subclasses([(3, 30)])) == [["student_30_labels_3_subclass"]]
+    tuned = [command for name, command in ran.items() if name.startswith("fine-tune")]
+    assert len(tuned) == 2 and all("--label_column subclass" in command for command in tuned)
+    assert ["_alone" in command.split("--model_name ")[1].split()[0] for command in tuned] == [True, False]
+    (scored,) = [command for name, command in ran.items() if name.startswith("evaluate")]
+    assert "--model_alone" not in scored
+
+
 def test_another_pretraining_has_its_own_seed_and_files(tmp_path, monkeypatch):
     """The seed goes to the three stages; draws of labels keep their own seeds."""
     ran = {}

@@ -24,10 +24,10 @@ from benchmarks.lib.study import (
 from utils.errors import UserError
 
 
-def rows(seed: int, **values: float) -> list[tuple]:
-    """Rows of all labels: method → accuracy, and macro-F1 a tenth lower."""
+def rows(seed: int, labels: int = 0, **values: float) -> list[tuple]:
+    """Rows of all labels, or of so many: method → accuracy, and macro-F1 a tenth lower."""
     return [
-        (seed, 0, name, measure, value - (measure == "macro_f1") * 0.1)
+        (seed, labels, name, measure, value - (measure == "macro_f1") * 0.1)
         for name, value in values.items()
         for measure in ("accuracy", "macro_f1")
     ]
@@ -127,6 +127,7 @@ def test_the_page_gets_the_tables_and_keeps_its_words(tmp_path, monkeypatch):
         parts = {
             "types": rows(0, **{tables.OURS: ours, "MLP": 0.7, "majority class": 0.1}),
             "shuffled": rows(0, **{tables.SHUFFLED: ours - 0.05}),
+            "subclasses": rows(0, 30, **{tables.OURS: ours - 0.2, "MLP": 0.3}),
             "embeddings": rows(0, **{"student": ours, "student, shuffled pairs": ours - 0.1, "stage II": 0.5}),
             "translation": translated,
             "controls_translation": [(0, 0, "RNA + ATAC denoiser", "peak_auroc", 0.5)],
@@ -158,6 +159,7 @@ def test_the_page_gets_the_tables_and_keeps_its_words(tmp_path, monkeypatch):
             f"| MLP | 0.710 / 0.610 | {' | '.join(better)} | 0.710" in text
         )  # of ours, and of ours with baselines mixed in
         assert "| all labels | accuracy | MLP | **+1.0 (+1.0 … +1.0)** | +1.0, +1.0 |" in text
+        assert "| 30 per type | accuracy | MLP | **+20.0 (+10.0 … +30.0)** | +30.0, +10.0 |" in text
         assert "| student | 0.6250 | 0.6250 |" in text
     assert (tmp_path / "study.png").stat().st_size > 10_000
     page.write_text("no marks")
