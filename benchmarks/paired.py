@@ -15,7 +15,7 @@ Test cells come from batches or donors that no stage is trained on, and have RNA
     subclasses   fine-tunes the model for finer types with 30 labels of each, beside all baselines
     shuffled     fine-tunes the same model after pretraining on shuffled pairs
     translation  scores how well the students of embeddings predict ATAC; controls_translation those of controls
-    scANVI, MultiVI   other methods (`make study` installs them)
+    scANVI, scVI, MultiVI   other methods (`make study` installs them)
     quick        pretrains on real pairs alone, and makes some rows of embeddings and translation
 
 Each part writes one CSV file with a row per seed, number of labels, method and measure; benchmarks/study.py makes
@@ -33,7 +33,7 @@ import pandas as pd
 from benchmarks.lib import fine_tune
 from benchmarks.lib.bench import RESULTS
 from benchmarks.lib.pairs import DATA, Data
-from benchmarks.lib.probe import probe, thinned
+from benchmarks.lib.probe import SUBCLASS_LABELS, probe, thinned
 from benchmarks.lib.stages import ROOT, Stages, from_root
 from benchmarks.lib.study import MIXED, OURS, SHUFFLED, add_rows, done_in, evaluated, read_rows, run_name, scores_in
 from utils.cells.preprocessed import read_cells
@@ -54,9 +54,7 @@ PARTS = (
 )
 PROBED = ("embeddings", "controls", "shuffled_denoiser")
 FINE_TUNED = ("types", "mixed", "subclasses", "shuffled")
-SUBCLASS_LABELS = 30
-"""Labelled cells of each subclass, at most."""
-PEERS = ("scANVI", "MultiVI")
+PEERS = ("scANVI", "scVI", "MultiVI")
 QUICK = ("stage II", "student")
 """Arms of the part quick."""
 PSEUDO_LABELS = "--epochs 6 --cycle_epochs 5 --val_every 6"
@@ -350,6 +348,9 @@ class Fold:
 
     def scanvi(self, seeds: list[int]):
         yield from self.peer("scANVI", seeds)
+
+    def scvi(self, seeds: list[int]):
+        yield from self.peer("scVI", seeds)
 
     def multivi(self, seeds: list[int]):
         yield from self.peer("MultiVI", seeds)

@@ -1,13 +1,13 @@
-"""Train scANVI or MultiVI on the cells of a preprocessed file, and predict the types of its test cells.
+"""Train scANVI, scVI or MultiVI on the cells of a preprocessed file, and predict the types of its test cells.
 
     python -m benchmarks.peers --method scANVI --data_path snareseq2_mop.h5mu \\
         --ready_path runs/snareseq2/fold0_seed0/ready.h5mu --out_path runs/snareseq2/fold0_seed0/scANVI
 
-Both see the raw counts of all cells, including the RNA of the test cells, but only the labels of training cells. The
+All see the raw counts of all cells, including the RNA of the test cells, but only the labels of training cells. The
 settings are those of the scvi-tools tutorials, with one exception: the number of labelled cells that scANVI draws per
-epoch is chosen on validation cells. Output in --out_path: "<group>.csv" with predicted types by barcode, for all labels
-and for each number in --labels_per_type; and details.json with the chosen settings, the seconds of each part, and the
-translation scores of MultiVI.
+epoch is chosen on validation cells. Output in --out_path: "<group>.csv" with predicted types by barcode (of scVI
+and MultiVI by logistic regression on their latent), for all labels and for each number in --labels_per_type; and
+details.json with the chosen settings, the seconds of each part, and the translation scores of MultiVI.
 """
 
 import json
@@ -21,6 +21,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 from scipy import sparse
+from sklearn.preprocessing import StandardScaler
 
 from utils.cells.labels import label_codes, limit_labels
 from utils.cells.preprocessed import Cells, read_cells, read_raw
@@ -35,7 +36,7 @@ BATCH_SIZES = (128, 127, 126)  # the default of scvi-tools, then others for when
 
 @dataclass
 class Flags:
-    method: Literal["scANVI", "MultiVI"] = flag("which method to train")
+    method: Literal["scANVI", "scVI", "MultiVI"] = flag("which method to train")
     data_path: str = flag("raw counts, .h5ad or .h5mu")
     ready_path: str = flag("the same cells from preprocess.py, which define the split")
     out_path: str = flag("folder for the results")
@@ -59,7 +60,7 @@ def main() -> None:
     counts = raw_counts(flags.data_path, cells, modalities)
     groups = {"all labels": 0} | {f"{n} labels per type": int(n) for n in flags.labels_per_type.split(",") if n}
     details: dict = {"scvi-tools": scvi.__version__, "seconds": {}, "translation": {}}
-    train = {"scANVI": scanvi, "MultiVI": multivi}[flags.method]
+    train = {"scANVI": scanvi, "scVI": on_scvi, "MultiVI": multivi}[flags.method]
     predicted = train(scvi, counts, cells, flags, groups, details)
     out = Path(flags.out_path)
     out.mkdir(parents=True, exist_ok=True)
@@ -91,15 +92,58 @@ def known_labels(cells: Cells, flags: Flags, per_type: int) -> np.ndarray:
     return known
 
 
-def scanvi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups: dict, details: dict) -> dict:
-    """Train scVI once and scANVI for every group; return group → predicted types of the test cells."""
-    started = time.monotonic()
-    rna, details["n_samples_per_label"] = counts["rna"].copy(), {}
+def trained_scvi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, details: dict) -> tuple[AnnData, object]:
+    """Train scVI on the RNA of all cells; return the cells as it reads them, and the model."""
+    started, rna = time.monotonic(), counts["rna"].copy()
     rna.obs["batch"] = cells.obs[flags.batch_column].astype(str).to_numpy() if flags.batch_column in cells.obs else "0"
     scvi.model.SCVI.setup_anndata(rna, batch_key="batch")
     base = scvi.model.SCVI(rna, n_layers=2, n_latent=30, gene_likelihood="nb")
     base.train(max_epochs=flags.scvi_epochs or None, enable_progress_bar=True)
     details["seconds"]["scVI"] = round(time.monotonic() - started, 1)
+    return rna, base
+
+
+def on_scvi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups: dict, details: dict) -> dict:
+    """Train scVI once; return group → types of the test cells, predicted from its latent."""
+    _, base = trained_scvi(scvi, counts, cells, flags, details)
+    return types_by_latent("scVI", base.get_latent_representation(), cells, flags, groups)
+
+
+def types_by_latent(name: str, latent: np.ndarray, cells: Cells, flags: Flags, groups: dict) -> dict:
+    """Predict types by logistic regression on a latent, with few labels once more with its own types as labels.
+
+    Parameters
+    ----------
+    name : of the method
+    latent : [cells, dimensions] of all cells
+    cells, flags : the cells, and which labels to use
+    groups : group → labels per type, 0 for all
+
+    Returns
+    -------
+    group → types of the test cells, a column per method
+    """
+    labels, predicted = cells.labels(flags.label_column), {}
+    train, val, test = (cells.rows(part) for part in ("train", "val", "test"))
+    val = val[labels.notna().to_numpy()[val]]
+    z = StandardScaler().fit(latent[train]).transform(latent)
+    fit = lambda x, y: logistic_regression(x, y, z[val], labels.iloc[val].to_numpy())[0]
+    for group, per_type in groups.items():
+        known = known_labels(cells, flags, per_type)
+        rows = np.flatnonzero(known != UNKNOWN)
+        found = fit(z[rows], known[rows])
+        types = {f"{name} + logistic regression": found.predict(z[test])}
+        if per_type:
+            both = np.concatenate([rows, train])
+            again = fit(z[both], np.concatenate([known[rows], found.predict(z[train])]))
+            types[f"{name} + logistic regression, self-trained"] = again.predict(z[test])
+        predicted[group] = pd.DataFrame(types, index=cells.obs.index[test])
+    return predicted
+
+
+def scanvi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups: dict, details: dict) -> dict:
+    """Train scVI once and scANVI for every group; return group → predicted types of the test cells."""
+    (rna, base), details["n_samples_per_label"] = trained_scvi(scvi, counts, cells, flags, details), {}
     test, val, predicted = cells.rows("test"), cells.rows("val"), {}
     labels = cells.labels(flags.label_column)
     val = val[labels.notna().to_numpy()[val]]
@@ -167,14 +211,7 @@ def multivi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups
         lambda start, stop: scores[:, start:stop],
         cell_scores=lambda start, stop: scores[start:stop],
     )
-    latent, labels, predicted = model.get_latent_representation(), cells.labels(flags.label_column), {}
-    val = cells.rows("val")[labels.notna().to_numpy()[cells.rows("val")]]
-    for group, per_type in groups.items():
-        known = known_labels(cells, flags, per_type)
-        rows = np.flatnonzero(known != UNKNOWN)
-        estimator, _ = logistic_regression(latent[rows], known[rows], latent[val], labels.iloc[val].to_numpy())
-        types = estimator.predict(latent[test])
-        predicted[group] = pd.DataFrame({"MultiVI + logistic regression": types}, index=cells.obs.index[test])
+    predicted = types_by_latent("MultiVI", model.get_latent_representation(), cells, flags, groups)
     details["seconds"]["MultiVI"] = round(time.monotonic() - started, 1)
     return predicted
 

@@ -18,6 +18,7 @@ SHARES = {"half": 0.5, "quarter": 0.25}
 """Shares of each test cell's RNA counts that are kept."""
 COMPONENTS = 50
 SUBCLASS_LABELS = 30
+"""Labelled cells of each subclass, at most."""
 
 
 def thinned(out: Path, data_path: Path, barcodes) -> list[str]:

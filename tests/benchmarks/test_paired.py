@@ -1,5 +1,7 @@
 """Runs of the study: the arms' commands, the embeddings that a classifier reads, and who sees which labels."""
 
+from dataclasses import replace
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -250,6 +252,22 @@ def test_peers_see_the_labels_of_training_cells_alone(ready_file):
     assert set(names) == set(labels) and set(counts) == {4}
     assert (few[few != peers.UNKNOWN] == labels[few != peers.UNKNOWN]).all()
     assert set(np.flatnonzero(few != peers.UNKNOWN)) <= set(train)
+
+
+def test_a_latent_that_tells_types_apart_labels_test_cells(ready_file):
+    cells = read_cells(ready_file, ("rna",))
+    test = np.arange(len(cells.obs)) % 3 == 0
+    cells = replace(cells, obs=cells.obs.assign(split=np.where(test, "test", cells.obs["split"])))
+    labels = cells.labels("cell_type")
+    codes, noise = pd.factorize(labels)[0], np.random.default_rng(0).normal(size=(len(labels), 3))
+    flags, groups = peers.Flags("scVI", "", "", "", seed=3), {"all": 0, "few": 2}
+    found = peers.types_by_latent("scVI", 3 * np.eye(3)[codes] + 0.3 * noise, cells, flags, groups)
+    assert [len(table.columns) for table in found.values()] == [1, 2]
+    for table in found.values():
+        for types in table:
+            assert (table[types] == labels.loc[table.index]).mean() > 0.95
+    wrong = peers.types_by_latent("scVI", noise, cells, flags, {"all": 0})["all"]
+    assert (wrong.iloc[:, 0] == labels.loc[wrong.index]).mean() < 0.8
 
 
 def test_folds_leave_out_each_cell_once_and_a_fifth_of_each_type():
