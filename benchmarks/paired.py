@@ -12,7 +12,7 @@ Test cells come from batches or donors that no stage is trained on, and have RNA
     types        fine-tunes the model, beside all baselines of evaluate.py
     mixed        mixes three simple classifiers into that model, where validation cells say that it helps
                  (--mix_baselines auto)
-    subclasses   fine-tunes the model for finer types with 30 labels of each, beside all baselines
+    subclasses   fine-tunes the model for finer types with 30 labels of each, alone and mixed, beside all baselines
     shuffled     fine-tunes the same model after pretraining on shuffled pairs
     translation  scores how well the students of embeddings predict ATAC; controls_translation those of controls
     scANVI, scVI, MultiVI   other methods (`make study` installs them)
@@ -278,11 +278,13 @@ class Fold:
             yield self.scores(MIXED, self.fine_tune(OURS, "student", n, seed, mix=True), n, seed)
 
     def subclasses(self, todo: list[tuple[int, int]]):
-        """Yield rows of the fine-tuned model and of all baselines for finer types."""
+        """Yield rows of the fine-tuned model, alone and mixed, and of all baselines for finer types."""
         self.pretrain()
         for seed, n in todo:
-            model = self.fine_tune(OURS, "student", n, seed, column=self.data.subclass)
-            yield self.scores(OURS, model, n, seed, with_baselines=True)
+            alone, mixed = (
+                self.fine_tune(OURS, "student", n, seed, mix, column=self.data.subclass) for mix in (False, True)
+            )
+            yield self.scores(OURS, alone, n, seed, with_baselines=True) + self.scores(MIXED, mixed, n, seed)
 
     def shuffled(self, todo: list[tuple[int, int]]):
         """Yield rows of the same model, pretrained on shuffled pairs."""

@@ -99,7 +99,7 @@ def main() -> None:
         *best_tables(types),
         f"### 23 subclasses\n\n{covered(finer)}",
         field_table(finer),
-        best_table(finer),
+        *best_tables(finer),
         f"### The same classifier on each frozen embedding\n\n{covered(embeddings)}",
         arms_table(embeddings),
         "### What each part adds",

@@ -73,12 +73,13 @@ def test_finer_types_are_learned_in_two_steps_and_have_folders_of_their_own(tmp_
     ran, made = {}, paired.Fold(paired.DATA["snareseq2"], tmp_path, tmp_path / "out", 1)
     monkeypatch.setattr(Stages, "run", lambda self, name, command: ran.setdefault(name, command))
     monkeypatch.setattr(paired, "scores_in", lambda folder, *_: [folder.name])
-    assert list(made.subclasses([(3, 30)])) == [["student_30_labels_3_subclass"]]
+    monkeypatch.setattr(fine_tune, "copy_to_mix", lambda *_: None)
+    assert list(made.subclasses([(3, 30)])) == [["student_30_labels_3_subclass"] * 2]
     tuned = [command for name, command in ran.items() if name.startswith("fine-tune")]
     assert len(tuned) == 2 and all("--label_column subclass" in command for command in tuned)
     assert ["_alone" in command.split("--model_name ")[1].split()[0] for command in tuned] == [True, False]
-    (scored,) = [command for name, command in ran.items() if name.startswith("evaluate")]
-    assert "--model_alone" not in scored
+    scored = [command for name, command in ran.items() if name.startswith("evaluate")]
+    assert ["--model_alone" in command for command in scored] == [False, True]
 
 
 def test_another_pretraining_has_its_own_seed_and_files(tmp_path, monkeypatch):
