@@ -305,23 +305,28 @@ class Fold:
         """Fine-tune a cell type model on n labels per type (0 for all), and return its folder.
 
         With few labels it is trained twice: on the labelled cells alone, the longer the fewer they are, and then on all
-        training cells, with the first model's predictions as labels. `mix` lets a copy of it mix simple classifiers in.
-        `column` of obs has the types, if not the usual one.
+        training cells, with the first model's predictions as labels. `mix` lets copies of both mix simple classifiers
+        in. `column` of obs has the types, if not the usual one.
         """
         start, name = f"--pretrained_model_path {self.path(parent)} --train_student", f"{parent}_{n}_labels_{seed}"
-        script, title = "train_missing_celltype_func", f"{method}, {n or 'all'} labels, seed {seed}"
+        title = f"{method}, {n or 'all'} labels, seed {seed}"
         if column:
             start, name, title = f"{start} --label_column {column}", f"{name}_{column}", f"{title}, {column}"
         if n:
-            first = f"{name}_alone"
-            own = f"{start} {fine_tune.alone(n)}"
-            self.train(f"fine-tune {title}, labelled cells alone", script, first, own, seed)
-            start = f"{start} {fine_tune.on_all_cells(n, self.path(first))} {PSEUDO_LABELS}"
-        self.train(f"fine-tune {title}", script, name, f"{start} {fine_tune.ALONE}", seed)
+            first = f"{title}, labelled cells alone"
+            first = self.tuned(first, f"{name}_alone", f"{start} {fine_tune.alone(n)}", seed, mix)
+            start = f"{start} {fine_tune.on_all_cells(n, from_root(first))} {PSEUDO_LABELS}"
+            name, title = f"{name}{fine_tune.RELABELLED * mix}", f"{title}{', labels of a mixture' * mix}"
+        return self.tuned(title, name, start, seed, mix)
+
+    def tuned(self, title: str, name: str, flags: str, seed: int, mix: bool) -> Path:
+        """Run fine-tuning once, the model alone or a copy of it with simple classifiers mixed in; return its folder."""
+        script = "train_missing_celltype_func"
+        self.train(f"fine-tune {title}", script, name, f"{flags} {fine_tune.ALONE}", seed)
         if not mix:
             return self.out / name
         fine_tune.copy_to_mix(self.stages, f"mix {title}", self.out, name)
-        self.train(f"mix {title}", script, name, f"{start} {fine_tune.MIX}", seed, folder=fine_tune.MIXED)
+        self.train(f"mix {title}", script, name, f"{flags} {fine_tune.MIX}", seed, folder=fine_tune.MIXED)
         return self.out / fine_tune.MIXED / name
 
     def translation(self, seeds: list[int]):

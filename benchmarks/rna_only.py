@@ -125,21 +125,27 @@ def run(part: str, adata: AnnData, fold: int, seed: int, out: Path, numbers: lis
         stages.run("stage II", join)
     fit = f"train_missing_celltype_func.py {data} {seeded} --pretrained_model_path {path(parent)}"
     fit += " --other_modality zeros --grad_acc 1"
-    own = f"--ckpt_dir {path('')} --overwrite"
+
+    def tuned(title: str, name: str, flags: str) -> Path:
+        """Run fine-tuning once, the model alone or a copy of it with simple classifiers mixed in; return its folder."""
+        own = f"--ckpt_dir {path('')} --overwrite --model {name} {flags} {fine_tune.ALONE}"
+        stages.run(f"fine-tune {title}", f"{fit} {own}")
+        if not mix:
+            return out / name
+        mixing = f"mix {title}" if part == "mixed" else f"mix {part}, {title}"
+        fine_tune.copy_to_mix(stages, mixing, out, name, part)
+        stages.run(mixing, f"{fit} --ckpt_dir {path(part)} --model {name} {flags} {mix}")
+        return out / part / name
+
     for n in numbers:
         name, flags, title = f"{kind}_{n}" if n else kind, FINE_TUNE, f"{kind}, {n or 'all'} labels"
         if n:
-            first = f"{name}_alone"
-            stages.run(f"fine-tune {title} alone", f"{fit} {own} --model {first} {fine_tune.alone(n)}")
-            flags = f"{FINE_TUNE} {fine_tune.on_all_cells(n, path(first))}"
-        stages.run(f"fine-tune {title}", f"{fit} {own} --model {name} {flags} {fine_tune.ALONE}")
-        stage, model, more = f"evaluate {title}", out / name, " --model_alone" * (part != "types")
-        if mix:
-            mixing = f"mix {title}" if part == "mixed" else f"mix {part}, {title}"
-            fine_tune.copy_to_mix(stages, mixing, out, name, part)
-            model = out / part / name
-            stages.run(mixing, f"{fit} --ckpt_dir {from_root(model.parent)} {mix} --model {name} {flags}")
-            stage = f"evaluate {part} {title}"
+            first = tuned(f"{title} alone", f"{name}_alone", fine_tune.alone(n))
+            flags = f"{FINE_TUNE} {fine_tune.on_all_cells(n, from_root(first))}"
+            if mix:
+                name, title = f"{name}{fine_tune.RELABELLED}", f"{title}, labels of a mixture"
+        model, more = tuned(title, name, flags), " --model_alone" * (part != "types")
+        stage = f"evaluate {part} {title}" if mix else f"evaluate {title}"
         stages.run(stage, f"evaluate.py {data} --model_path {from_root(model)}{more}")
         yield n, scores_in(model, PARTS[part], seed, n)
 

@@ -7,6 +7,8 @@ from benchmarks.lib.stages import Stages
 
 MIXED = "mixed"
 """The folder for copies of finished runs that get a mixture: the run itself stays as it is."""
+RELABELLED = "_relabelled"
+"""The end of the name of a run whose labels come from a mixture."""
 MIX = "--resume --mix_baselines auto"
 """Flags that mix simple classifiers into a finished run, without training, where validation cells say that it helps."""
 ALONE = "--mix_baselines no"
@@ -18,7 +20,7 @@ def alone(n: int) -> str:
     epochs = max(12, 1800 // n)
     return (
         f"--labels_per_type {n} --epochs {epochs} --cycle_epochs {epochs - 1} --val_every {epochs} "
-        f"--pretrained_lr_scale 0.1 {ALONE}"
+        "--pretrained_lr_scale 0.1"
     )
 
 

@@ -74,10 +74,11 @@ def test_finer_types_are_learned_in_two_steps_and_have_folders_of_their_own(tmp_
     monkeypatch.setattr(Stages, "run", lambda self, name, command: ran.setdefault(name, command))
     monkeypatch.setattr(paired, "scores_in", lambda folder, *_: [folder.name])
     monkeypatch.setattr(fine_tune, "copy_to_mix", lambda *_: None)
-    assert list(made.subclasses([(3, 30)])) == [["student_30_labels_3_subclass"] * 2]
-    tuned = [command for name, command in ran.items() if name.startswith("fine-tune")]
-    assert len(tuned) == 2 and all("--label_column subclass" in command for command in tuned)
-    assert ["_alone" in command.split("--model_name ")[1].split()[0] for command in tuned] == [True, False]
+    name = "student_30_labels_3_subclass"
+    assert list(made.subclasses([(3, 30)])) == [[name, f"{name}{fine_tune.RELABELLED}"]]
+    tuned = {command.split("--model_name ")[1].split()[0]: command for command in ran.values() if "celltype" in command}
+    assert set(tuned) == {f"{name}_alone", name, f"{name}{fine_tune.RELABELLED}"}
+    assert all("--label_column subclass" in command for command in tuned.values())
     scored = [command for name, command in ran.items() if name.startswith("evaluate")]
     assert ["--model_alone" in command for command in scored] == [False, True]
 
@@ -138,14 +139,18 @@ def test_a_mixture_goes_into_a_copy_of_the_run(tmp_path, monkeypatch):
     for part, mix in (("mixed", fine_tune.MIX), ("types", None)):
         assert [n for n, _ in rna_only.run(part, cells, 0, 0, tmp_path / "out", [0, 10], mix)] == [0, 10]
     mixes = {name.removeprefix("mix "): command for name, command in ran.items() if name.startswith("mix ")}
-    assert len(mixes) == 4
+    assert len(mixes) == 6
     for title, command in mixes.items():
         new, old = command.split(), ran[f"fine-tune {title}"].split()
         assert set(old) - set(new) == {"--overwrite", "no", old[old.index("--ckpt_dir") + 1]}
         assert set(new) - set(old) == {"--resume", "auto", new[new.index("--ckpt_dir") + 1]}
     copies = {folder for folder, method in scored if method == MIXED}
     plain = {folder for folder, method in scored if method == OURS}
-    assert len(copies) == len(plain) == 4 and {path.name for path in copies} == {path.name for path in plain}
+    assert len(copies) == len(plain) == 4
+    assert {path.name.removesuffix(fine_tune.RELABELLED) for path in copies} == {path.name for path in plain}
+    again = [command for command in ran.values() if "--pseudo_labels_from" in command and "--overwrite" in command]
+    of_mixture = ["mixed" in command.split("--pseudo_labels_from ")[1].split()[0] for command in again]
+    assert of_mixture == [fine_tune.RELABELLED in command for command in again] and sorted(of_mixture) == [0, 0, 1, 1]
     assert all((path.is_dir(), path.parent) == (True, tmp_path / "out" / "mixed") for path in copies)
     for command in ran.values():
         script, *words = command.split()
