@@ -123,5 +123,5 @@ def score_left_out(
     if stage.runtime.is_main:
         shutil.rmtree(place, ignore_errors=True)
     gain = None if mix == "no" else float(np.mean(gains))
-    is_mixed = mix == "yes" or (mix == "auto" and gain >= LEAST_GAIN)
-    return LeftOut(column, *(np.concatenate(part) for part in zip(*parts[is_mixed], strict=True)), is_mixed, gain)
+    use_mixed = mix == "yes" or (mix == "auto" and gain >= LEAST_GAIN)
+    return LeftOut(column, *(np.concatenate(part) for part in zip(*parts[use_mixed], strict=True)), use_mixed, gain)
