@@ -313,8 +313,8 @@ class Fold:
         if column:
             start, name, title = f"{start} --label_column {column}", f"{name}_{column}", f"{title}, {column}"
         if n:
-            first = f"{title}, labelled cells alone"
-            first = self.tuned(first, f"{name}_alone", f"{start} {fine_tune.alone(n)}", seed, mix)
+            own = f"{start} {fine_tune.alone(n)}"
+            first = self.tuned(f"{title}, labelled cells alone", f"{name}_alone", own, seed, mix)
             start = f"{start} {fine_tune.on_all_cells(n, from_root(first))} {PSEUDO_LABELS}"
             name, title = f"{name}{fine_tune.RELABELLED * mix}", f"{title}{', labels of a mixture' * mix}"
         return self.tuned(title, name, start, seed, mix)
