@@ -1,13 +1,14 @@
-"""Train scANVI, scVI or MultiVI on the cells of a preprocessed file, and predict the types of its test cells.
+"""Train scANVI or MultiVI on the cells of a preprocessed file, and predict the types of its test cells.
 
     python -m benchmarks.peers --method scANVI --data_path snareseq2_mop.h5mu \\
         --ready_path runs/snareseq2/fold0_seed0/ready.h5mu --out_path runs/snareseq2/fold0_seed0/scANVI
 
 All see the raw counts of all cells, including the RNA of the test cells, but only the labels of training cells. The
 settings are those of the scvi-tools tutorials, with one exception: the number of labelled cells that scANVI draws per
-epoch is chosen on validation cells. Output in --out_path: "<group>.csv" with predicted types by barcode (of scVI
-and MultiVI by logistic regression on their latent), for all labels and for each number in --labels_per_type; and
-details.json with the chosen settings, the seconds of each part, and the translation scores of MultiVI.
+epoch is chosen on validation cells. Output in --out_path: "<group>.csv" with predicted types by barcode, a column per
+method, for all labels and for each number in --labels_per_type; and details.json with the chosen settings, the seconds
+of each part, and the translation scores of MultiVI. Beside scANVI there is logistic regression on the latent of scVI,
+with which scANVI starts, and for MultiVI on its own.
 """
 
 import json
@@ -36,7 +37,7 @@ BATCH_SIZES = (128, 127, 126)  # the default of scvi-tools, then others for when
 
 @dataclass
 class Flags:
-    method: Literal["scANVI", "scVI", "MultiVI"] = flag("which method to train")
+    method: Literal["scANVI", "MultiVI"] = flag("which method to train")
     data_path: str = flag("raw counts, .h5ad or .h5mu")
     ready_path: str = flag("the same cells from preprocess.py, which define the split")
     out_path: str = flag("folder for the results")
@@ -45,7 +46,7 @@ class Flags:
     seed: int = flag("random seed of the training and of the choice of few labels", 0)
     labels_per_type: str = flag("comma-separated numbers of labelled training cells per type", "")
     scvi_epochs: int = flag("epochs of scVI; 0 for the default of scvi-tools (400 for up to 20,000 cells)", 0)
-    multivi_epochs: int = flag("largest number of epochs of MultiVI (the default of scvi-tools is 500)", 60)
+    multivi_epochs: int = flag("largest number of epochs of MultiVI; 0 for the default of scvi-tools (500)", 0)
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ def main() -> None:
     counts = raw_counts(flags.data_path, cells, modalities)
     groups = {"all labels": 0} | {f"{n} labels per type": int(n) for n in flags.labels_per_type.split(",") if n}
     details: dict = {"scvi-tools": scvi.__version__, "seconds": {}, "translation": {}}
-    train = {"scANVI": scanvi, "scVI": on_scvi, "MultiVI": multivi}[flags.method]
+    train = {"scANVI": scanvi, "MultiVI": multivi}[flags.method]
     predicted = train(scvi, counts, cells, flags, groups, details)
     out = Path(flags.out_path)
     out.mkdir(parents=True, exist_ok=True)
@@ -103,12 +104,6 @@ def trained_scvi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, d
     return rna, base
 
 
-def on_scvi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups: dict, details: dict) -> dict:
-    """Train scVI once; return group → types of the test cells, predicted from its latent."""
-    _, base = trained_scvi(scvi, counts, cells, flags, details)
-    return types_by_latent("scVI", base.get_latent_representation(), cells, flags, groups)
-
-
 def types_by_latent(name: str, latent: np.ndarray, cells: Cells, flags: Flags, groups: dict) -> dict:
     """Predict types by logistic regression on a latent, with few labels once more with its own types as labels.
 
@@ -142,9 +137,10 @@ def types_by_latent(name: str, latent: np.ndarray, cells: Cells, flags: Flags, g
 
 
 def scanvi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups: dict, details: dict) -> dict:
-    """Train scVI once and scANVI for every group; return group → predicted types of the test cells."""
+    """Train scVI once and scANVI for every group; return group → types of the test cells, predicted by both."""
     (rna, base), details["n_samples_per_label"] = trained_scvi(scvi, counts, cells, flags, details), {}
-    test, val, predicted = cells.rows("test"), cells.rows("val"), {}
+    predicted = types_by_latent("scVI", base.get_latent_representation(), cells, flags, groups)
+    test, val = cells.rows("test"), cells.rows("val")
     labels = cells.labels(flags.label_column)
     val = val[labels.notna().to_numpy()[val]]
     for group, per_type in groups.items():
@@ -157,7 +153,7 @@ def scanvi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups:
             score = (scores["accuracy"] + scores["macro_f1"]) / 2  # the same criterion as for the baselines
             if score > best:
                 best, details["n_samples_per_label"][group] = score, n_samples
-                predicted[group] = pd.DataFrame({"scANVI": types[test]}, index=cells.obs.index[test])
+                predicted[group]["scANVI"] = types[test]
         details["seconds"][f"scANVI, {group}"] = round(time.monotonic() - started, 1)
     return predicted
 
@@ -197,7 +193,7 @@ def multivi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups
         modalities={"rna_layer": "rna", "atac_layer": "atac"},
     )
     model = scvi.model.MULTIVI(mdata)
-    model.train(max_epochs=flags.multivi_epochs)
+    model.train(max_epochs=flags.multivi_epochs or 500)
     details["multivi_epochs"] = model.trainer.current_epoch
 
     def accessibility(start: int, stop: int) -> np.ndarray:

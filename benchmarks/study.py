@@ -88,7 +88,7 @@ def main() -> None:
         raise UserError(f"{page}: lacks the lines {MARKS[0]} and {MARKS[1]}, between which the tables go")
     folder = flags.results_path
     read = lambda *parts, data="snareseq2": read_parts(folder, data, *parts)
-    types = read("types", "mixed", "shuffled", "scANVI", "scVI")
+    types = read("types", "mixed", "shuffled", "scANVI")
     types = types[types.fold.isin(types.fold[types.method == OURS])]  # all rows are means over the same folds
     finer, embeddings = read("subclasses"), read(*PROBED).drop_duplicates([*RUN, *KEYS[1:]])
     marrow = read("types", "mixed", data="bmmc")

@@ -266,7 +266,7 @@ def test_a_latent_that_tells_types_apart_labels_test_cells(ready_file):
     cells = replace(cells, obs=cells.obs.assign(split=np.where(test, "test", cells.obs["split"])))
     labels = cells.labels("cell_type")
     codes, noise = pd.factorize(labels)[0], np.random.default_rng(0).normal(size=(len(labels), 3))
-    flags, groups = peers.Flags("scVI", "", "", "", seed=3), {"all": 0, "few": 2}
+    flags, groups = peers.Flags("scANVI", "", "", "", seed=3), {"all": 0, "few": 2}
     found = peers.types_by_latent("scVI", 3 * np.eye(3)[codes] + 0.3 * noise, cells, flags, groups)
     assert [len(table.columns) for table in found.values()] == [1, 2]
     for table in found.values():
