@@ -32,6 +32,8 @@ from utils.evaluate.metrics import classification_scores, translation_scores
 from utils.evaluate.type_baselines import logistic_regression
 
 UNKNOWN = "unknown"
+TUTORIAL_LABELS = 100
+"""Labelled cells per type and epoch in the tutorial of scANVI."""
 BATCH_SIZES = (128, 127, 126)  # the default of scvi-tools, then others for when its last minibatch has one cell
 
 
@@ -146,7 +148,8 @@ def scanvi(scvi, counts: dict[str, AnnData], cells: Cells, flags: Flags, groups:
     for group, per_type in groups.items():
         started, best = time.monotonic(), -1.0
         rna.obs["known"] = known_labels(cells, flags, per_type)
-        for n_samples in (100, None):  # labelled cells per type and epoch: as in the tutorial, or all
+        choices = (TUTORIAL_LABELS,) if 0 < per_type <= TUTORIAL_LABELS else (TUTORIAL_LABELS, None)
+        for n_samples in choices:  # of labelled cells per type and epoch; None for all
             model = trained_scanvi(scvi, base, rna, n_samples)
             types = np.asarray(model.predict(rna))
             scores = classification_scores(labels.iloc[val].to_numpy(), types[val])
