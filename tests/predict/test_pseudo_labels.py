@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import CPU, TRAINING, error_of, records, run, weights
-from utils.cells.labels import encode_labels, limit_labels
+from utils.cells.labels import encode_labels, limit_labels, share_ratios
 from utils.cells.minibatches import CellDataset
 from utils.errors import UserError
 from utils.predict.infer import InferConfig, predict
@@ -28,13 +28,28 @@ def test_unlabelled_training_cells_take_what_the_teacher_predicts(cells, codes, 
     found = pseudo_labels(few, classes, cells, teacher, HOW, CPU)
     train, (name,) = cells.rows("train"), teacher.model_config.inputs
     dataset = CellDataset({name: cells.values[name][train]}, cells.obs.index[train])
-    predicted = predict(teacher, dataset, HOW, CPU)["predicted_cell_type"]
+    probability = predict(teacher, dataset, HOW, CPU)["probability"]
+    assert teacher.outputs == classes
+    ratios = share_ratios(few[train][few[train] >= 0], every[cells.rows("val")], len(classes))
     unlabelled = few[train] < 0
-    assert (np.array(classes)[found[train]] == predicted)[unlabelled].all()
+    np.testing.assert_array_equal(found[train][unlabelled], (probability * ratios).argmax(1)[unlabelled])
     np.testing.assert_array_equal(found[train][~unlabelled], every[train][~unlabelled])
     others = np.setdiff1d(np.arange(len(every)), train)
     np.testing.assert_array_equal(found[others], few[others])
     assert (few[train] >= 0).sum() == 2 * len(classes) < len(train)
+
+
+def test_a_type_that_validation_cells_lack_gets_fewer_labels(cells, codes, runs, monkeypatch):
+    """Bayes' rule: the types of the validation cells decide what a teacher that knows nothing calls a cell."""
+    _, few, classes = codes
+    teacher = load_model(runs["celltype_atac"], "celltype")
+    unsure = lambda teacher, dataset, *_: {"probability": np.full((len(dataset), len(classes)), 1 / len(classes))}
+    monkeypatch.setattr("utils.predict.pseudo_labels.predict", unsure)
+    for kind in range(len(classes)):
+        only = few.copy()
+        only[cells.rows("val")] = kind
+        found = pseudo_labels(only, classes, cells, teacher, HOW, CPU)
+        assert (found[cells.rows("train")][few[cells.rows("train")] < 0] == kind).all()
 
 
 def test_where_all_cells_have_a_label_nothing_happens(cells, codes, runs):

@@ -69,8 +69,8 @@ class Calibration:
         )
 
 
-def fit_temperature(logits, labels) -> float:
-    """Return the temperature T for which softmax(logits / T) fits the labels best.
+def fit_temperature(logits, labels, offset=0.0) -> float:
+    """Return the temperature T for which softmax(logits / T + offset) fits the labels best.
 
     Temperature scaling is described by Guo et al., ICML 2017, section 4.2. One temperature serves all classes, so the
     order of the classes does not change, and neither does any prediction.
@@ -81,6 +81,8 @@ def fit_temperature(logits, labels) -> float:
         Logits of held-out cells; on training cells, the model is too confident and the temperature would be too low.
     labels : array-like of int [cells]
         Class indices, 0…classes-1.
+    offset : array-like of float [classes]
+        Logarithms of factors of the probabilities, such as a correction for the shares of the classes.
 
     Returns
     -------
@@ -96,11 +98,12 @@ def fit_temperature(logits, labels) -> float:
     logits, labels = _checked(logits, labels)
     if len(labels) < MIN_CELLS:
         return 1.0
+    offset = np.broadcast_to(np.asarray(offset, dtype=np.float64), logits.shape[1])
     at_label = logits[np.arange(len(labels)), labels]
 
     def negative_log_likelihood(log_temperature: float) -> float:
         scale = np.exp(-log_temperature)
-        return float(np.mean(logsumexp(logits * scale, axis=1) - at_label * scale))
+        return float(np.mean(logsumexp(logits * scale + offset, axis=1) - at_label * scale - offset[labels]))
 
     # In the logarithm, halving and doubling the temperature are steps of equal size.
     best = minimize_scalar(negative_log_likelihood, bounds=np.log(TEMPERATURE_RANGE), method="bounded")

@@ -18,8 +18,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import MaxAbsScaler
 from threadpoolctl import threadpool_limits
 
+from utils.cells.labels import label_codes, share_ratios
 from utils.errors import UserError
 from utils.evaluate.boxed import MOST_FEATURES, even_rows
+from utils.evaluate.calibration import fit_temperature
 from utils.evaluate.dropout_mlp import Encoder, class_weights, fit_denoiser, fit_mlp, most_steps
 from utils.evaluate.metrics import classification_scores
 from utils.evaluate.principal_components import as_rows, component_scale, fit_pca
@@ -44,6 +46,8 @@ MLP_START = {"steps": 400, "balance": 0.5, "dropout": 0.5, "hidden": 256, "decay
 DENOISER_AXES = {name: values for name, values in MLP_AXES.items() if name != "hidden"}
 DENOISER_AXES = {"start_rate": (0.0, 0.1, 0.3, 1.0)} | DENOISER_AXES
 DENOISER_START = {name: MLP_START.get(name, 0.3) for name in DENOISER_AXES}
+LEAST_PROBABILITY = 1e-6
+"""Of nearest neighbours, which give zeros."""
 MOST_TRAINING, MOST_VALIDATION = 50_000, 10_000
 """Cells that baselines are fitted and tuned on, at most, so that time and memory are bounded on atlases."""
 
@@ -227,7 +231,7 @@ def fit_all(
 
     Where some training cells have no label, there are further rows: a denoiser of all training cells under the MLP, and
     each baseline self-trained, that is fitted once more on the labelled cells and on all training cells, with its own
-    predictions as their labels (Lee 2013).
+    predictions as their labels (Lee 2013; `own_labels`).
 
     Parameters
     ----------
@@ -260,8 +264,45 @@ def fit_all(
         add(name, fit, x_train, y_train)
     for name in [name for name in rows if has_more and name not in not_again]:
         both = sparse.vstack([x_train, x_all], format="csr")
-        add(f"{name}, self-trained", rows[name], both, np.concatenate([y_train, fits[name][0].predict(x_all)]))
+        choices = [np.concatenate([y_train, own]) for own in own_labels(fits[name][0], x_all, y_train, x_val, y_val)]
+        if len(choices) > 1:
+            value = lambda y, fit=rows[name], x=both: _score(
+                y_val, fit(x, y, None, None, seed, unlabelled)[0].predict(x_val)
+            )
+            choices = [max(choices, key=value)]
+        add(f"{name}, self-trained", rows[name], both, choices[0])
     return fits, unlabelled
+
+
+def own_labels(fitted: Fitted, x_all, y_train, x_val, y_val) -> list[np.ndarray]:
+    """Return a classifier's labels for all training cells, as it predicts them and corrected for the shares of types.
+
+    The correction is that of our model's pseudo-labels (`share_ratios`), with a temperature, since the penalty may have
+    been chosen so strong that all probabilities are alike.
+
+    Parameters
+    ----------
+    fitted : the classifier
+    x_all : all training cells
+    y_train : labels of the labelled ones
+    x_val, y_val : validation cells, optional
+
+    Returns
+    -------
+    labels [cells], and corrected ones if there are validation cells and they differ
+    """
+    plain, classes = fitted.predict(x_all), np.asarray(fitted.classes_, dtype=object)
+    if x_val is None:
+        return [plain]
+    known, truth = (label_codes(labels, list(classes)) for labels in (y_train, y_val))
+    place = np.flatnonzero(truth >= 0)
+    if not len(place):
+        return [plain]
+    offset = np.log(share_ratios(known, truth[place], len(classes)))
+    logits = lambda x: np.log(np.clip(fitted.predict_proba(x), LEAST_PROBABILITY, None))
+    temperature = fit_temperature(logits(x_val)[place], truth[place], offset)
+    corrected = classes[(logits(x_all) / temperature + offset).argmax(1)]
+    return [plain] if (corrected == plain).all() else [plain, corrected]
 
 
 def fewer(labels, most: int, seed: int = 0) -> np.ndarray:
@@ -290,11 +331,16 @@ def _tuned(fit, axes: dict, start: dict, y_train, x_val, y_val, open_ended: tupl
     if x_val is not None and y_val is not None and len(np.unique(np.asarray(y_val))) > 1:
 
         def score(fitted: Fitted) -> float:
-            scores = classification_scores(y_val, fitted.predict(x_val))
-            return (scores["accuracy"] + scores["macro_f1"]) / 2
+            return _score(y_val, fitted.predict(x_val))
 
     tuned = tune(fit, score, axes, start, open_ended)
     return tuned.fit, tuned
+
+
+def _score(true, predicted) -> float:
+    """What settings are chosen by."""
+    scores = classification_scores(true, predicted)
+    return (scores["accuracy"] + scores["macro_f1"]) / 2
 
 
 def _fit_logistic(classifier: LogisticRegression, z, y, setting: dict) -> LogisticRegression:

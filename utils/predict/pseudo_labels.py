@@ -3,7 +3,7 @@
 import numpy as np
 
 from models.shapes import MODALITIES
-from utils.cells.labels import label_codes
+from utils.cells.labels import label_codes, share_ratios
 from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import Cells
 from utils.errors import UserError
@@ -25,7 +25,9 @@ def pseudo_labels(
     """Class numbers, with a teacher's predictions for training cells that have none.
 
     The teacher sees whole cells, the model that learns from it only a part of their features (feature dropout), as in
-    the noisy student of Xie et al. 2020. A pseudo-label is the most likely class alone, as in Lee 2013.
+    the noisy student of Xie et al. 2020. A pseudo-label is the most likely class alone, as in Lee 2013. Where the
+    labelled cells have other shares of the classes than the validation cells, the teacher's probabilities are first
+    corrected for these (`share_ratios`).
 
     Parameters
     ----------
@@ -64,7 +66,13 @@ def pseudo_labels(
         return codes
     values = {name: select(cells.values[name], rows) for name in teacher.model_config.inputs}
     prediction = predict(teacher, CellDataset(values, cells.obs.index[rows]), config, runtime)
+    known, val = codes[train][codes[train] >= 0], codes[cells.rows("val")]
+    place = label_codes(np.asarray(teacher.outputs, dtype=object), classes)
+    ratios = share_ratios(known, val[val >= 0], len(classes))[place]
     codes = codes.copy()
-    codes[rows] = label_codes(prediction["predicted_cell_type"], classes)
-    runtime.say(f"pseudo-labels: {len(rows):,} training cells without a label get the predictions of {teacher.path}")
+    codes[rows] = place[(prediction["probability"] * ratios).argmax(1)]
+    runtime.say(
+        f"pseudo-labels: {len(rows):,} training cells without a label get the predictions of {teacher.path}, corrected "
+        "for the shares of types among validation cells"
+    )
     return codes
