@@ -315,8 +315,10 @@ class Fold:
         if n:
             own = f"{start} {fine_tune.alone(n)}"
             first = self.tuned(f"{title}, labelled cells alone", f"{name}_alone", own, seed, mix)
+            if not (of_mixture := mix and fine_tune.is_mixed(first)):
+                first = self.out / f"{name}_alone"  # whose labels are the same, so that its second training serves, too
             start = f"{start} {fine_tune.on_all_cells(n, from_root(first))} {PSEUDO_LABELS}"
-            name, title = f"{name}{fine_tune.RELABELLED * mix}", f"{title}{', labels of a mixture' * mix}"
+            name, title = f"{name}{fine_tune.RELABELLED * of_mixture}", f"{title}{', labels of a mixture' * of_mixture}"
         return self.tuned(title, name, start, seed, mix)
 
     def tuned(self, title: str, name: str, flags: str, seed: int, mix: bool) -> Path:

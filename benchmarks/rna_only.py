@@ -141,8 +141,10 @@ def run(part: str, adata: AnnData, fold: int, seed: int, out: Path, numbers: lis
         name, flags, title = f"{kind}_{n}" if n else kind, FINE_TUNE, f"{kind}, {n or 'all'} labels"
         if n:
             first = tuned(f"{title} alone", f"{name}_alone", fine_tune.alone(n))
+            if not (of_mixture := mix and fine_tune.is_mixed(first)):
+                first = out / f"{name}_alone"  # whose labels are the same, so that its second training serves, too
             flags = f"{FINE_TUNE} {fine_tune.on_all_cells(n, from_root(first))}"
-            if mix:
+            if of_mixture:
                 name, title = f"{name}{fine_tune.RELABELLED}", f"{title}, labels of a mixture"
         model, more = tuned(title, name, flags), " --model_alone" * (part != "types")
         stage = f"evaluate {part} {title}" if mix else f"evaluate {title}"

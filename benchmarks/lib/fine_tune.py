@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from benchmarks.lib.stages import Stages
+from utils.train.model_folder import load_model
 
 MIXED = "mixed"
 """The folder for copies of finished runs that get a mixture: the run itself stays as it is."""
@@ -44,3 +45,8 @@ def copy_to_mix(stages: Stages, stage: str, folder: Path, name: str, place: str 
         copy = folder / place / f"{name}{end}"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(folder / f"{name}{end}", copy)
+
+
+def is_mixed(folder: Path) -> bool:
+    """Whether simple classifiers have been mixed into a cell type model."""
+    return "mixture" in load_model(str(folder), "celltype").fitted

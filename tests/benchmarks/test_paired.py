@@ -74,6 +74,7 @@ def test_finer_types_are_learned_in_two_steps_and_have_folders_of_their_own(tmp_
     monkeypatch.setattr(Stages, "run", lambda self, name, command: ran.setdefault(name, command))
     monkeypatch.setattr(paired, "scores_in", lambda folder, *_: [folder.name])
     monkeypatch.setattr(fine_tune, "copy_to_mix", lambda *_: None)
+    monkeypatch.setattr(fine_tune, "is_mixed", lambda _: True)
     name = "student_30_labels_3_subclass"
     assert list(made.subclasses([(3, 30)])) == [[name, f"{name}{fine_tune.RELABELLED}"]]
     tuned = {command.split("--model_name ")[1].split()[0]: command for command in ran.values() if "celltype" in command}
@@ -117,9 +118,14 @@ def test_the_quick_part_needs_no_shuffled_pairs(tmp_path, monkeypatch):
     assert not [name for name in ran if "shuffled" in name]
 
 
-def test_a_mixture_goes_into_a_copy_of_the_run(tmp_path, monkeypatch):
-    """With pairs and without: the copy is mixed with the flags of the run, and the run itself stays as it is."""
+@pytest.mark.parametrize("first_is_mixed", [True, False])
+def test_a_mixture_goes_into_a_copy_of_the_run(tmp_path, monkeypatch, first_is_mixed):
+    """With pairs and without: the copy is mixed with the flags of the run, and the run itself stays as it is.
+
+    Only where the first of two trainings has become a mixture does another second one learn its labels.
+    """
     ran, scored = {}, []
+    monkeypatch.setattr(fine_tune, "is_mixed", lambda folder: first_is_mixed)
 
     def record(self, name, command):
         ran[name] = command
@@ -150,7 +156,12 @@ def test_a_mixture_goes_into_a_copy_of_the_run(tmp_path, monkeypatch):
     assert {path.name.removesuffix(fine_tune.RELABELLED) for path in copies} == {path.name for path in plain}
     again = [command for command in ran.values() if "--pseudo_labels_from" in command and "--overwrite" in command]
     of_mixture = ["mixed" in command.split("--pseudo_labels_from ")[1].split()[0] for command in again]
-    assert of_mixture == [fine_tune.RELABELLED in command for command in again] and sorted(of_mixture) == [0, 0, 1, 1]
+    assert of_mixture == [fine_tune.RELABELLED in command for command in again]
+    assert sorted(of_mixture) == ([0, 0, 1, 1] if first_is_mixed else [0, 0])
+    copied = [command for title, command in mixes.items() if "--pseudo_labels_from" in command]
+    assert len(copied) == 2 and all(
+        ("mixed/" in command.split("labels_from")[1]) == first_is_mixed for command in copied
+    )
     assert all((path.is_dir(), path.parent) == (True, tmp_path / "out" / "mixed") for path in copies)
     for command in ran.values():
         script, *words = command.split()
