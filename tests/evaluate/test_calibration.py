@@ -25,6 +25,15 @@ def test_temperature_is_recovered(temperature):
     assert fit_temperature(temperature * logits, labels) == pytest.approx(temperature, rel=0.03)
 
 
+def test_temperature_beside_an_offset_is_recovered():
+    """Classes are as frequent as the offset says; without it the temperature would be another."""
+    logits, offset = calibrated_logits()[0], np.log([4, 2, 1, 0.5, 0.25])
+    draw = np.random.default_rng(1).random((len(logits), 1))
+    labels = (softmax(logits + offset, axis=1).cumsum(axis=1) < draw).sum(axis=1).clip(0, 4)
+    assert fit_temperature(3 * logits, labels, offset) == pytest.approx(3, rel=0.03)
+    assert fit_temperature(3 * logits, labels) > 3.3
+
+
 def test_temperature_minimises_the_likelihood_and_mends_calibration():
     logits, labels = calibrated_logits(2000, seed=1)
     logits = 2.5 * logits
