@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils.cells.labels import limit_labels, share_ratios
+from utils.cells.labels import limit_labels
 
 SIZES = {0: 60, 1: 12, 2: 3}
 
@@ -41,21 +41,3 @@ def test_the_draw_follows_the_seed_and_the_barcodes_alone(codes):
     assert not np.array_equal(kept, limit_labels(codes, cells(codes), 5, 1))
     order = np.random.default_rng(1).permutation(len(codes))
     assert np.array_equal(limit_labels(codes[order], cells(codes, order), 5, 0), kept[order])
-
-
-def test_ratios_of_shares_by_hand():
-    """Half of 20 training cells are of each class, and 90 and 8 of 98 validation cells; two more are half and half."""
-    train, val = np.repeat([0, 1], 10), np.repeat([0, 1], [90, 8])
-    np.testing.assert_allclose(share_ratios(train, val, 2), [0.91 / 0.5, 0.09 / 0.5])
-    np.testing.assert_allclose(share_ratios(train, val[:0], 2), 1)
-    np.testing.assert_allclose(share_ratios(train, train, 2), 1)
-
-
-def test_ratios_of_shares_make_a_classifier_right_where_classes_have_other_shares():
-    """Bayes' rule: probabilities learned on even classes, times the ratios, are those of the uneven ones."""
-    density = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]])  # of three values, in two classes
-    even = density / density.sum(0)
-    uneven = density * [[0.8], [0.2]] / (density * [[0.8], [0.2]]).sum(0)
-    ratios = share_ratios(np.repeat([0, 1], 50), np.repeat([0, 1], [80_000, 20_000]), 2)
-    corrected = even * ratios[:, None]
-    np.testing.assert_allclose(corrected / corrected.sum(0), uneven, atol=1e-4)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from tests.helpers import CPU, TRAINING, error_of, records, run, weights
-from utils.cells.labels import encode_labels, limit_labels, share_ratios
+from utils.cells.labels import encode_labels, limit_labels
 from utils.cells.minibatches import CellDataset
 from utils.errors import UserError
+from utils.evaluate.calibration import share_ratios
 from utils.predict.infer import InferConfig, predict
 from utils.predict.pseudo_labels import pseudo_labels
 from utils.train.model_folder import load_model

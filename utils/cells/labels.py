@@ -180,27 +180,6 @@ def limit_labels(codes: np.ndarray, cells, per_type: int, seed: int) -> np.ndarr
     return codes
 
 
-def share_ratios(train: np.ndarray, val: np.ndarray, n_classes: int) -> np.ndarray:
-    """Return how much more frequent each class is among validation cells than among labelled training cells.
-
-    A classifier that was trained where classes have other shares is corrected by Bayes' rule: its probabilities are
-    multiplied by these ratios (Saerens et al. 2002). With so many labels of each type all shares are equal, which
-    those of the cells at large are not.
-
-    Parameters
-    ----------
-    train, val : class numbers [cells] of labelled cells
-    n_classes : number of classes
-
-    Returns
-    -------
-    [n_classes] ratios. As many cells as there are classes are added to the validation cells, with the shares of the
-    training cells: so a few validation cells change little, and none change nothing
-    """
-    prior = np.maximum(np.bincount(train, minlength=n_classes), 1) / max(len(train), 1)
-    return (np.bincount(val, minlength=n_classes) / prior + n_classes) / (len(val) + n_classes)
-
-
 def label_codes(labels, classes: list[str]) -> np.ndarray:
     """[cells] int64 position of each label in `classes`, -1 for labels that are not in it."""
     number = {name: i for i, name in enumerate(classes)}

@@ -111,6 +111,27 @@ def fit_temperature(logits, labels, offset=0.0) -> float:
     return temperature if len(labels) >= ENOUGH_CELLS else max(temperature, 1.0)
 
 
+def share_ratios(train: np.ndarray, val: np.ndarray, n_classes: int) -> np.ndarray:
+    """Return how much more frequent each class is among validation cells than among labelled training cells.
+
+    A classifier that was trained where classes have other shares is corrected by Bayes' rule: its probabilities are
+    multiplied by these ratios (Saerens et al. 2002). With so many labels of each type all shares are equal, which
+    those of the cells at large are not.
+
+    Parameters
+    ----------
+    train, val : class numbers [cells] of labelled cells
+    n_classes : number of classes
+
+    Returns
+    -------
+    [n_classes] ratios. As many cells as there are classes are added to the validation cells, with the shares of the
+    training cells: so a few validation cells change little, and none change nothing
+    """
+    prior = np.maximum(np.bincount(train, minlength=n_classes), 1) / max(len(train), 1)
+    return (np.bincount(val, minlength=n_classes) / prior + n_classes) / (len(val) + n_classes)
+
+
 def expected_calibration_error(prob, labels, bins: int = 10) -> float:
     """Return the mean gap between confidence and accuracy (Naeini et al., AAAI 2015; Guo et al., ICML 2017, eq. 3).
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.dummy import DummyClassifier
@@ -18,10 +19,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import MaxAbsScaler
 from threadpoolctl import threadpool_limits
 
-from utils.cells.labels import label_codes, share_ratios
 from utils.errors import UserError
 from utils.evaluate.boxed import MOST_FEATURES, even_rows
-from utils.evaluate.calibration import fit_temperature
+from utils.evaluate.calibration import fit_temperature, share_ratios
 from utils.evaluate.dropout_mlp import Encoder, class_weights, fit_denoiser, fit_mlp, most_steps
 from utils.evaluate.metrics import classification_scores
 from utils.evaluate.principal_components import as_rows, component_scale, fit_pca
@@ -294,7 +294,7 @@ def own_labels(fitted: Fitted, x_all, y_train, x_val, y_val) -> list[np.ndarray]
     plain, classes = fitted.predict(x_all), np.asarray(fitted.classes_, dtype=object)
     if x_val is None:
         return [plain]
-    known, truth = (label_codes(labels, list(classes)) for labels in (y_train, y_val))
+    known, truth = (pd.Index(classes).get_indexer(np.asarray(labels)) for labels in (y_train, y_val))
     place = np.flatnonzero(truth >= 0)
     if not len(place):
         return [plain]

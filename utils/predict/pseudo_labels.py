@@ -3,10 +3,11 @@
 import numpy as np
 
 from models.shapes import MODALITIES
-from utils.cells.labels import label_codes, share_ratios
+from utils.cells.labels import label_codes
 from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import Cells
 from utils.errors import UserError
+from utils.evaluate.calibration import share_ratios
 from utils.files.disk_rows import select
 from utils.predict.infer import predict
 from utils.train.config import InferConfig
