@@ -101,7 +101,7 @@ def run(name: str, trial: Trial, folder: Path, out: Path, fold: int, seed: int, 
     models = Fold(data, folder, out / f"of_{trial.data}", 0)
     models.stages.run(
         "preprocess",
-        f"preprocess.py {models.inputs} --split_by batch --test_groups {models.groups} --target_sum 1000 "
+        f"preprocess.py {models.inputs} --split_by {data.group} --test_groups {models.groups} {data.more} "
         f"--out_path {models.ready}",
     )
     models.stage_one()
@@ -109,11 +109,10 @@ def run(name: str, trial: Trial, folder: Path, out: Path, fold: int, seed: int, 
     models.join(teacher, models.ready, trial.teacher)
     latents = ""
     if trial.lsi:
-        student, folder = f"{student}_lsi", f"latents_{teacher}_lsi"
-        write_lsi(
-            read_cells(models.out / "ready.h5mu", ("atac",)), models.out / f"latents_{teacher}", models.out / folder
-        )
-        latents = f"--dir_train {models.path(folder)} --dir_val {models.path(folder)}"
+        source, student = f"latents_{teacher}", f"{student}_lsi"
+        cells, to = read_cells(models.out / "ready.h5mu", ("atac",)), f"{source}_lsi"
+        write_lsi(cells, models.out / source, models.out / to)
+        latents = f"--dir_train {models.path(to)} --dir_val {models.path(to)}"
     models.student(student, teacher, models.ready, f"{trial.student} {latents}".strip())
     script, start = "train_missing_celltype_func", f"--pretrained_model_path {models.path(student)} --train_student"
     start += f" {fine_tune.ALONE}"
@@ -143,7 +142,7 @@ def write_raw(name: str, folder: Path, out: Path, batch: str) -> None:
 
 
 def table(folder: Path) -> str:
-    """Return the mean scores of each trial, and its differences to the default in points."""
+    """Return the mean scores of each trial, and its differences to the default in points, with interval and number."""
     paths = sorted(folder.glob("fold*.csv"))
     if not paths:
         raise UserError(f"{folder}: has no rows; run python -m benchmarks.trials first")

@@ -35,7 +35,7 @@ def pseudo_labels(
     codes : [cells] int, class or -1 for none
     classes : names of the classes
     cells : with all modalities that the teacher reads
-    teacher : a cell type model that was fine-tuned on cells of this file
+    teacher : a cell type model that was fine-tuned on cells of this file, with these labels
     config, runtime : how to run the teacher
 
     Returns
@@ -70,10 +70,11 @@ def pseudo_labels(
     known, val = codes[train][codes[train] >= 0], codes[cells.rows("val")]
     place = label_codes(np.asarray(teacher.outputs, dtype=object), classes)
     ratios = share_ratios(known, val[val >= 0], len(classes))[place]
+    plain, corrected = prediction["probability"].argmax(1), (prediction["probability"] * ratios).argmax(1)
     codes = codes.copy()
-    codes[rows] = place[(prediction["probability"] * ratios).argmax(1)]
+    codes[rows] = place[corrected]
     runtime.say(
-        f"pseudo-labels: {len(rows):,} training cells without a label get the predictions of {teacher.path}, corrected "
-        "for the shares of types among validation cells"
+        f"pseudo-labels: {len(rows):,} training cells without a label get the predictions of {teacher.path}; the "
+        f"shares of types among validation cells change {(corrected != plain).sum():,} of them"
     )
     return codes
