@@ -20,12 +20,14 @@ class Tuned:
     setting : name → value
     tried : number of settings that were tried; 0 where nothing could choose
     at_end : settings whose best value is the first or last of those offered, so that a still better one may lie beyond
+    score : of the best fit on validation cells; None where nothing could choose
     """
 
     fit: Any
     setting: dict[str, Any]
     tried: int
     at_end: list[str] = field(default_factory=list)
+    score: float | None = None
 
     def __str__(self) -> str:
         say = lambda value: ("no", "yes")[value] if isinstance(value, bool) else f"{value:g}"
@@ -69,7 +71,8 @@ def tune(
         if value > best_score:  # on a tie, keep what came first
             best, best_fit, best_score = place, found, value
     ends = {name: i in (0, len(axes[name]) - 1) for name, i in zip(names, best, strict=True)}
-    return Tuned(best_fit, setting_at(best), len(tried), [name for name in open_ended if ends[name]])
+    at_end = [name for name in open_ended if ends[name]]
+    return Tuned(best_fit, setting_at(best), len(tried), at_end, best_score)
 
 
 def _order(best: tuple[int, ...], place: tuple[int, ...]) -> tuple:

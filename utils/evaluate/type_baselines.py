@@ -231,7 +231,7 @@ def fit_all(
 
     Where some training cells have no label, there are further rows: a denoiser of all training cells under the MLP, and
     each baseline self-trained, that is fitted once more on the labelled cells and on all training cells, with its own
-    predictions as their labels (Lee 2013; `own_labels`).
+    predictions as their labels (Lee 2013). It is tuned for each result of `own_labels`, and the best of these is kept.
 
     Parameters
     ----------
@@ -250,27 +250,24 @@ def fit_all(
     has_more, x_all = x_all is not None, x_train if x_all is None else x_all
     unlabelled, fits = Unlabelled(x_all, seed), {}
 
-    def add(name: str, fit: Callable, x, y) -> None:
+    def add(name: str, fit: Callable, x, choices: list[np.ndarray]) -> None:
         started = time.process_time()
-        fits[name] = fit(x, y, x_val, y_val, seed=seed, unlabelled=unlabelled)
+        found = [fit(x, y, x_val, y_val, seed=seed, unlabelled=unlabelled) for y in choices]
+        fits[name] = max(found, key=lambda one: (one[1] and one[1].score) or 0)
         tuned, seconds = fits[name][1], time.process_time() - started
         if isinstance(tuned, Tuned):
+            tuned.tried = sum(one.tried for _, one in found)
             end = f"; the best {' and '.join(tuned.at_end)} is at an end of what is offered" if tuned.at_end else ""
             say(f"{name}: {tuned.tried} settings tried in {seconds:.0f} s of CPU time, chosen: {tuned}{end}")
 
     rows = TYPE_BASELINES | (FEW_LABEL_BASELINES if has_more and not quick else {})
     not_again = (*NOT_SELF_TRAINED, *(NETWORKS if quick else ()))
     for name, fit in rows.items():
-        add(name, fit, x_train, y_train)
+        add(name, fit, x_train, [y_train])
     for name in [name for name in rows if has_more and name not in not_again]:
         both = sparse.vstack([x_train, x_all], format="csr")
-        choices = [np.concatenate([y_train, own]) for own in own_labels(fits[name][0], x_all, y_train, x_val, y_val)]
-        if len(choices) > 1:
-            value = lambda y, fit=rows[name], x=both: _score(
-                y_val, fit(x, y, None, None, seed, unlabelled)[0].predict(x_val)
-            )
-            choices = [max(choices, key=value)]
-        add(f"{name}, self-trained", rows[name], both, choices[0])
+        own = own_labels(fits[name][0], x_all, y_train, x_val, y_val)
+        add(f"{name}, self-trained", rows[name], both, [np.concatenate([y_train, labels]) for labels in own])
     return fits, unlabelled
 
 

@@ -137,7 +137,8 @@ def score_types(
         table["verdict"] = [in_words("scmomer", row, row["score"].replace("_", " ")) for row in table["differences"]]
         table["intervals"] = (
             "95% of bootstrap samples of cells, drawn within types; batches and training runs do not vary. Each "
-            f"baseline tried at most {BUDGET} settings on validation cells; a self-trained row as many again"
+            f"baseline tried at most {BUDGET} settings on validation cells; a self-trained row as many again for each "
+            "set of labels"
         )
     say_sets({name: table[name] for name in predicted}, coverage)
     return table | {
