@@ -76,7 +76,7 @@ study-quick: $(STAMP) ## pretrain one fold again, and set some of its rows besid
 	$(BIN)/python -m benchmarks.study --compare runs/study_quick/results
 
 tasks: DATA = ../shared/data
-tasks: $(STAMP) ## run the other tasks of the paper and write docs/tasks.md (DATA=folder; perhaps an hour)
+tasks: $(STAMP) ## run the other tasks of the paper and write docs/tasks.md (DATA=folder; up to 72 minutes)
 	$(BIN)/python -m benchmarks.tasks --data_path "$(DATA)"
 
 $(STUDY_STAMP): $(STAMP)

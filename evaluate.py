@@ -5,18 +5,18 @@
 
 A cell type model is scored on the labels of the test cells, beside the majority class, nearest neighbours, logistic
 regression (on all features, and on principal components) and a neural network with one hidden layer (MLP). If some
-training cells have no label, there are also a denoiser of all of them under the MLP, and each baseline self-trained.
-Baselines are fitted on the same training cells (at most 50,000) and tuned on the same validation cells, with the same
-number of settings tried for each; the model's embedding is scored beside principal components, and its prediction sets
-beside those of logistic regression, at the same --coverage, also within and across batches. It is also scored how well
-the model's confidence and the agreement of simple classifiers mark its errors. A model with a student is scored on
-translation: how well it predicts, from the measured modality, the one it has not seen, beside the mean, the mean times
-the cell's depth (also per type, by the cells' labels, which the model does not see), nearest neighbours and ridge
-regression. Predicted peaks are also scored after calibration on validation cells. Each score has its 95% interval, and
-a sentence says whether the model or the best of the others wins. Writes evaluation_<split>.json, .csv and .png into
---out_path. For cell types it also writes the confusion matrix, precision, recall and F1 of each type
-(per_type_<split>.csv), and each method's prediction for each cell (predicted_<split>.csv). With --report, the page
-report_<split>.html shows the model's predictions in figures.
+training cells have no label, further rows are an MLP on a denoiser of all training cells, and each baseline
+self-trained. Baselines are fitted on the same training cells (at most 50,000) and tuned on the same validation cells,
+with 16 settings each (a self-trained one 16 for each set of labels). The model's embedding is scored beside principal
+components, and its prediction sets beside those of logistic regression, at the same --coverage, also within and across
+batches. How well the model's confidence and the agreement of simple classifiers mark its errors is scored, too. A model
+with a student is scored on translation: how well it predicts, from the measured modality, the one it has not seen,
+beside the mean, the mean times the cell's depth (also per type, by the cells' labels, which the model does not see),
+nearest neighbours and ridge regression. Predicted peaks are also scored after calibration on validation cells. Each
+score has its 95% interval, and a sentence says whether the model or the best of the others wins. Writes
+evaluation_<split>.json, .csv and .png into --out_path. For cell types it also writes the confusion matrix, precision,
+recall and F1 of each type (per_type_<split>.csv), and each method's prediction for each cell (predicted_<split>.csv).
+With --report, the page report_<split>.html shows the model's predictions in figures.
 """
 
 import math
@@ -41,17 +41,17 @@ class Flags:
     out_path: str | None = flag("folder for the results; by default <model_path>/evaluation", None)
     model_alone: bool = flag("leave out the baselines of cell types", False)
     quick: bool = flag(
-        "where labels are few, leave out the networks that learn from unlabelled cells, which take minutes", False
+        "with unlabelled training cells, leave out the networks that learn from them, which take minutes", False
     )
     coverage: float = flag("share of prediction sets that hold the true type, from 0.5 to 0.99", 0.9)
-    report: bool = flag("of cell types, also write a page with figures; takes about 15 seconds", False)
+    report: bool = flag("for cell types, also write a page of figures; takes about 15 seconds", False)
     sample_column: str | None = flag(
         "for the page: column of obs with samples; by default donor, sample or batch", None
     )
 
     def __post_init__(self):
         if self.sample_column is not None and not self.report:
-            raise UserError(f"--sample_column {self.sample_column}: is for the page alone; add --report")
+            raise UserError(f"--sample_column {self.sample_column}: needs the page; add --report")
 
 
 def main() -> None:
@@ -61,6 +61,7 @@ def main() -> None:
     # Slow to import: --help and mistaken flags do not wait for them.
     from utils.cells.preprocessed import read_cells
     from utils.evaluate.label_report import check_column
+    from utils.files.write import check_folder
     from utils.predict.score_translation import score_translation
     from utils.predict.score_types import score_types
     from utils.train.distributed import lone_process
@@ -71,7 +72,7 @@ def main() -> None:
         raise UserError(f"--out_path is missing: {flags.model_path} has no folder for results; give one")
     runtime = lone_process(config.device)
     saved = load_model(flags.model_path, "celltype", "student")
-    out = Path(flags.out_path or saved.path / "evaluation")
+    out = check_folder(flags.out_path or saved.path / "evaluation")
     is_types = saved.kind == "celltype"
     cells = read_cells(flags.data_path, saved.model_config.inputs if is_types else MODALITIES, say=print)
     check_fits(saved, cells.features, cells.stamp, flags.data_path)

@@ -29,7 +29,7 @@ class Flags:
     model_path: str = flag("model folder: of pretrain_multimodal.py for the teacher, otherwise of any stage")
     what: Literal["teacher", "cells", "genes"] = flag("what to embed", "teacher")
     without: Literal["atac", "rna"] | None = flag(
-        "cells: of a folder of stage II, embed cells without this modality, with zeros for its latent", None
+        "cells: with a folder of stage II, leave this modality out and use zeros for its latent", None
     )
     ckpt_dir: str | None = flag("teacher: folder for train.h5ad and val.h5ad", None)
     out_path: str | None = flag("cells, genes: file to write, .h5ad, or .txt for genes as word2vec text", None)

@@ -13,8 +13,8 @@ for the model's training cells, with a report of what was found and what was los
 Output: the same cells in the same order with everything that the file holds, and for each cell, in obs:
   predicted_cell_type, confidence   the type and its calibrated probability
   second_cell_type, margin          the next type, and the difference of the two probabilities
-  prediction_set                    the types that the cell may have: a share --coverage of the sets hold the true one
-  parent_cell_type                  what these types are all a kind of, if the model was trained with a hierarchy
+  prediction_set                    the types that the cell may have; --coverage of the sets hold the true one
+  parent_cell_type                  the closest common parent of these types, if trained with a hierarchy
   agreement                         the share of the model and three simple classifiers that give the model's type
   novelty, is_novel                 how unlike training cells it is, from 0 to 1; --reject unassigns novel cells
   rna_measured, atac_measured       whether the model has read the cell's RNA and ATAC
@@ -65,7 +65,7 @@ class Flags:
         check_numbers(self, "explain")
         for name in ("sample_column", "label_column"):
             if getattr(self, name) is not None and not self.report:
-                raise UserError(f"--{name} {getattr(self, name)}: is for the page alone; add --report")
+                raise UserError(f"--{name} {getattr(self, name)}: needs the page; add --report")
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def main() -> None:
 
     # Slow to import: --help and mistaken flags do not wait for them.
     from utils.cells.preprocessed import open_cells
-    from utils.files.write import check_target
+    from utils.files.write import check_target, path_with_name
     from utils.predict.box import box_for
     from utils.predict.explain import explain_query, explained_path
     from utils.predict.label import label_file
@@ -87,8 +87,9 @@ def main() -> None:
     with open_cells(*inputs) as file, distributed_run(config.device) as runtime:
         names = Names(flags.prefix or "")
         names.claim(file)  # a clash of names stops the run before anything slow
-        bare = file.path.name.removesuffix(file.suffix)  # a.csv and a.h5ad do not share an output
-        out_path = flags.out_path or str(file.path.with_name(f"{bare}.predicted{file.suffix}"))
+        path = path_with_name(file.path)
+        bare = path.name.removesuffix(file.suffix)  # a.csv and a.h5ad do not share an output
+        out_path = flags.out_path or str(path.with_name(f"{bare}.predicted{file.suffix}"))
         check_target(out_path, file.suffix, inputs)
         csv_path = str(table_path(out_path))
         check_target(csv_path, ".csv", inputs)

@@ -34,7 +34,9 @@ class Flags:
     out_path: str | None = flag("model-ready file to write: .h5ad for one modality, .h5mu for two", None)
     check: bool = flag("only report what the cells are and what would be done; write nothing", False)
     json: bool = flag("like --check, but print JSON", False)
-    gene_reference: str | None = flag("genes to align to: a model folder, a text file or an .h5ad; else all", None)
+    gene_reference: str | None = flag(
+        "genes to align to: a model folder, a text file or an .h5ad; by default all genes", None
+    )
     batch_column: str = flag("column of obs that gets the name of each cell's file, if several are joined", "batch")
     label_column: str = flag("column of obs with cell types, if the file has them", "cell_type")
     split_by: str | None = flag(

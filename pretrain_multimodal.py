@@ -6,13 +6,15 @@
 The cell embedding learns to reconstruct both modalities of true pairs, and to tell true pairs from false ones. A false
 pair joins the RNA of one cell with the ATAC of another. No label is used unless --pair_labels names a column: then two
 cells known to be of the same type never make a false pair. --pairs_within draws both cells from one batch or donor, so
-that a difference between batches does not reveal a false pair. The lower blocks of the encoders stay as in stage I.
+that a difference between batches does not reveal a false pair. The last two blocks of each encoder are trained, or
+all blocks with --preset small and tiny (--trainable_blocks).
 
     python pretrain_multimodal.py --preset small --data_path cells.ready.h5ad --rna_model_path runs/rna \\
         --ckpt_dir runs --model_name denoiser
 
 With one encoder, cells of one modality are enough: the embedding learns to reconstruct it from a part of its features
-(--feature_dropout). Fine-tuning starts from this folder with --other_modality zeros. Nothing here is about pairs then.
+(--feature_dropout, which --preset small and tiny set to 0.3). Fine-tuning starts from this folder with --other_modality
+zeros. Nothing here is about pairs then.
 
 Input: cells from preprocess.py, paired unless there is one encoder, and the folders of stage I. Output:
 <ckpt_dir>/<model_name>. Each epoch prints the loss and its parts: rna_mse (squared error of log-normalised RNA) and

@@ -11,7 +11,7 @@ separate process.
 A million cells: 20,000 human genes, about 1,500 expressed, 400,000 peaks, 4,000 open, eight types, ten batches, at
 random, since only their numbers matter here. Preprocesses the two files, opens the result as a training script does at
 its start, reads one epoch of minibatches, and runs some steps of stage I, both modalities, and of a cell type model,
-which evaluate.py compares with its baselines on the tenth of the cells that has been set aside. The model in the box
+which evaluate.py compares with its baselines on the tenth of the cells that has been set aside. The bundled model
 labels as many cells. With --translation_cells of such cells, a student of some steps is trained and its translation
 evaluated: of more cells evaluate.py draws some. Prints cells/s, peak memory and disk, and writes atlas.json into
 --out_path.

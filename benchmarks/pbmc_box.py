@@ -1,4 +1,4 @@
-"""Train the model in the box, reference/pbmc, and measure it on cells that it has not seen.
+"""Train the bundled model, reference/pbmc, and measure it on cells that it has not seen.
 
     python -m benchmarks.pbmc_box --data_path ../shared/data
     python -m benchmarks.pbmc_box --card_only        # writes the card again, from pbmc_box.json
@@ -67,7 +67,7 @@ HIERARCHY = {
     "MK": "blood cell",
     "HSC": "blood cell",
 }
-"""Type of the box → what it is a kind of, up to blood cell."""
+"""Type of the bundled model → what it is a kind of, up to blood cell."""
 LEAST_COVERAGE = 0.1
 """The box reads files with this share of its genes: pbmc68k_reduced, on which it is measured, has 11%."""
 MOST_BYTES = 4_000_000
@@ -80,7 +80,7 @@ class Flags:
     box: str = flag("model folder to write", "reference/pbmc")
     results: str = flag("folder for pbmc_box.json", "benchmarks/results")
     seed: int = flag("random seed of the split and of all training", 0)
-    card_only: bool = flag("write the card of an existing box again, from the scores in pbmc_box.json", False)
+    card_only: bool = flag("write the card of an existing folder again, from the scores in pbmc_box.json", False)
 
 
 def main() -> None:
@@ -143,7 +143,7 @@ def main() -> None:
         unseen[name] = {"setting": best, "scores": rows, "targets": TARGETS[name], "n_cells": len(cells["test"][1])}
         print(to_json({name: unseen[name]}), flush=True)
 
-    # 2. Train the box on all, and label another study.
+    # 2. Train it on all, and label another study.
     mean = {
         setting: {score: sum(v[setting][score] for v in validation.values()) / 3 for score in ("accuracy", "macro_f1")}
         for setting in SETTINGS
@@ -195,7 +195,7 @@ def main() -> None:
 
 
 def write_card(box: Path, results: Path) -> None:
-    """Write the box's card again, from the scores of the run that made it; the new hash goes into the results."""
+    """Write the model's card again, from the scores of the run that made it; the new hash goes into the results."""
     from utils.as_json import to_json
     from utils.train.folders import copy_folder
     from utils.train.model_folder import load_model
@@ -209,7 +209,7 @@ def write_card(box: Path, results: Path) -> None:
 
 
 def commands(setting: str) -> str:
-    """Return the commands that train the box with a setting, a line each."""
+    """Return the commands that train it with a setting, a line each."""
     stage, words = SETTINGS[setting]
     joined = [f"python pretrain_multimodal.py {STAGE_TWO}"] if stage == "denoiser" else []
     fit = f"python train_missing_celltype_func.py {words} --other_modality zeros"

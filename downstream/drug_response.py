@@ -10,7 +10,7 @@ Input: ln IC50 of drugs × cell lines (DeepCDR's files as they are, or your own)
 folder that reads RNA with the lines' bulk expression, by default as log2(TPM + 1), or embeddings from get_latent_emb.py
 --what cells. With expression, a second network reads the expression as well as the embedding. A folder with a student
 needs no ATAC. The network learns from frozen embeddings. All choices are made on validation lines, drugs or pairs.
-Output: drug_response.json, .csv and .png in --out_path, with what needs no model of cells in the same table, and the
+Output: drug_response.json, .csv and .png in --out_path, with baselines that need no cell model in one table, and the
 trained networks in model/ and model_with_expression/.
 """
 
@@ -46,7 +46,8 @@ class Flags:
         "ours, or the published head: joined codes and convolutions", "scmomer"
     )
     with_expression: Literal["auto", "yes", "no"] = flag(
-        "which network is ours: embedding and expression, the embedding alone, or the better on validation", "auto"
+        "which network is ours: the better on validation (auto), embedding and expression (yes), the embedding (no)",
+        "auto",
     )
     test_fraction: float = flag("share of the lines, drugs or pairs for the test", 0.2)
     val_fraction: float = flag("share of the lines, drugs or pairs for validation", 0.1)
@@ -95,9 +96,12 @@ def study(flags: Flags, ingest: IngestConfig, config: TrainConfig, runtime) -> N
     from utils.evaluate.plots import bars
     from utils.features.drugs import read_drugs
     from utils.files.drug_tables import read_responses
+    from utils.files.write import check_folder
     from utils.predict.drug_response import read_lines, train_and_predict
 
     start, out = time.time(), Path(flags.out_path)
+    if runtime.is_main:
+        check_folder(out)
     drugs = read_drugs(flags.smiles_path, flags.drug == "graph", flags.drug_graphs_path)
     if drugs.unreadable:
         runtime.say(
@@ -145,7 +149,6 @@ def study(flags: Flags, ingest: IngestConfig, config: TrainConfig, runtime) -> N
     about = {"flags": settings, "seed": config.seed, "seconds": time.time() - start, "sides": sizes, "intervals": over}
     about |= {"unreadable": drugs.unreadable, "chosen": chosen, "verdict": verdict, "scores": scores}
     about["differences"] = differences
-    out.mkdir(parents=True, exist_ok=True)
     (out / "drug_response.json").write_text(to_json(about))
     rows = pd.DataFrame(scores).T
     rows.to_csv(out / "drug_response.csv", index_label="method")

@@ -4,16 +4,15 @@
         --train_path train_text.txt.gz --valid_path valid_text.txt --test_path test_text.txt
     python -m downstream.gene_pairs --embedding_path genes.h5ad --pairs_path HuRI.tsv.gz --out_path results/ppi
 
-Input: pairs of symbols or Ensembl ids, two a line, with labels 0 and 1 as a third column or in a file beside (`_label`
-for `_text`), either in three files of a published split or in one; without labels, all pairs are positive and negative
-ones are drawn. One file is split by genes: no gene is on two sides. Each embedding gets a linear and a small non-linear
-head; both, and their settings, are chosen on the validation genes. All methods are scored on the same pairs. Beside the
-embedding stand the log-odds of single genes, random vectors and, with --cells_path, what these cells say about genes.
+Input: pairs of symbols or Ensembl ids, two per line, with labels 0 and 1 as a third column or in a second file
+(`_label` for `_text`), either in three files of a published split or in one; without labels, all pairs are positive and
+negative ones are drawn. One file is split by genes: no gene is on two sides. Each embedding gets a linear and a small
+non-linear head; both, and their settings, are chosen on the validation genes. All methods are scored on the same pairs.
+The baselines are the log-odds of single genes, random vectors and, with --cells_path, what these cells say about genes.
 Output: gene_pairs.json, .csv and .png in --out_path.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from utils.cli import check_numbers, flag, parse_flags, run_script
@@ -67,7 +66,9 @@ def main() -> None:
     from utils.evaluate.plots import bars
     from utils.features.gene_vectors import GeneVectors, read_gene_vectors
     from utils.features.pairs import number_genes
+    from utils.files.write import check_folder
 
+    out = check_folder(flags.out_path)
     rng = np.random.default_rng(flags.seed)
     files, labelled = read_sides(flags)
     sources = {}
@@ -113,8 +114,6 @@ def main() -> None:
             f"AUROC {table[LOG_ODDS]['auroc']:.3f}; only --split genes shows what an embedding knows"
         )
 
-    out = Path(flags.out_path)
-    out.mkdir(parents=True, exist_ok=True)
     about = {"flags": vars(flags), "labelled": labelled, "sides": sizes, "dropped": dropped, "verdict": verdict}
     about["differences"] = differences
     (out / "gene_pairs.json").write_text(to_json(about | {"scores": table, "heads": both}))

@@ -1,4 +1,4 @@
-"""Gene property: can an embedding of genes tell classes of genes apart, better than what needs no model?
+"""Gene property: can an embedding of genes tell classes of genes apart, better than features without a model?
 
     python -m downstream.gene_property --lists dosage_sens_tf_labels.csv --embedding_path genes.h5ad \
         --data_path cells.h5ad --out_path results/dosage
@@ -49,7 +49,9 @@ def main() -> None:
     from utils.evaluate.gene_features import RANDOM, gene_baselines, random_vectors
     from utils.evaluate.plots import bars
     from utils.features.gene_vectors import GeneVectors, read_gene_vectors
+    from utils.files.write import check_folder
 
+    out = check_folder(flags.out_path)
     embedding = read_gene_vectors(flags.embedding_path)
     genes, y, names = label_genes(read_gene_lists(flags.lists, "--lists"), embedding, flags)
     ours = Path(flags.embedding_path).name
@@ -94,8 +96,6 @@ def main() -> None:
         few = f"{len(genes):,} genes are too few for a test"
         sentences.append(f"warning: {few}; an AUROC below {chance[1]:.3f} may be chance")
 
-    out = Path(flags.out_path)
-    out.mkdir(parents=True, exist_ok=True)
     rows = pd.DataFrame(table).T
     rows.to_csv(out / "gene_property.csv", index_label="method")
     about = {"lists": flags.lists, "embedding": flags.embedding_path, "classes": sizes, "seed": flags.seed}

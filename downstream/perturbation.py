@@ -1,4 +1,4 @@
-"""Perturbation: what does a perturbed gene change in a cell, and does a model know it better than an average?
+"""Perturbation: what does a perturbed gene change in a cell, and does a model predict it better than an average?
 
     python -m downstream.perturbation --data_path perturb.h5ad --model_path runs/rna --embedding_path genes.h5ad \
         --split singles --out_path results/perturbation

@@ -48,7 +48,7 @@ def main() -> None:
     # Slow to import: --help and mistaken flags do not wait for them.
     from utils.cells.preprocessed import open_cells, read_cells
     from utils.evaluate.translation import PeakCalibration
-    from utils.files.write import check_target, write_whole
+    from utils.files.write import check_target, path_with_name, write_whole
     from utils.predict.query import read_query
     from utils.predict.translation import fit_calibration, mean_per_type, translate, write_cells
     from utils.train.distributed import lone_process
@@ -63,8 +63,8 @@ def main() -> None:
             f"pretrain_missing_mod.py made with --missing {flags.to}"
         )
     with open_cells(flags.data_path, None, None) as file:
-        bare = file.path.name.removesuffix(file.suffix)
-        out_path = flags.out_path or str(file.path.with_name(f"{bare}.{missing}.h5ad"))
+        path = path_with_name(file.path)
+        out_path = flags.out_path or str(path.with_name(f"{path.name.removesuffix(file.suffix)}.{missing}.h5ad"))
         check_target(out_path, ".h5ad", [flags.data_path, flags.ready_path])
         types = _types(file, flags.label_column) if flags.format == "types" else None
         calibration = PeakCalibration()

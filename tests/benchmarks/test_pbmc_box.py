@@ -1,4 +1,4 @@
-"""What the benchmark of the model in the box trains on, and how it chooses."""
+"""What the benchmark of the bundled model trains on, and how it chooses."""
 
 import anndata as ad
 import numpy as np

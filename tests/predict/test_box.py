@@ -1,4 +1,4 @@
-"""The model in the box: the folder, what it labels, and the files that it refuses."""
+"""The bundled model: the folder, what it labels, and the files that it refuses."""
 
 import contextlib
 import io
@@ -49,7 +49,7 @@ def labelled(real_file, said) -> ad.AnnData:
 
 
 def made(path: Path, positive: dict[str, float], n_cells: int = 200, rename=str) -> Path:
-    """Write counts in the box's genes: a gene of `positive` is expressed in that share of the cells, markers else not.
+    """Write counts in the model's genes: a gene of `positive` is expressed in that share of cells, markers else not.
 
     Parameters
     ----------

@@ -144,7 +144,7 @@ def test_the_environment_variables_of_the_hub_count(hub, query, tmp_path):
     where = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home")}
     done = python(*flags, "hf://lab/none", **where)
     assert done.returncode == 2 and not lacks(done.stderr, "hf://lab/none", "does not exist")
-    done = python(*flags, "hf://lab/blood", **where)  # simulated cells: few of the box's genes
+    done = python(*flags, "hf://lab/blood", **where)  # simulated cells: few of the bundled model's genes
     assert done.returncode == 2 and "genes" in done.stderr and any("resolve" in path for _, path in hub.asked)
     done = python(*flags, "hf://lab/none", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home"))
     assert done.returncode == 2 and not lacks(done.stderr, "hf://lab/none", "cache")

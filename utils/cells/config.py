@@ -12,7 +12,7 @@ class IngestConfig:
     """Overrides for what cannot be inferred from a file."""
 
     values: Literal["auto", "counts", "log1p", "log2", "cpm"] = flag(
-        "what X holds, if detection is wrong; log1p is to an unknown base, log2 is log2(1 + x), as of bulk TPM", "auto"
+        "what X holds, if detection is wrong; log1p is to an unknown base, log2 is log2(1 + x), as for bulk TPM", "auto"
     )
     species: Literal["auto", "human", "mouse", "other"] = flag(
         "species of the genes: human symbols are updated, those of mouse and other species are not", "auto"

@@ -59,7 +59,7 @@ def read_hierarchy(source: str, cells, label_column: str, types: list[str]) -> d
         while (parent := parents.get(path[-1])) is not None:
             if parent in path:
                 circle = " → ".join([*path[path.index(parent) :], parent])
-                raise UserError(f"{FLAG} {source}: has a circle, {circle}; remove one of these lines")
+                raise UserError(f"{FLAG} {source}: has a cycle, {circle}; remove one of these lines")
             kept[path[-1]] = parent
             path.append(parent)
     return kept
@@ -113,7 +113,7 @@ def ancestors_of(name: str, parents: dict[str, str]) -> list[str]:
     path = [name]
     while (parent := parents.get(path[-1])) is not None:
         if parent in path:
-            raise ValueError(f"the hierarchy of types has a circle at {parent}")
+            raise ValueError(f"the hierarchy of types has a cycle at {parent}")
         path.append(parent)
     return path
 

@@ -7,6 +7,7 @@ import mudata
 
 from utils.cells.annotation import annotation_of
 from utils.cells.preprocessed import SIMULATED, STAMP, RawFile, stamp_in
+from utils.errors import UserError
 from utils.files.open_any import sources_in_memory
 
 NAME = Path("the cells in memory")
@@ -23,8 +24,13 @@ def open_in_memory(cells: ad.AnnData | mudata.MuData) -> RawFile:
     Raises
     ------
     UserError
-        If they hold neither RNA nor ATAC.
+        If they hold neither RNA nor ATAC, or their values are still on disk (backed).
     """
+    if cells.isbacked:
+        raise UserError(
+            f"{NAME}: their values are still on disk (backed); load them (adata.to_memory()), or give "
+            "label_cells of utils/predict/label.py the path of the file"
+        )
     is_multi = isinstance(cells, mudata.MuData)
     sources = sources_in_memory(cells, NAME)
     obs = annotation_of(cells.obs.copy() if is_multi else None, sources)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,6 +18,7 @@ from anndata.abc import CSRDataset
 from anndata.io import read_elem
 
 from utils.cells.annotation import annotation_of, fill_in
+from utils.cells.barcodes import join_barcodes
 from utils.cells.labels import clean_labels
 from utils.errors import UserError, reading
 from utils.files.disk_matrix import Matrix
@@ -112,8 +112,7 @@ class RawFile:
             with reading(self.path, "is damaged", "copy or download it again"):
                 return ad.read_h5ad(self.path) if self.format == ".h5ad" else mudata.read_h5mu(self.path)
         if self.root is not None:
-            is_backed = isinstance(self.root, ad.AnnData) and self.root.isbacked
-            return self.root.to_memory() if is_backed else self.root.copy()
+            return self.root.copy()
         parts = {name: source.whole() for name, source in self.modalities.items()}
         if len(parts) == 1:
             return next(iter(parts.values()))
@@ -181,7 +180,7 @@ def open_cells(data_path: str | None, rna_path: str | None, atac_path: str | Non
 def read_pair(rna_path: str | Path, atac_path: str | Path) -> RawFile:
     """Open the RNA and the ATAC of the same cells from two files, and keep the cells that are in both.
 
-    Cells are joined by barcode. If more barcodes agree without a suffix such as 10x's `-1`, the suffix is ignored.
+    Cells are joined by barcode, if need be without a suffix such as 10x's `-1` (`join_barcodes`).
 
     Raises
     ------
@@ -196,14 +195,8 @@ def read_pair(rna_path: str | Path, atac_path: str | Path) -> RawFile:
             raise UserError(f"--{name}_path {file.path}: is preprocessed already; give the raw file")
     sources = {name: file.modalities[name] for name, file in files.items()}
     ours, theirs = (source.obs.index for source in sources.values())
-    suffix = ""
-    if len(ours.intersection(theirs)) < min(len(ours), len(theirs)):
-        bare = pd.Index(_stripped(ours)), pd.Index(_stripped(theirs))
-        more = len(bare[0].intersection(bare[1])) > len(ours.intersection(theirs))
-        if more and bare[0].is_unique and bare[1].is_unique:
-            (ours, theirs), suffix = bare, ", ignoring suffixes such as -1"
-    position = theirs.get_indexer(ours)
-    rows = {"rna": np.flatnonzero(position >= 0), "atac": position[position >= 0]}
+    *found, suffix = join_barcodes(ours, theirs)
+    rows = dict(zip(files, found, strict=True))
     if not len(rows["rna"]):
         raise UserError(
             f"{rna_path} and {atac_path}: share no barcode (like {ours[0]} and {theirs[0]}); "
@@ -219,11 +212,6 @@ def read_pair(rna_path: str | Path, atac_path: str | Path) -> RawFile:
     simulated = any(file.simulated for file in files.values())
     notes = [note, *(f"{file.path}: {line}" for file in files.values() for line in file.notes)]
     return RawFile(Path(rna_path), "two files", joined, obs, None, simulated, notes, handles)
-
-
-def _stripped(barcodes: pd.Index) -> list[str]:
-    """Remove the -1 (or -2 …) that Cell Ranger appends to barcodes."""
-    return [re.sub(r"-\d+$", "", barcode) for barcode in barcodes]
 
 
 @dataclass

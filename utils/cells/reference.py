@@ -51,7 +51,7 @@ def read_reference(path: str | Path, flag: str = "--gene_reference") -> dict[str
             matrix_vars = [var for _, var in sources["rna"].matrices.values()] if "rna" in sources else []
             names = {"rna": name_genes(matrix_vars[0]).symbols if matrix_vars else []}
         else:
-            listed = translate(_listed_genes(path.read_text(encoding="utf-8"))).symbols
+            listed = translate(_listed_genes(path.read_text(encoding="utf-8-sig"))).symbols
             names = {"rna": [symbol for symbol in listed if symbol]}
     if not all(len(listed) for listed in names.values()):
         raise UserError(f"{flag}: holds no gene; {remedy}")
@@ -105,7 +105,7 @@ def read_order(path: str | Path, modality: str, flag: str) -> np.ndarray:
             _, var = next(iter(sources[modality].matrices.values()))
             ids = list(map(str, var.index))
         else:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
             ids = _listed_genes(text) if modality == "rna" else _listed_peaks(text)
     if not ids:
         raise UserError(f"{flag}: names none of the {what}; {remedy}")

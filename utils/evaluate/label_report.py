@@ -31,10 +31,12 @@ MEANINGS = {
     "type itself if the set holds one, “cell” if they share no group. It is right at least as often as the set. Use it "
     "where the exact type is in doubt.",
     "agreement": "The share of four classifiers that give the most probable type: the model itself and three simple "
-    "ones stored with it (logistic regression, the correlation with the mean of each type, a small neural network). 1: "
-    "all agree; 0.25: the model stands alone. Errors are more frequent where it is low.",
-    "novelty": "How unlike the training cells the cell is: the share of validation cells that are less unlike them, "
-    "from 0 to 1. For well-known cells it is spread evenly, so 0.8 is no sign of a new type; many above 0.95 are.",
+    "ones stored with it: logistic regression, a small neural network, and logistic regression on principal components "
+    "(in older folders the correlation with the mean of each type). 1: all agree; 0.25: none agrees with the model. "
+    "Errors are more frequent where it is low.",
+    "novelty": "How unlike the training cells the cell is: the share of validation cells that are more like them than "
+    "this cell is, from 0 to 1. For well-known cells it is spread evenly, so 0.8 is no sign of a new type; many above "
+    "0.95 are.",
     "is_novel": "Whether 1 - novelty is below --novel_below. At 0.05, about 5 % of well-known cells are called novel "
     "by mistake, more in a new batch.",
     "rna_measured": "Whether the model has read the cell's RNA. If not, it does not read RNA, or the cell has none.",

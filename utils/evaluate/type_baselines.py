@@ -12,6 +12,7 @@ from functools import cached_property, partial
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
@@ -23,6 +24,7 @@ from utils.errors import UserError
 from utils.evaluate.boxed import MOST_FEATURES, even_rows
 from utils.evaluate.calibration import fit_temperature, share_ratios
 from utils.evaluate.dropout_mlp import Encoder, class_weights, fit_denoiser, fit_mlp, most_steps
+from utils.evaluate.label_spreading import spread_labels
 from utils.evaluate.metrics import classification_scores
 from utils.evaluate.principal_components import as_rows, component_scale, fit_pca
 from utils.evaluate.tuning import Tuned, tune
@@ -33,6 +35,8 @@ BALANCES = (0.0, 0.5, 1.0)
 """A training cell weighs (cells of its type)^-balance; 1 is the "balanced" of scikit-learn."""
 COMPONENTS = (5, 10, 20, 50, 100, 200)
 """Numbers of principal components to choose from."""
+NEAR_COMPONENTS = 30
+"""Principal components by which labels are spread over neighbours."""
 NEIGHBOURS = (1, 2, 5, 10, 15, 30, 50, 100, 200, 400, 800)
 """Numbers of neighbours to choose from."""
 MLP_AXES = {
@@ -67,6 +71,11 @@ class Unlabelled:
     @cached_property
     def pca(self) -> PCA:
         return fit_pca(self.x, max(COMPONENTS), self.seed)
+
+    @cached_property
+    def points(self) -> np.ndarray:
+        """[cells, components] in which near cells are alike."""
+        return self.pca.transform(self.x)[:, :NEAR_COMPONENTS]
 
     @cached_property
     def features(self) -> np.ndarray:
@@ -225,18 +234,18 @@ NETWORKS = ("MLP", *FEW_LABEL_BASELINES)
 
 
 def fit_all(
-    x_train, y_train, x_val, y_val, x_all=None, seed: int = 0, say=print, quick: bool = False
+    x_train, y_train, x_val, y_val, x_more=None, seed: int = 0, say=print, quick: bool = False
 ) -> tuple[dict[str, tuple], Unlabelled]:
     """Fit all baselines.
 
     Where some training cells have no label, there are further rows: a denoiser of all training cells under the MLP, and
-    each baseline self-trained, that is fitted once more on the labelled cells and on all training cells, with its own
-    predictions as their labels (Lee 2013). It is tuned for each result of `own_labels`, and the best of these is kept.
+    each baseline self-trained, that is fitted once more on all training cells, with its own predictions as labels of
+    those without one (Lee 2013). It is tuned for each result of `own_labels`, and the best of these is kept.
 
     Parameters
     ----------
     x_train, y_train, x_val, y_val : labelled training cells and validation cells
-    x_all : training cells with and without a label; None if all have one
+    x_more : training cells without a label; None if all have one
     seed : of all fits
     say : prints a line
     quick : without the further rows of networks
@@ -247,7 +256,8 @@ def fit_all(
     unlabelled : what was learned without labels
     """
     y_train, y_val = np.asarray(y_train), np.asarray(y_val)
-    has_more, x_all = x_all is not None, x_train if x_all is None else x_all
+    has_more = x_more is not None
+    x_all = sparse.vstack([x_train, x_more], format="csr") if has_more else x_train
     unlabelled, fits = Unlabelled(x_all, seed), {}
 
     def add(name: str, fit: Callable, x, choices: list[np.ndarray]) -> None:
@@ -265,41 +275,42 @@ def fit_all(
     for name, fit in rows.items():
         add(name, fit, x_train, [y_train])
     for name in [name for name in rows if has_more and name not in not_again]:
-        both = sparse.vstack([x_train, x_all], format="csr")
-        own = own_labels(fits[name][0], x_all, y_train, x_val, y_val)
-        add(f"{name}, self-trained", rows[name], both, [np.concatenate([y_train, labels]) for labels in own])
+        own = own_labels(fits[name][0], y_train, x_val, y_val, unlabelled)
+        add(f"{name}, self-trained", rows[name], x_all, [np.concatenate([y_train, labels]) for labels in own])
     return fits, unlabelled
 
 
-def own_labels(fitted: Fitted, x_all, y_train, x_val, y_val) -> list[np.ndarray]:
-    """Return a classifier's labels for all training cells, as it predicts them and corrected for the shares of types.
+def own_labels(fitted: Fitted, y_train, x_val, y_val, unlabelled: Unlabelled) -> list[np.ndarray]:
+    """Return a classifier's labels for the training cells without one: as it predicts them, and made better.
 
-    The correction is that of our model's pseudo-labels (`share_ratios`), with a temperature, since the penalty may have
-    been chosen so strong that all probabilities are alike.
+    The latter are made as our model's pseudo-labels are: corrected for the shares of types (`share_ratios`), and spread
+    over neighbours (`spread_labels`), here by principal components. A temperature is fitted first, since the penalty
+    may have been chosen so strong that all probabilities are alike.
 
     Parameters
     ----------
     fitted : the classifier
-    x_all : all training cells
-    y_train : labels of the labelled ones
+    y_train : labels of the labelled training cells
     x_val, y_val : validation cells, optional
+    unlabelled : all training cells, the labelled ones first
 
     Returns
     -------
-    labels [cells], and corrected ones if there are validation cells and they differ
+    one or two choices of labels [cells without a label]
     """
-    plain, classes = fitted.predict(x_all), np.asarray(fitted.classes_, dtype=object)
-    if x_val is None:
-        return [plain]
-    known, truth = (pd.Index(classes).get_indexer(np.asarray(labels)) for labels in (y_train, y_val))
-    place = np.flatnonzero(truth >= 0)
-    if not len(place):
-        return [plain]
+    classes, n = np.asarray(fitted.classes_, dtype=object), len(y_train)
+    plain = fitted.predict(unlabelled.x[n:])
+    truths = [] if x_val is None else y_val
+    known, truth = (pd.Index(classes).get_indexer(np.asarray(labels, dtype=object)) for labels in (y_train, truths))
+    place, temperature = np.flatnonzero(truth >= 0), 1.0
     offset = np.log(share_ratios(known, truth[place], len(classes)))
     logits = lambda x: np.log(np.clip(fitted.predict_proba(x), LEAST_PROBABILITY, None))
-    temperature = fit_temperature(logits(x_val)[place], truth[place], offset)
-    corrected = classes[(logits(x_all) / temperature + offset).argmax(1)]
-    return [plain] if (corrected == plain).all() else [plain, corrected]
+    if len(place):
+        temperature = fit_temperature(logits(x_val)[place], truth[place], offset)
+    probability = softmax(logits(unlabelled.x) / temperature + offset, axis=1)
+    known = np.concatenate([known, np.full(len(plain), -1)])
+    better = classes[spread_labels(probability, unlabelled.points, known, unlabelled.seed)[n:].argmax(1)]
+    return [plain] if (better == plain).all() else [plain, better]
 
 
 def fewer(labels, most: int, seed: int = 0) -> np.ndarray:

@@ -50,7 +50,7 @@ def read_smiles(path: str | Path) -> dict[str, str]:
     path, found = Path(path), {}
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    with reading(path, "cannot be read as text", "give one drug a line, its id and its SMILES"):
+    with reading(path, "cannot be read as text", "give one drug per line, its id and its SMILES"):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -58,12 +58,12 @@ def read_smiles(path: str | Path) -> dict[str, str]:
         separator = next((mark for mark in "\t, " if mark in line), None)
         name, smiles = (word.strip().strip('"') for word in line.split(separator, 1)) if separator else (line, "")
         if not name or not smiles:
-            raise UserError(f"{path}: line {number} has no id and SMILES; give one drug a line, its id first")
+            raise UserError(f"{path}: line {number} has no id and SMILES; give one drug per line, its id first")
         if found.get(name, smiles) != smiles:
             raise UserError(f"{path}: {name} has two different SMILES; keep one of them")
         found[name] = smiles
     if not found:
-        raise UserError(f"{path}: has no drug; give one drug a line, its id and its SMILES")
+        raise UserError(f"{path}: has no drug; give one drug per line, its id and its SMILES")
     return found
 
 

@@ -13,7 +13,7 @@ from utils.features.gene_vectors import GeneVectors
 
 ROUNDS = 200
 """How often the ends of rejected negative pairs are drawn anew. Pairs that are still rejected then are given up."""
-LAYOUT = "give two genes a line, then 0 or 1 as a third column or in a file of labels beside it"
+LAYOUT = "give two genes per line, then 0 or 1 as a third column or in a file of labels beside it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +52,8 @@ def read_pairs(path: str | Path) -> tuple[Pairs, bool]:
 
     Parameters
     ----------
-    path : two genes a line, separated by white space, a comma or a semicolon, gzipped or not. Labels are a third column
-        or, as Gene2vec publishes its pairs, a file with `_label` in place of `_text` in its name.
+    path : two genes per line, separated by white space, a comma or a semicolon, gzipped or not. Labels are a third
+        column or, as Gene2vec publishes its pairs, a file with `_label` in place of `_text` in its name.
 
     Returns
     -------

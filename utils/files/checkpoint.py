@@ -132,7 +132,7 @@ def _check_kind(path: Path) -> None:
                 "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
             )
         if "data.pkl" not in names or not is_stored:  # torch.save compresses nothing
-            raise UserError(f"{path}: is a zip archive, but none of torch.save; give a checkpoint, .pth")
+            raise UserError(f"{path}: is a zip archive, but not from torch.save; give a checkpoint, .pth")
         if damaged:
             raise UserError(f"{path}: is damaged in {damaged!r}; {AGAIN}")
     elif start.startswith(PICKLE):

@@ -88,6 +88,12 @@ def _open_hdf5(path: Path) -> tuple[str, dict[str, Source], pd.DataFrame | None,
         return ".loom", _by_modality(_read_loom(path), path), None, None
     if "matrix" in file or any("barcodes" in group for group in file.values() if isinstance(group, h5py.Group)):
         _check_10x_entries(file)
+        genomes = [name for name, group in file.items() if isinstance(group, h5py.Group) and "barcodes" in group]
+        if "matrix" not in file and len(genomes) > 1:
+            raise UserError(
+                f"{path}: holds the genomes {', '.join(genomes)}; export one of them, "
+                f"scanpy.read_10x_h5(path, genome={genomes[0]!r}).write_h5ad(...)"
+            )
         import scanpy as sc  # here, because it takes seconds to import
 
         # muon.read_10x_h5 wraps this reader and splits by Cell Ranger's exact type names. `_by_modality` also knows

@@ -17,8 +17,8 @@ from utils.features.peaks import interval_columns, looks_like_peaks
 from utils.files.disk_matrix import Matrix
 
 COUNT_LAYERS = ("counts", "raw_counts", "count", "raw", "umi", "umis", "spliced")
-"""Names of layers that usually hold counts, best first. Spliced counts are only a part of all counts, so they come
-last, after X and raw."""
+"""Names of layers that usually hold counts, best first. Spliced counts are only a part of all counts, so they are read
+only where nothing else holds counts or values from which they can be recovered."""
 SAMPLE = 2000
 """Cells of a matrix that are read to detect what its values are."""
 FEATURE_TYPES = {
@@ -121,7 +121,10 @@ class Source:
         return part
 
     def choose(self, values: str = "auto") -> tuple[str, Values]:
-        """Choose the matrix to read: whole counts first, then recoverable counts, then proportions of a cell's total.
+        """Choose the matrix to read: counts, or values from which they can be recovered, before proportions.
+
+        Among these, the matrix with most features wins: cell totals need all genes, and often X and the layers hold
+        only the variable ones, and raw all. Whole counts win among matrices of the same features, then the usual names.
 
         Parameters
         ----------
@@ -142,8 +145,14 @@ class Source:
             place: detect_values(matrix.sample(SAMPLE), values, is_open=self.modality == "atac")
             for place, (matrix, _) in places.items()
         }
-        # Among equals, the matrix with most features wins (raw, when X only has the variable genes), then the first.
-        place = min(found, key=lambda place: (found[place].rank, -places[place][0].shape[1]))
+        has_others = any(values.usable and values.exact for place, values in found.items() if not _is_spliced(place))
+
+        def order(place: str) -> tuple:
+            held = found[place]
+            is_last = not held.usable or (has_others and _is_spliced(place))
+            return is_last, not held.exact, -places[place][0].shape[1], held.rank
+
+        place = min(found, key=order)
         if found[place].usable:
             return place, found[place]
         for place, (matrix, _) in places.items():
@@ -183,6 +192,10 @@ def _preference(place: str) -> int:
     """Return the position of a place in the order in which counts are looked for."""
     order = [*(f"layers['{name}']" for name in COUNT_LAYERS[:-1]), "x", "raw", f"layers['{COUNT_LAYERS[-1]}']"]
     return order.index(place.lower())
+
+
+def _is_spliced(place: str) -> bool:
+    return place.lower() == f"layers['{COUNT_LAYERS[-1]}']"
 
 
 def _stated_modality(var: pd.DataFrame) -> str | None:

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import re
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -69,20 +70,25 @@ def read_text(path: Path, rows_at_once: int = 1000) -> ad.AnnData:
     elif len(first) != len(column_names) + 1:
         n_names, n_values = len(column_names), len(first)
         raise UserError(f"{path}: not a table: {n_names} names in its first line, but {n_values} values in the next")
-    table = pd.read_csv(
+    read = partial(
+        pd.read_csv,
         path,
         sep=separator,
         header=None,
         skiprows=numbered[0][0],  # the header, and blank lines above it
         index_col=0,
-        dtype={0: str},
-        chunksize=rows_at_once,
         low_memory=False,
         compression="gzip" if is_zipped else None,
         encoding="utf-8-sig",
     )
     # Some genes have such names (PCTP); they stay among the values.
     annotates = np.array([bool(ANNOTATION.fullmatch(name)) and not symbol_candidates(name) for name in column_names])
+    if annotates.any():  # in a table of genes × cells, columns are cells, whatever their names
+        features = [name for name, is_one in zip(column_names, annotates, strict=True) if not is_one]
+        names = read(usecols=[0], dtype={0: str}).index.astype(str)
+        annotates &= _feature_likeness(names) <= _feature_likeness(features)
+    as_text = {int(column): str for column in np.flatnonzero(annotates) + 1}
+    table = read(dtype={0: str} | as_text, chunksize=rows_at_once)
     blocks, annotation, row_names = [], [], []
     for chunk in table:
         values = chunk.loc[:, ~annotates]
@@ -97,11 +103,20 @@ def read_text(path: Path, rows_at_once: int = 1000) -> ad.AnnData:
         row_names.extend(chunk.index.astype(str))
     matrix, obs = vstack(blocks, format="csr"), pd.concat(annotation)
     obs.columns = [name for name, is_one in zip(column_names, annotates, strict=True) if is_one]
+    obs = obs.apply(_as_numbers)
     columns = pd.Index([name for name, is_one in zip(column_names, annotates, strict=True) if not is_one])
     rows = pd.Index(row_names)
     if _feature_likeness(row_names) > _feature_likeness(columns):  # features are the rows: transpose
         return ad.AnnData(csr_matrix(matrix.T), pd.DataFrame(index=columns), pd.DataFrame(index=rows))
     return ad.AnnData(matrix, obs.set_axis(rows, axis=0), pd.DataFrame(index=columns))
+
+
+def _as_numbers(column: pd.Series) -> pd.Series:
+    """Return a column of text as numbers, if all of it is."""
+    try:
+        return pd.to_numeric(column)
+    except ValueError:
+        return column
 
 
 def _feature_likeness(names: list[str] | pd.Index) -> float:

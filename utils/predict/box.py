@@ -1,4 +1,4 @@
-"""The model in the box, reference/pbmc, and the check that a file looks like the cells that it knows: human blood."""
+"""The bundled model, reference/pbmc, and the check that a file looks like the cells that it knows: human blood."""
 
 from pathlib import Path
 
@@ -31,13 +31,13 @@ FOREIGN_CELLS = 0.1
 
 
 def box_for(file: RawFile, config: IngestConfig, folder: Path = BOX) -> tuple[SavedModel, str]:
-    """Load the model in the box for a file that looks like human blood.
+    """Load the bundled model for a file that looks like human blood.
 
     Parameters
     ----------
     file : the cells to label
     config : overrides for what cannot be inferred from the file
-    folder : the model in the box
+    folder : the bundled model
 
     Returns
     -------
@@ -52,7 +52,7 @@ def box_for(file: RawFile, config: IngestConfig, folder: Path = BOX) -> tuple[Sa
     problem, found = looks_like_blood(file, config, saved)
     if problem:
         raise UserError(
-            f"{file.path}: the model in the box knows human blood only, and {problem}; choose a model with --model_path"
+            f"{file.path}: the bundled model is for human blood only, and {problem}; choose a model with --model_path"
         )
     return (
         saved,

@@ -68,5 +68,6 @@ def cell_embeddings(saved: SavedModel, query: Query, config: InferConfig, runtim
         "atac": lambda batch: model.encoder(batch.atac)[0][:, 1:].mean(1),  # stage I does not train the pooler
     }.get(saved.kind, getattr(model, "embed", None))
     (embedding,) = infer(lambda batch: (embed(batch),), model, query.dataset(), config, runtime, "cell embeddings")
-    obs = query.file.obs.loc[query.barcodes].rename_axis("barcode")
+    obs = query.file.obs.loc[query.barcodes]
+    obs = obs if "barcode" in obs else obs.rename_axis("barcode")  # anndata cannot write both
     return ad.AnnData(embedding, obs, uns={"model": saved.name, "model_hash": saved.hash})

@@ -85,7 +85,8 @@ def score_left_out(
     """
     place, config = training_folder(stage.folder) / "left_out", replace(stage.config, overwrite=True, resume=False)
     quiet = Quiet(stage.runtime.device, stage.runtime.rank, stage.runtime.world_size)
-    names, parts, gains = cells.obs[column].astype(str).to_numpy(), {False: [], True: []}, []
+    names, parts = cells.obs[column].astype(str).to_numpy(), {False: [], True: []}
+    gains, has_mixture = [], False
 
     def score(saved: SavedModel, cells: CellDataset) -> tuple[np.ndarray, dict[bool, np.ndarray]]:
         """Embeddings, and the logits of the model (False) and of its mixture (True), if it has one."""
@@ -110,6 +111,7 @@ def score_left_out(
         dataset, saved = CellDataset(values, cells.obs.index[rows]), load_model(trial.folder, stage.kind)
         embedding, logits = score(saved, dataset)
         gains.append(difference(logits[True], logits[False], codes[rows]))
+        has_mixture |= "mixture" in saved.fitted
         # With fewer cells a model takes fewer steps and is less sure. Scaled by its own temperature within batches, its
         # logits are as sharp as the model's own will be, and what is left is the change from within to across.
         within = score(saved, val)[1] if len(val) else None
@@ -122,6 +124,6 @@ def score_left_out(
     stage.runtime.barrier()  # every process has read the folders
     if stage.runtime.is_main:
         shutil.rmtree(place, ignore_errors=True)
-    gain = None if mix == "no" else float(np.mean(gains))
-    use_mixed = mix == "yes" or (mix == "auto" and gain >= LEAST_GAIN)
+    gain = float(np.mean(gains)) if has_mixture else None
+    use_mixed = mix == "yes" or (mix == "auto" and gain is not None and gain >= LEAST_GAIN)
     return LeftOut(column, *(np.concatenate(part) for part in zip(*parts[use_mixed], strict=True)), use_mixed, gain)

@@ -86,7 +86,7 @@ def share_cells(
             found.append(Share(saved, name, read_query(file, saved, config, progress, None, in_turn)))
     if not found:
         raise UserError(
-            f"{file.path}: holds {' and '.join(file.modalities)}, and no folder of --model_path reads cells with that; "
+            f"{file.path}: holds {' and '.join(file.modalities)}, and no folder of --model_path reads such cells; "
             "name one that does"
         )
     rows = [file.obs.index.get_indexer(share.query.barcodes) for share in found]

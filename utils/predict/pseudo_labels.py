@@ -2,12 +2,14 @@
 
 import numpy as np
 
+from models.heads import LEAST_DEVIATION
 from models.shapes import MODALITIES
 from utils.cells.labels import label_codes
 from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import Cells
 from utils.errors import UserError
 from utils.evaluate.calibration import share_ratios
+from utils.evaluate.label_spreading import spread_labels
 from utils.files.disk_rows import select
 from utils.predict.infer import predict
 from utils.train.config import InferConfig
@@ -65,16 +67,23 @@ def pseudo_labels(
     if not len(rows):
         runtime.say("pseudo-labels: all training cells have a label; none is needed")
         return codes
-    values = {name: select(cells.values[name], rows) for name in teacher.model_config.inputs}
-    prediction = predict(teacher, CellDataset(values, cells.obs.index[rows]), config, runtime)
-    known, val = codes[train][codes[train] >= 0], codes[cells.rows("val")]
+    values = {name: select(cells.values[name], train) for name in teacher.model_config.inputs}
+    prediction = predict(teacher, CellDataset(values, cells.obs.index[train]), config, runtime)
+    known, val = codes[train], codes[cells.rows("val")]
     place = label_codes(np.asarray(teacher.outputs, dtype=object), classes)
-    ratios = share_ratios(known, val[val >= 0], len(classes))[place]
-    plain, corrected = prediction["probability"].argmax(1), (prediction["probability"] * ratios).argmax(1)
+    ratios = share_ratios(known[known >= 0], val[val >= 0], len(classes))
+    probability = np.zeros((len(train), len(classes)))
+    probability[:, place] = prediction["probability"]
+    corrected = probability * ratios
+    corrected /= np.maximum(corrected.sum(1, keepdims=True), np.finfo(float).tiny)
+    embedding = (prediction.embedding - prediction.embedding.mean(0)) / (prediction.embedding.std(0) + LEAST_DEVIATION)
+    spread = spread_labels(corrected, embedding, known)
+    plain, corrected, spread = (p.argmax(1)[known < 0] for p in (probability, corrected, spread))
     codes = codes.copy()
-    codes[rows] = place[corrected]
+    codes[rows] = spread
     runtime.say(
         f"pseudo-labels: {len(rows):,} training cells without a label get the predictions of {teacher.path}; the "
-        f"shares of types among validation cells change {(corrected != plain).sum():,} of them"
+        f"shares of types among validation cells change {(corrected != plain).sum():,} of them, and their nearest "
+        f"neighbours {(spread != corrected).sum():,}"
     )
     return codes

@@ -31,7 +31,7 @@ LEAD = (
 EVALUATION_LEAD = (
     "A model has given each of these cells one of the types that it was trained on, and their true types are known. "
     "This page shows how often it was right, how sure it was, and what each column means. The scores beside baselines "
-    "stand in the evaluation's .json and .csv files."
+    "are in the evaluation's .json and .csv files."
 )
 
 

@@ -235,7 +235,7 @@ def labelled_rows(saved: SavedModel, cells: Cells, labels: pd.Series | None, col
         raise UserError(f"{cells.path}: no {split} cell has a label in {column}; choose another --label_column")
     if not labels.iloc[rows].isin(saved.outputs).any():
         raise UserError(
-            f"{cells.path}: none of the types in {column} is the model's, such as {saved.outputs[0]!r}; "
+            f"{cells.path}: no type in {column} is one of the model's (such as {saved.outputs[0]!r}); "
             "choose another --label_column"
         )
     return rows
@@ -270,14 +270,13 @@ def fit_baselines(
     per_type = saved.training.get("labels_per_type", 0)
     is_known = limit_labels(known_types, cells, per_type, saved.training.get("seed", 0)) >= 0
     train, val = (rows[is_known[rows]] for rows in (cells.rows("train"), cells.rows("val")))
-    everything = cells.rows("train") if len(train) < len(cells.rows("train")) else None
+    more = np.setdiff1d(cells.rows("train"), train)
     train = _fewer(train, known_types, MOST_TRAINING, "labelled training cells", say)
     val = _fewer(val, known_types, MOST_VALIDATION, "validation cells", say)
-    if everything is not None:
-        everything = _fewer(everything, np.zeros(len(labels)), MOST_TRAINING, "training cells", say)
-    read = lambda rows: None if rows is None else features(cells, saved.model_config.inputs, rows)
+    more = _fewer(more, np.zeros(len(labels)), MOST_TRAINING, "training cells without a label", say)
+    read = lambda rows: features(cells, saved.model_config.inputs, rows) if len(rows) else None
     types = lambda rows: labels.iloc[rows].to_numpy()
-    return fit_all(read(train), types(train), read(val), types(val), read(everything), say=say, quick=quick)
+    return fit_all(read(train), types(train), read(val), types(val), read(more), say=say, quick=quick)
 
 
 def _fewer(rows: np.ndarray, codes: np.ndarray, most: int, what: str, say) -> np.ndarray:

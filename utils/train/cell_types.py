@@ -277,7 +277,7 @@ class CellTypes(Task):
             found |= {"novelty": (1 - p).astype(np.float32), "is_novel": p < choices.novel_below}
         if choices.reject:
             if "is_novel" not in found:
-                raise UserError("--reject: the model cannot tell novel cells; " + " ".join(self.left_out(fitted)))
+                raise UserError("--reject: the model cannot detect novel cells; " + " ".join(self.left_out(fitted)))
             found["predicted_cell_type"][found["is_novel"]] = self.columns["predicted_cell_type"]
         return found
 

@@ -124,7 +124,7 @@ class LabelConfig:
     novel_below: float = field(
         default=0.05, metadata={"help": "a cell is novel if its conformal p-value, 1 - novelty, is below this"}
     )
-    reject: bool = field(default=False, metadata={"help": "novel cells are unassigned"})
+    reject: bool = field(default=False, metadata={"help": "leave novel cells unassigned"})
 
     def __post_init__(self):
         if not 0.5 <= self.coverage <= 0.99:

@@ -118,7 +118,7 @@ def _hub_errors(what: str) -> Iterator[None]:
         try:
             yield
         except GatedRepoError as error:
-            raise UserError(f"{what}: its owner must let you in; ask on the model's page, then {log_in}") from error
+            raise UserError(f"{what}: its owner must grant you access; ask on its page, then {log_in}") from error
         except RepositoryNotFoundError as error:
             raise UserError(
                 f"{what}: does not exist on {constants.ENDPOINT}, or is private; check the name, or {log_in}"
@@ -131,8 +131,8 @@ def _hub_errors(what: str) -> Iterator[None]:
                 "internet, or copy the folder here by other means and give its path"
             ) from error
         except LocalTokenNotFoundError as error:
-            raise UserError(f"{what}: needs you to be known to the hub; {log_in}") from error
+            raise UserError(f"{what}: needs a login to the hub; {log_in}") from error
         except HfHubHTTPError as error:
             status = error.response.status_code
-            remedy = f"{log_in} as somebody who may do this" if status in (401, 403) else "try again later"
+            remedy = f"{log_in} with an account that may do this" if status in (401, 403) else "try again later"
             raise UserError(f"{what}: {constants.ENDPOINT} has refused (status {status}); {remedy}") from error

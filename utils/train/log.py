@@ -25,8 +25,8 @@ class RunLog:
 
         folder.mkdir(parents=True, exist_ok=True)
         if upto_step and (folder / METRICS).is_file():
-            lines = map(json.loads, (folder / METRICS).read_text().splitlines())
-            self.records = [record for record in lines if record["step"] <= upto_step]
+            lines = map(_record, (folder / METRICS).read_text().splitlines())
+            self.records = [record for record in lines if record and record["step"] <= upto_step]
         else:
             shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
         (folder / METRICS).write_text("".join(f"{json.dumps(record)}\n" for record in self.records))
@@ -83,3 +83,11 @@ def copy_log(model_folder: Path) -> None:
             shutil.copy(source / name, model_folder / name)
     if (source / TENSORBOARD).is_dir():
         shutil.copytree(source / TENSORBOARD, model_folder / TENSORBOARD, dirs_exist_ok=True)
+
+
+def _record(line: str) -> dict | None:
+    """Return a logged record; None for the part of a line that a kill or a full disk has left."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -192,7 +192,7 @@ class SavedModel:
         """Raise a UserError if the folder of stage II has learned from one modality alone."""
         if len(self.features) < 2:
             raise UserError(
-                f"{self.path}: has learned from {' '.join(self.features).upper()} alone, so that it is no teacher; run "
+                f"{self.path}: has learned from {' '.join(self.features).upper()} alone and cannot be a teacher; run "
                 "pretrain_multimodal.py with both encoders"
             )
 

@@ -19,7 +19,7 @@ from utils.train.sums import Sums
 MAY_CHANGE = {
     *("epochs", "patience", "max_steps", "device", "deterministic", "save_steps", "resume", "overwrite"),
     *("data_path", "ckpt_dir", "dir_train", "dir_val", "model_path", "rna_model_path", "atac_model_path"),
-    *("pretrained_model_path", "gene_embedding_path", "continue_from"),
+    *("pretrained_model_path", "pseudo_labels_from", "gene_embedding_path", "continue_from"),
     *("mix_baselines", "calibrate_across", "label_hierarchy"),
 }
 """Settings that may differ between a run and its resumption. Files and parent models may have moved; hashes of their
