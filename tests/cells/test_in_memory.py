@@ -57,3 +57,15 @@ def test_the_stamp_of_preprocessed_cells_is_found(ready_file):
 def test_cells_without_rna_and_atac_are_refused():
     with pytest.raises(UserError, match=r"the cells in memory.*no modality named rna or atac"):
         open_in_memory(mudata.MuData({"prot": make_cells()}))
+
+
+@pytest.mark.parametrize("is_multi", [True, False])
+def test_backed_cells_are_refused_and_stay_open(is_multi, tmp_path):
+    rna = make_cells()
+    path = tmp_path / ("cells.h5mu" if is_multi else "cells.h5ad")
+    write_whole(mudata.MuData({"rna": rna}) if is_multi else rna, path)
+    cells = (mudata.read_h5mu if is_multi else ad.read_h5ad)(path, backed="r")
+    with pytest.raises(UserError, match="to_memory"):
+        open_in_memory(cells)
+    part = cells["rna"] if is_multi else cells
+    np.testing.assert_array_equal(part[:3].X[:].toarray(), rna[:3].X.toarray())

@@ -16,6 +16,7 @@ from scipy.sparse import csr_matrix, vstack
 from tests.builders import STATES, make_cells, make_peaks, tokens
 from tests.formats import FORMATS, WHOLE_NUMBERS_ONLY, tenx_folder, tenx_h5, text
 from tests.helpers import error_of, run
+from utils.cells.barcodes import join_barcodes
 from utils.cells.config import IngestConfig
 from utils.cells.ingest import ingest
 from utils.cells.preprocessed import open_cells, read_cells, read_raw
@@ -142,6 +143,17 @@ def test_two_files_are_joined_by_barcode(adata, expected, suffix, tmp_path, caps
     np.testing.assert_array_equal(cells.values["atac"][:].toarray() > 0, wanted)
 
 
+def test_a_barcode_in_two_samples_is_two_cells(adata):
+    """Suffixes of an aggregated run name samples: they count where they agree, and not where no barcode does."""
+    bare = adata.obs_names.str.removesuffix("-1")
+    ours = [*(bare[:5] + "-1"), *(bare[5:11] + "-2"), bare[11] + "-1"]
+    theirs = [*ours[:11], bare[11] + "-2"]  # the last one has RNA in one sample, and ATAC in the other
+    rows = join_barcodes(pd.Index(ours), pd.Index(theirs))
+    assert [list(found) for found in rows[:2]] == [list(range(11))] * 2 and rows[2] == ""
+    rows = join_barcodes(pd.Index(ours), bare)
+    assert [list(found) for found in rows[:2]] == [list(range(12))] * 2 and "-1" in rows[2]
+
+
 def test_two_files_keep_everything_they_hold(adata, tmp_path):
     rna = adata.copy()
     rna.obsm["X_pca"] = np.arange(24, dtype=np.float32).reshape(12, 2)
@@ -187,6 +199,26 @@ def test_of_two_equal_matrices_the_one_with_more_genes_is_read(state, adata, exp
     found = tokens(FORMATS["h5ad dense"](other[:, :25].copy(), tmp_path), tmp_path / "ready.h5ad")
     pd.testing.assert_frame_equal(found, expected)
     assert " in raw" in capsys.readouterr().out
+
+
+def test_recovered_counts_of_all_genes_are_preferred_to_counts_of_some(adata, expected, tmp_path, capsys):
+    """The usual file: counts in a layer, log values of all genes in raw, and then only the variable genes are kept."""
+    other = adata.copy()
+    other.layers["counts"] = other.X.copy()
+    other.X = STATES["log1p e"](adata.X.toarray()).astype(np.float32)
+    other.raw = other.copy()
+    found = tokens(FORMATS["h5ad dense"](other[:, :25].copy(), tmp_path), tmp_path / "ready.h5ad")
+    pd.testing.assert_frame_equal(found, expected)
+    assert "counts recovered in raw" in capsys.readouterr().out
+
+
+def test_spliced_counts_are_a_part_and_read_last(adata, expected, tmp_path, capsys):
+    other = adata.copy()
+    other.layers["spliced"] = csr_matrix(np.minimum(adata.X.toarray(), 1))
+    other.X = STATES["log1p e"](adata.X.toarray()).astype(np.float32)
+    found = tokens(FORMATS["h5ad dense"](other, tmp_path), tmp_path / "ready.h5ad")
+    pd.testing.assert_frame_equal(found, expected)
+    assert "counts recovered in X" in capsys.readouterr().out
 
 
 def test_values_that_are_not_counts_are_scaled_to_the_target_sum(tmp_path, capsys):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.builders import make_cells, make_peaks
-from utils.cells.reference import read_order
+from utils.cells.reference import read_order, read_reference
 from utils.errors import UserError
 
 GENES = ["TP53", "CD4", "MS4A1"]
@@ -25,11 +25,15 @@ GENES = ["TP53", "CD4", "MS4A1"]
         ("CD20\nTP53\nCD4\n", ["MS4A1", "TP53", "CD4"]),  # updated
         ("CD20\nTP53\nMS4A1\n", ["CD20", "TP53", "MS4A1"]),  # the current name is another gene's of the list
         ("unknown1\nTP53\nCD4\n", ["unknown1", "TP53", "CD4"]),
+        ("\ufeffTP53\nCD4\nMS4A1\n", GENES),  # as Excel begins a file of text
+        ("\ufeffgene\nTP53\nCD4\nMS4A1\n", GENES),
     ],
 )
 def test_genes_of_a_text_keep_their_order(text, names, tmp_path):
-    (tmp_path / "genes.txt").write_text(text)
+    (tmp_path / "genes.txt").write_text(text, encoding="utf-8")
     assert list(read_order(tmp_path / "genes.txt", "rna", "--gene_reference")) == names
+    if "CD20" not in text and "unknown1" not in text:
+        assert list(read_reference(tmp_path / "genes.txt")["rna"]) == names
 
 
 def test_genes_and_peaks_of_files_of_cells_keep_their_order(tmp_path):

@@ -3,6 +3,7 @@
 import gzip
 
 import anndata as ad
+import h5py
 import mudata
 import numpy as np
 import pandas as pd
@@ -12,8 +13,9 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from tests.builders import make_cells, make_peaks, tokens
 from tests.formats import FORMATS, dense, text
-from tests.helpers import error_of, run
+from tests.helpers import error_of, lacks, run
 from utils.cells.preprocessed import open_cells, read_cells
+from utils.files.text import read_text
 
 
 @pytest.fixture
@@ -204,6 +206,34 @@ def test_blank_lines_in_text_are_skipped(blank, adata, tmp_path):
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:blank], "", *lines[blank:], ""]))
     pd.testing.assert_frame_equal(tokens(path, tmp_path / "b.h5ad"), expected)
+
+
+def test_cells_of_a_table_of_genes_by_cells_may_have_any_name(adata, tmp_path):
+    """A pseudo-bulk or a donor may be called as annotation is."""
+    adata.obs_names = ["T_cluster", "donor", "batch", *adata.obs_names[3:]]
+    expected = tokens(FORMATS["h5ad csr"](adata, tmp_path), tmp_path / "a.h5ad")
+    pd.DataFrame(dense(adata), adata.obs_names, adata.var_names).T.to_csv(tmp_path / "genes_by_cells.tsv", sep="\t")
+    pd.testing.assert_frame_equal(tokens(tmp_path / "genes_by_cells.tsv", tmp_path / "b.h5ad"), expected)
+
+
+def test_annotation_in_text_may_change_its_kind(adata, tmp_path, monkeypatch):
+    """Numbers in one block of lines and names in the next: the column is text. All numbers: it is numbers."""
+    monkeypatch.setattr(read_text, "__defaults__", (4,))
+    table = pd.DataFrame(dense(adata).astype(int), adata.obs_names, adata.var_names)
+    table.insert(0, "donor", [str(i) if i < 6 else f"P{i}" for i in range(adata.n_obs)])
+    table.insert(1, "batch", range(adata.n_obs))
+    table.to_csv(tmp_path / "cells.csv")
+    run("preprocess", data_path=tmp_path / "cells.csv", out_path=tmp_path / "ready.h5ad")
+    obs = ad.read_h5ad(tmp_path / "ready.h5ad").obs
+    assert list(obs["donor"].astype(str)) == list(table["donor"]) and list(obs["batch"]) == list(table["batch"])
+
+
+def test_a_10x_file_of_two_genomes_is_refused(adata, tmp_path, capsys):
+    path = FORMATS["10x h5 v2"](adata, tmp_path)
+    with h5py.File(path, "r+") as file:
+        file.copy("GRCh38", file, name="mm10")
+    line = error_of(capsys, "preprocess", data_path=path, out_path=tmp_path / "o.h5ad")
+    assert lacks(line, path, "GRCh38", "mm10", "genome=") == []
 
 
 def test_gzipped_text_is_read_whatever_its_suffix(adata, tmp_path):

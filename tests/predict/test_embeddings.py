@@ -127,6 +127,16 @@ def test_cell_embeddings_are_those_that_prediction_writes(runs, raw_file, tmp_pa
     np.testing.assert_array_equal(cells.X, expected[cells.obs_names].obsm["X_scmomer"])
 
 
+def test_cells_may_have_a_column_of_barcodes(runs, simulation, tmp_path):
+    rna = simulation.mdata["rna"][:9].copy()
+    rna.obs["barcode"] = [f"other {i}" for i in range(9)]
+    rna.write(tmp_path / "cells.h5ad")
+    flags = {"data_path": tmp_path / "cells.h5ad", "out_path": tmp_path / "out.h5ad", "device": "cpu"}
+    run("get_latent_emb", what="cells", model_path=runs["celltype_atac"], **flags)
+    found = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert list(found.obs["barcode"]) == list(rna.obs["barcode"]) and list(found.obs_names) == list(rna.obs_names)
+
+
 @torch.no_grad()
 def test_the_joint_model_embeds_cells_without_a_modality(runs, raw_file, ready_file, simulation, tmp_path):
     """Zeros stand for the latent that is left out; a file without the modality gives the same."""

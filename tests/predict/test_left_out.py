@@ -135,3 +135,11 @@ def test_thresholds_follow_the_cells_left_out():
     assert known["n_cells"] == 1000 and known["reference"] == novel["novelty"]["reference"]
     assert 0.5 <= known["held_out"][0] < 0.51 and known["held_out"] == sorted(known["held_out"])
     CELL_TYPES.check(across)
+
+
+def test_without_validation_cells_no_mixture_is_reported(raw_file, runs, tmp_path):
+    run("preprocess", data_path=raw_file, out_path=tmp_path / "ready.h5mu", val_fraction=0)
+    flags = FLAGS | {"data_path": tmp_path / "ready.h5mu", "pretrained_model_path": runs["student_atac"]}
+    flags |= {"ckpt_dir": tmp_path, "model": "across", "calibrate_across": "donor", "mix_baselines": "auto"}
+    run("train_missing_celltype_func", **flags)
+    assert not {"mixture", "mixture_gain"} & load_model(tmp_path / "across", "celltype").fitted.keys()

@@ -1,5 +1,7 @@
 """A second fine-tuning learns from all training cells: those without a label take the first model's."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -78,6 +80,9 @@ def test_the_pupil_learns_from_all_training_cells(ready_file, runs, cells, tmp_p
     flags |= {"labels_per_type": 2, "epochs": 1}
     run("train_missing_celltype_func", **flags, model="alone")
     run("train_missing_celltype_func", **flags, model="pupil", pseudo_labels_from=runs["celltype_atac"])
+    shutil.copytree(runs["celltype_atac"], tmp_path / "moved")  # a resumed run finds the first model elsewhere
+    moved = {"pseudo_labels_from": tmp_path / "moved", "resume": True}
+    run("train_missing_celltype_func", **flags, **moved, model="pupil")
     for name, n_cells in (("alone", 6), ("pupil", len(cells.rows("train")))):
         steps = max(record["step"] for record in records(tmp_path / name) if record["phase"] == "train")
         assert steps == -(-n_cells // TRAINING["batch_size"])

@@ -140,9 +140,18 @@ def test_baselines_learn_from_the_labels_that_the_model_learned_from(ready_file,
     learned = train[few[train] >= 0]
     assert set(pd.Series(seen["labelled"][1]).value_counts()) == {3}
     assert (seen["labelled"][0] != cells.values["rna"][learned]).nnz == 0
-    assert (seen["all"] != cells.values["rna"][train]).nnz == 0
+    in_order = np.concatenate([learned, np.setdiff1d(train, learned)])
+    assert (seen["all"] != cells.values["rna"][in_order]).nnz == 0
     curve = next(r for r in records(tmp_path / "few") if r["phase"] == "train")
     assert curve["step"] == -(-len(learned) // TRAINING["batch_size"] // TRAINING.get("grad_acc", 1))
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_fitted(ready_file, runs, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for out in ("file", "file/results"):
+        flags = {"data_path": ready_file, "model_path": runs["celltype_atac"], "out_path": tmp_path / out}
+        line = error_of(capsys, "evaluate", **flags)
+        assert "--out_path" in line and "settings tried" not in capsys.readouterr().out
 
 
 def test_baselines_see_no_test_cell_and_no_more_cells_than_allowed(ready_file, runs, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import anndata as ad
 import mudata
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.formats import FORMATS
 from tests.helpers import error_of, lacks, run
 from utils import __version__
 from utils.cells.preprocessed import read_cells
@@ -126,6 +128,14 @@ def test_tables_of_one_name_do_not_share_an_output(simulation, runs, tmp_path):
     for name in ("a.h5ad", "a.csv"):
         run("predict_cell_type", data_path=tmp_path / name, model_path=runs["celltype_atac"], device="cpu")
     assert {path.name for path in tmp_path.glob("*.predicted.h5ad")} == {"a.predicted.h5ad", "a.csv.predicted.h5ad"}
+
+
+def test_the_folder_that_one_is_in_can_be_labelled(simulation, runs, tmp_path, monkeypatch):
+    """The output lies beside the folder, under its name."""
+    folder = FORMATS["10x folder v3"](simulation.mdata["rna"][:12].copy(), tmp_path)
+    monkeypatch.chdir(folder)
+    run("predict_cell_type", data_path=".", model_path=Path(runs["celltype_atac"]).resolve(), device="cpu")
+    assert (tmp_path / f"{folder.name}.predicted.h5ad").is_file()
 
 
 @pytest.mark.parametrize("prefix", ["a/b", "new line\n", "x" * 51])

@@ -101,7 +101,7 @@ def test_a_file_that_differs_from_the_manifest_is_refused(hub, runs):
     [
         ("hf://lab/nothing", ("does not exist", "private", "hf auth login")),
         ("hf://lab/secret", ("does not exist", "private", "hf auth login")),
-        ("hf://lab/gated", ("let you in", "hf auth login")),
+        ("hf://lab/gated", ("grant you access", "hf auth login")),
         ("hf://lab/blood@v9", ("revision",)),
         ("hf://blood", ("hf://owner/name",)),
         ("hf://lab/blood/sub", ("hf://owner/name",)),
