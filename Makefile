@@ -50,29 +50,32 @@ $(BENCH_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps performer-pytorch==1.1.4 local-attention==1.9.0 axial-positional-embedding==0.3.12
 	@touch $(BENCH_STAMP)
 
+PAIRED = $(BIN)/python -m benchmarks.paired --data_path "$(DATA)"
+RNA_ONLY = $(BIN)/python -m benchmarks.rna_only --data_path "$(DATA)"
+PRETRAINED = embeddings,controls,shuffled_denoiser,translation,controls_translation
+
 study: DATA = ../shared/data
 study: $(STUDY_STAMP) ## make the runs that benchmarks/results/study lacks, and the tables (DATA=folder; hours)
 	@[ -f "$(DATA)/snareseq2_mop.h5mu" ] || { echo "$(DATA) lacks snareseq2_mop.h5mu: name its folder, make study DATA=..." >&2; exit 1; }
 	for fold in 0 1 2; do \
-		$(BIN)/python -m benchmarks.paired --data_path "$(DATA)" --fold $$fold --seeds 0,1,2 || exit 1; \
-		$(BIN)/python -m benchmarks.paired --data_path "$(DATA)" --fold $$fold --seeds 0,1,2 --parts scANVI || exit 1; \
+		$(PAIRED) --fold $$fold --seeds 0,1 --parts $(PRETRAINED),types,mixed,subclasses || exit 1; \
+		$(PAIRED) --fold $$fold --pretraining_seed 1 --parts embeddings,translation || exit 1; \
+		$(PAIRED) --fold $$fold --seeds 0,1,2 --parts scANVI || exit 1; \
 	done
 	for fold in 0 1; do \
-		$(BIN)/python -m benchmarks.paired --data bmmc --data_path "$(DATA)" --fold $$fold || exit 1; \
+		$(PAIRED) --data bmmc --fold $$fold --parts embeddings,translation,types,mixed || exit 1; \
 	done
-	for data in immune pbmc68k; do for fold in 0 1 2 3 4; do \
-		$(BIN)/python -m benchmarks.rna_only --data $$data --data_path "$(DATA)" --fold $$fold || exit 1; \
-	done; done
 	for fold in 0 1 2; do \
-		$(BIN)/python -m benchmarks.rna_only --data pbmc_3tech --data_path "$(DATA)" --fold $$fold --seeds 0,1,2 || exit 1; \
+		$(RNA_ONLY) --data immune --fold $$fold --parts types,mixed || exit 1; \
+		$(RNA_ONLY) --data pbmc68k --fold $$fold --parts types,mixed || exit 1; \
+		$(RNA_ONLY) --data pbmc_3tech --fold $$fold || exit 1; \
 	done
 	$(BIN)/python -m benchmarks.study
 
 study-quick: DATA = ../shared/data
 study-quick: $(STAMP) ## pretrain one fold again, and set some of its rows beside the kept ones (DATA=folder; 8 minutes)
 	rm -rf runs/study_quick
-	$(BIN)/python -m benchmarks.paired --data_path "$(DATA)" --parts quick --out_path runs/study_quick/models \
-		--results_path runs/study_quick/results
+	$(PAIRED) --parts quick --draws 3 --out_path runs/study_quick/models --results_path runs/study_quick/results
 	$(BIN)/python -m benchmarks.study --compare runs/study_quick/results
 
 tasks: DATA = ../shared/data

@@ -154,12 +154,14 @@ class Fold:
         """Return the path of a file or folder of this fold, as commands spell it."""
         return from_root(self.out / name)
 
-    def preprocess(self) -> None:
-        """Make the model-ready file, and the same with ATAC shuffled within batches and deciles of depth."""
+    def preprocess(self, title: str = "preprocess", path: str = "", flags: str = "") -> None:
+        """Make the model-ready file, or another one with more flags."""
         common = f"{self.inputs} --split_by {self.data.group} --test_groups {self.groups} {self.data.more}"
-        shuffle = f"--shuffle_pairs {self.data.group}"
-        self.stages.run("preprocess", f"preprocess.py {common} --out_path {self.ready}")
-        self.stages.run("preprocess, shuffled pairs", f"preprocess.py {common} --out_path {self.control} {shuffle}")
+        self.stages.run(title, f"preprocess.py {common} --out_path {path or self.ready} {flags}".rstrip())
+
+    def shuffle_pairs(self) -> None:
+        """Make the same file with ATAC shuffled within batches and deciles of depth."""
+        self.preprocess("preprocess, shuffled pairs", self.control, f"--shuffle_pairs {self.data.group}")
 
     def train(
         self,
@@ -191,6 +193,7 @@ class Fold:
     def pretrain_on_shuffled(self) -> None:
         """Pretrain it on pairs of cells that have only batch and depth in common."""
         self.pretrain()
+        self.shuffle_pairs()
         self.join("multimodal_shuffled", self.control)
         self.student("student_shuffled", "multimodal_shuffled", self.control)
 
@@ -205,6 +208,7 @@ class Fold:
     def pretrain_shuffled_denoiser(self) -> None:
         """Pretrain the student that reconstructs both modalities without a teacher on shuffled pairs."""
         self.stage_one()
+        self.shuffle_pairs()
         self.join("untrained_shuffled", self.control, UNTRAINED)
         self.student("denoiser_shuffled", "untrained_shuffled", self.control, "--teacher_weight 0")
 

@@ -99,7 +99,11 @@ def test_trials_change_what_they_say_and_share_the_rest(tmp_path, monkeypatch):
     assert len(splits) == 3 and all("--test_groups 09E" in command for command in splits)
     tuned = [command for command in ran.values() if command.startswith("train_")]
     assert all("--labels_per_type 10" in command and "--seed 5" in command for command in tuned)
-    assert sum("--pseudo_labels_from" in command for command in tuned) == len(tuned) / 2 == len(trials.TRIALS)
+    assert sum("--pseudo_labels_from" in command for command in tuned) == len(trials.TRIALS)
+    share_first = sum(bool(trial.second) for trial in trials.TRIALS.values())  # only what follows differs
+    assert len(tuned) == 2 * len(trials.TRIALS) - share_first
+    (of_means,) = [command for command in splits if "neighbours" in command]
+    assert "--values counts" in of_means and sum("--values" in command for command in splits) == 1
 
 
 def test_the_table_pairs_each_trial_with_the_default(tmp_path):
@@ -107,9 +111,13 @@ def test_the_table_pairs_each_trial_with_the_default(tmp_path):
         rows = [
             (0, n, method, measure, value + 0.1 * (measure == "macro_f1"))
             for n in trials.NUMBERS
-            for method, value in (("default", plain), ("LSI", changed))
+            for method, value in (
+                *(("default", plain), ("LSI", changed)),
+                *((trials.NOT_SPREAD, plain - 0.1), (f"LSI, {trials.NOT_SPREAD}", changed - 0.1)),
+            )
             for measure in ("accuracy", "macro_f1")
         ]
         trials.add_rows(tmp_path / f"fold{fold}.csv", rows)
-    default, lsi = trials.table(tmp_path).splitlines()[2:]
+    default, lsi, not_spread, old_lsi = trials.table(tmp_path).splitlines()[2:]
     assert "0.600" in default and "0.620, +2.0 (+1.0 … +3.0); 0.720, +2.0 (+1.0 … +3.0)" in lsi
+    assert "0.500, -10.0" in not_spread and "0.520, +2.0 (+1.0 … +3.0)" in old_lsi
