@@ -63,7 +63,7 @@ def in_words(ours: str, row: dict, score: str, is_best: bool = True) -> str:
     """
     low, high = row["difference_95%"]
     better, worse = (-high, -low) if row.get("lower_is_better") else (low, high)
-    how = "wins against" if better > 0 else "loses against" if worse < 0 else "is level with"
+    how = "wins against" if better > 0 else "loses against" if worse < 0 else "does not differ clearly from"
     return (
         f"{ours} {how} {'the best baseline, ' if is_best else ''}{row['baseline']}: {score} {_number(row['ours'])} "
         f"against {_number(row['theirs'])}, difference {_change(row['difference'])} (95% from {_change(low)} to "
