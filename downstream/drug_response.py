@@ -149,6 +149,7 @@ def study(flags: Flags, ingest: IngestConfig, config: TrainConfig, runtime) -> N
     about = {"flags": settings, "seed": config.seed, "seconds": time.time() - start, "sides": sizes, "intervals": over}
     about |= {"unreadable": drugs.unreadable, "chosen": chosen, "verdict": verdict, "scores": scores}
     about["differences"] = differences
+    out.mkdir(parents=True, exist_ok=True)
     (out / "drug_response.json").write_text(to_json(about))
     rows = pd.DataFrame(scores).T
     rows.to_csv(out / "drug_response.csv", index_label="method")

@@ -116,6 +116,7 @@ def main() -> None:
 
     about = {"flags": vars(flags), "labelled": labelled, "sides": sizes, "dropped": dropped, "verdict": verdict}
     about["differences"] = differences
+    out.mkdir(parents=True, exist_ok=True)
     (out / "gene_pairs.json").write_text(to_json(about | {"scores": table, "heads": both}))
     rows = pd.DataFrame(table).T
     rows.to_csv(out / "gene_pairs.csv", index_label="method")

@@ -96,6 +96,7 @@ def main() -> None:
         few = f"{len(genes):,} genes are too few for a test"
         sentences.append(f"warning: {few}; an AUROC below {chance[1]:.3f} may be chance")
 
+    out.mkdir(parents=True, exist_ok=True)
     rows = pd.DataFrame(table).T
     rows.to_csv(out / "gene_property.csv", index_label="method")
     about = {"lists": flags.lists, "embedding": flags.embedding_path, "classes": sizes, "seed": flags.seed}

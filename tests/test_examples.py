@@ -31,16 +31,12 @@ def folder(raw_file, ready_file, runs, tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.slow
-def test_the_example_of_the_readme_labels_cells_and_draws_them(folder, monkeypatch):
-    import matplotlib.pyplot as plt
-
-    monkeypatch.setattr(plt, "show", lambda: plt.savefig("umap.png"))
+def test_the_example_of_the_readme_labels_cells(folder):
     (example,) = blocks("README.md")
     names: dict = {}
     exec(example, names)
     assert set(names["cells"].obs) >= {"predicted_cell_type", "confidence"}
-    assert names["cells"].obsm["X_umap"].shape == (96, 2)
-    assert (folder / "umap.png").stat().st_size > 10_000
+    assert len(names["cells"].obsm["X_scmomer"]) == 96
 
 
 def test_the_example_of_the_predictions_page_loads_a_model(folder, capsys):

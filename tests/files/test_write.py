@@ -155,17 +155,6 @@ def test_large_counts(tmp_path, largest, dtype):
     assert_same(ad.read_h5ad(path).layers["counts"], counts)
 
 
-def test_any_slice_of_cells_can_be_taken(tmp_path):
-    """SciPy refuses some slices where the two kinds of indices have different widths."""
-    counts = counts_of(400, 30)
-    path = write_blocks(tmp_path / "x.h5ad", counts * np.float32(0.7), counts.astype(np.int32), cuts=(130,))
-    with h5py.File(path) as file:
-        assert file["X/indptr"].dtype == np.int32 and file["layers/counts/indptr"] == file["X/indptr"]
-    whole = ad.read_h5ad(path)
-    for part in (slice(None, None, 10), slice(None, None, -1), slice(3, 50, 7)):
-        assert_same(whole[part].copy().layers["counts"], counts[part].astype(np.int32))
-
-
 def test_other_programs_read_parts_and_copies(tmp_path):
     """anndata from disk, in memory and after a copy; a copy of the group by HDF5; a file of two modalities."""
     counts = counts_of(400, 300)

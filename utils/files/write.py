@@ -57,7 +57,7 @@ def check_target(path: str | None, suffix: str, inputs: Iterable[str | None]) ->
 
 
 def check_folder(path: str | Path) -> Path:
-    """Make a folder for results before anything is computed, and try whether it can be written to.
+    """Try whether a folder for results can be written to, before anything is computed; a new one is not kept.
 
     Raises
     ------
@@ -66,8 +66,11 @@ def check_folder(path: str | Path) -> Path:
     """
     if Path(path).is_file():
         raise UserError(f"--out_path {path}: is a file; name a folder")
+    new = [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
     with whole_file(Path(path) / "trial", rename=False) as trial:
         trial.touch()
+    for folder in new:
+        folder.rmdir()
     return Path(path)
 
 
@@ -194,9 +197,7 @@ def write_in_blocks(
     with whole_file(path) as partial:
         frame.write(partial)
         with h5py.File(partial, "r+") as file:
-            writer = BlockWriter({name: file[group] for name, group in groups.items()})
-            yield writer
-            writer.finish()
+            yield BlockWriter({name: file[group] for name, group in groups.items()})
 
 
 class BlockWriter:
@@ -245,20 +246,6 @@ class BlockWriter:
         for held in (matrix, *(group["layers"][name] for name in layers)):
             held.attrs["shape"] = (len(matrix["indptr"]) - 1, X.shape[1])
 
-    def finish(self) -> None:
-        """Store row starts with 32 bits where they fit, as the indices are: SciPy refuses some slices of mixed ones."""
-        for group in self.groups.values():
-            starts = group["X"]["indptr"][:] if "X" in group else np.zeros(0, np.int64)
-            if not len(starts) or starts[-1] > np.iinfo(np.int32).max:
-                continue
-            matrix, layers = group["X"], group.get("layers", {})
-            sharing = [layers[name] for name in layers if layers[name].get("indptr") == matrix["indptr"]]
-            for held in (matrix, *sharing):
-                del held["indptr"]
-            matrix["indptr"] = starts.astype(np.int32)
-            for held in sharing:
-                held["indptr"] = matrix["indptr"]
-
     @staticmethod
     def _begin(group: h5py.Group, X: csr_matrix, layers: dict[str, csr_matrix]) -> None:
         """Make empty matrices, in the form in which anndata writes them (csr_matrix 0.1.0)."""
@@ -270,7 +257,7 @@ class BlockWriter:
         is_constant = X.nnz and (X.data == X.data[0]).all()
         matrix.create_dataset("data", dtype=X.dtype, fillvalue=X.data[0] if is_constant else None, **growing)
         matrix.create_dataset("indices", dtype=np.int32, **growing, **packing(X.shape[1]))
-        # 64-bit row starts at first, because the finished matrix may hold more than 2^31 values.
+        # 64-bit row starts, because the finished matrix may hold more than 2^31 values.
         matrix.create_dataset("indptr", dtype=np.int64, **growing | {"chunks": (CHUNK_ROWS,)})
         _extend(matrix["indptr"], np.zeros(1, np.int64))
         held = {"X": matrix}
