@@ -31,12 +31,16 @@ def folder(raw_file, ready_file, runs, tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.slow
-def test_the_example_of_the_readme_labels_cells(folder):
+def test_the_example_of_the_readme_labels_cells_and_draws_them(folder, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    monkeypatch.setattr(plt, "show", lambda: plt.savefig("umap.png"))
     (example,) = blocks("README.md")
     names: dict = {}
     exec(example, names)
     assert set(names["cells"].obs) >= {"predicted_cell_type", "confidence"}
-    assert len(names["cells"].obsm["X_scmomer"]) == 96
+    assert names["cells"].obsm["X_umap"].shape == (96, 2)
+    assert (folder / "umap.png").stat().st_size > 10_000
 
 
 def test_the_example_of_the_predictions_page_loads_a_model(folder, capsys):
