@@ -23,6 +23,8 @@ CHUNK = 2**16
 """Values per HDF5 chunk. Chunks let a dataset grow; this size keeps their number and the memory per chunk small."""
 CHUNK_ROWS = 2**12
 """Row starts per chunk."""
+MOST_VALUES = np.iinfo(np.int32).max
+"""Values of a matrix up to which its row starts have 32 bits."""
 COMPRESSED = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 """How layers are stored. Whole numbers of 32 bits shrink to a tenth; a higher level takes longer and gains little."""
 DISK_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)]
@@ -240,7 +242,10 @@ class BlockWriter:
                 raise ValueError(f"layers['{name}'] has values in other places than X")
             _extend(group["layers"][name]["data"], layer.data)
         matrix = group["X"]
-        _extend(matrix["indptr"], X.indptr[1:] + np.int64(len(matrix["indices"])))
+        starts = X.indptr[1:] + np.int64(len(matrix["indices"]))
+        if starts.max(initial=0) > MOST_VALUES and matrix["indptr"].dtype == np.int32:
+            self._widen([matrix, *(group["layers"][name] for name in layers)])
+        _extend(matrix["indptr"], starts)
         _extend(matrix["indices"], X.indices)
         _extend(matrix["data"], X.data)
         for held in (matrix, *(group["layers"][name] for name in layers)):
@@ -257,9 +262,9 @@ class BlockWriter:
         is_constant = X.nnz and (X.data == X.data[0]).all()
         matrix.create_dataset("data", dtype=X.dtype, fillvalue=X.data[0] if is_constant else None, **growing)
         matrix.create_dataset("indices", dtype=np.int32, **growing, **packing(X.shape[1]))
-        # 64-bit row starts, because the finished matrix may hold more than 2^31 values.
-        matrix.create_dataset("indptr", dtype=np.int64, **growing | {"chunks": (CHUNK_ROWS,)})
-        _extend(matrix["indptr"], np.zeros(1, np.int64))
+        # Row starts have 32 bits like the indices, while they fit: SciPy refuses some slices where the widths differ.
+        matrix.create_dataset("indptr", dtype=np.int32, **growing | {"chunks": (CHUNK_ROWS,)})
+        _extend(matrix["indptr"], np.zeros(1, np.int32))
         held = {"X": matrix}
         for name, layer in layers.items():
             held[name] = group.require_group("layers").create_group(name)
@@ -268,6 +273,17 @@ class BlockWriter:
                 held[name][part] = matrix[part]  # a hard link
         for each in held.values():
             each.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
+
+    @staticmethod
+    def _widen(held: list[h5py.Group]) -> None:
+        """Give matrices that share their row starts 64 bits for them."""
+        starts = held[0]["indptr"][:]
+        for each in held:
+            del each["indptr"]
+        sizes = {"shape": starts.shape, "maxshape": (None,), "chunks": (CHUNK_ROWS,)}
+        held[0].create_dataset("indptr", data=starts.astype(np.int64), **sizes)
+        for each in held[1:]:
+            each["indptr"] = held[0]["indptr"]
 
 
 def _extend(dataset: h5py.Dataset, values: np.ndarray) -> None:
