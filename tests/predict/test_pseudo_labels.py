@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.heads import LEAST_DEVIATION
-from tests.helpers import CPU, TRAINING, error_of, records, run, weights
+from tests.helpers import CPU, TRAINING, error_of, lacks, records, run, weights
 from utils.cells.labels import encode_labels, limit_labels
 from utils.cells.minibatches import CellDataset
 from utils.errors import UserError
@@ -52,6 +52,7 @@ def test_a_type_that_validation_cells_lack_gets_fewer_labels(cells, codes, runs,
     _, few, classes = codes
     teacher = load_model(runs["celltype_atac"], "celltype")
     points = np.random.default_rng(0).normal(size=(len(cells.rows("train")), 8))
+    points[few[cells.rows("train")] >= 0] += 100  # labelled cells are nobody's neighbours
     even = {"probability": np.full((len(points), len(classes)), 1 / len(classes))}
     unsure = lambda *_: Prediction(even, points)
     monkeypatch.setattr("utils.predict.pseudo_labels.predict", unsure)
@@ -59,7 +60,20 @@ def test_a_type_that_validation_cells_lack_gets_fewer_labels(cells, codes, runs,
         only = few.copy()
         only[cells.rows("val")] = kind
         found = pseudo_labels(only, classes, cells, teacher, HOW, CPU)
-        assert (found[cells.rows("train")][few[cells.rows("train")] < 0] == kind).mean() > 0.9
+        assert (found[cells.rows("train")][few[cells.rows("train")] < 0] == kind).all()
+
+
+@pytest.mark.parametrize("n_sure", [1, 3])
+def test_types_that_get_no_label_are_named(n_sure, cells, codes, runs, monkeypatch, capsys):
+    """A first model that knows one type leaves the others of the validation cells without any label."""
+    _, few, classes = codes
+    kind = np.arange(len(cells.rows("train"))) % n_sure
+    points = np.eye(len(classes))[kind] + 100 * (few[cells.rows("train")] >= 0)[:, None]
+    sure = Prediction({"probability": np.eye(len(classes))[kind]}, points)
+    monkeypatch.setattr("utils.predict.pseudo_labels.predict", lambda *_: sure)
+    pseudo_labels(few, classes, cells, load_model(runs["celltype_atac"], "celltype"), HOW, CPU)
+    warning = capsys.readouterr().out.partition("warning: ")[2]
+    assert bool(warning) == (n_sure < len(classes)) and lacks(warning, *classes[n_sure:]) == []
 
 
 def test_where_all_cells_have_a_label_nothing_happens(cells, codes, runs):

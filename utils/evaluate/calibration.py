@@ -132,6 +132,12 @@ def share_ratios(train: np.ndarray, val: np.ndarray, n_classes: int) -> np.ndarr
     return (np.bincount(val, minlength=n_classes) / prior + n_classes) / (len(val) + n_classes)
 
 
+def with_shares(probability: np.ndarray, ratios: np.ndarray) -> np.ndarray:
+    """Return probabilities [cells, classes] corrected by the ratios [classes] of `share_ratios`."""
+    corrected = probability * ratios
+    return corrected / np.maximum(corrected.sum(1, keepdims=True), np.finfo(float).tiny)
+
+
 def expected_calibration_error(prob, labels, bins: int = 10) -> float:
     """Return the mean gap between confidence and accuracy (Naeini et al., AAAI 2015; Guo et al., ICML 2017, eq. 3).
 

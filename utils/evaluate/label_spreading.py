@@ -1,4 +1,4 @@
-"""Spread labels over cells that lie near each other: what a classifier predicts for unlabelled cells, made smoother."""
+"""Spread labels over near cells: a classifier's predictions for unlabelled cells, made smoother."""
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
@@ -6,7 +6,7 @@ from sklearn.neighbors import NearestNeighbors
 NEIGHBOURS = 10
 """Nearest cells whose mean a cell gets."""
 WEIGHT = 0.8
-"""Weight of that mean; the rest is what the classifier says of the cell itself."""
+"""Weight of that mean; the rest is the classifier's own prediction for the cell."""
 STEPS = 30
 """Steps, after which what is left of the start is 0.8^30 = 0.1%."""
 MOST = 20_000

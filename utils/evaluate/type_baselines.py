@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from utils.errors import UserError
 from utils.evaluate.boxed import MOST_FEATURES, even_rows
-from utils.evaluate.calibration import fit_temperature, share_ratios
+from utils.evaluate.calibration import fit_temperature, share_ratios, with_shares
 from utils.evaluate.dropout_mlp import Encoder, class_weights, fit_denoiser, fit_mlp, most_steps
 from utils.evaluate.label_spreading import spread_labels
 from utils.evaluate.metrics import classification_scores
@@ -267,7 +267,7 @@ def fit_all(
         tuned, seconds = fits[name][1], time.process_time() - started
         if isinstance(tuned, Tuned):
             tuned.tried = sum(one.tried for _, one in found)
-            end = f"; the best {' and '.join(tuned.at_end)} is at an end of what is offered" if tuned.at_end else ""
+            end = f"; at an end of what is offered: {' and '.join(tuned.at_end)}" if tuned.at_end else ""
             say(f"{name}: {tuned.tried} settings tried in {seconds:.0f} s of CPU time, chosen: {tuned}{end}")
 
     rows = TYPE_BASELINES | (FEW_LABEL_BASELINES if has_more and not quick else {})
@@ -303,11 +303,11 @@ def own_labels(fitted: Fitted, y_train, x_val, y_val, unlabelled: Unlabelled) ->
     truths = [] if x_val is None else y_val
     known, truth = (pd.Index(classes).get_indexer(np.asarray(labels, dtype=object)) for labels in (y_train, truths))
     place, temperature = np.flatnonzero(truth >= 0), 1.0
-    offset = np.log(share_ratios(known, truth[place], len(classes)))
+    ratios = share_ratios(known, truth[place], len(classes))
     logits = lambda x: np.log(np.clip(fitted.predict_proba(x), LEAST_PROBABILITY, None))
     if len(place):
-        temperature = fit_temperature(logits(x_val)[place], truth[place], offset)
-    probability = softmax(logits(unlabelled.x) / temperature + offset, axis=1)
+        temperature = fit_temperature(logits(x_val)[place], truth[place], np.log(ratios))
+    probability = with_shares(softmax(logits(unlabelled.x) / temperature, axis=1), ratios)
     known = np.concatenate([known, np.full(len(plain), -1)])
     better = classes[spread_labels(probability, unlabelled.points, known, unlabelled.seed)[n:].argmax(1)]
     return [plain] if (better == plain).all() else [plain, better]

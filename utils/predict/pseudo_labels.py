@@ -8,7 +8,7 @@ from utils.cells.labels import label_codes
 from utils.cells.minibatches import CellDataset
 from utils.cells.preprocessed import Cells
 from utils.errors import UserError
-from utils.evaluate.calibration import share_ratios
+from utils.evaluate.calibration import share_ratios, with_shares
 from utils.evaluate.label_spreading import spread_labels
 from utils.files.disk_rows import select
 from utils.predict.infer import predict
@@ -74,8 +74,7 @@ def pseudo_labels(
     ratios = share_ratios(known[known >= 0], val[val >= 0], len(classes))
     probability = np.zeros((len(train), len(classes)))
     probability[:, place] = prediction["probability"]
-    corrected = probability * ratios
-    corrected /= np.maximum(corrected.sum(1, keepdims=True), np.finfo(float).tiny)
+    corrected = with_shares(probability, ratios)
     embedding = (prediction.embedding - prediction.embedding.mean(0)) / (prediction.embedding.std(0) + LEAST_DEVIATION)
     spread = spread_labels(corrected, embedding, known)
     plain, corrected, spread = (p.argmax(1)[known < 0] for p in (probability, corrected, spread))
@@ -86,4 +85,9 @@ def pseudo_labels(
         f"shares of types among validation cells change {(corrected != plain).sum():,} of them, and their nearest "
         f"neighbours {(spread != corrected).sum():,}"
     )
+    if never := [classes[kind] for kind in np.setdiff1d(val[val >= 0], spread)]:
+        runtime.say(
+            f"warning: none of these cells is labelled {', '.join(never[:5])}{', …' if len(never) > 5 else ''}, though "
+            f"validation cells are; if these types should be there, train {teacher.path} for longer or on more labels"
+        )
     return codes
