@@ -66,7 +66,7 @@ def main() -> None:
     from utils.predict.score_types import score_types
     from utils.train.distributed import lone_process
     from utils.train.hub import is_on_hub
-    from utils.train.model_folder import check_fits, load_model
+    from utils.train.model_folder import check_fits, load_model, split_note
 
     if flags.out_path is None and is_on_hub(flags.model_path):
         raise UserError(f"--out_path is missing: {flags.model_path} has no folder for results; give one")
@@ -76,11 +76,8 @@ def main() -> None:
     is_types = saved.kind == "celltype"
     cells = read_cells(flags.data_path, saved.model_config.inputs if is_types else MODALITIES, say=print)
     check_fits(saved, cells.features, cells.stamp, flags.data_path)
-    if saved.stamp.get("split") != cells.stamp.get("split"):
-        print(
-            f"note: {flags.data_path} has another split than the cells that {saved.path} was trained on; if they are "
-            f"the same cells, some {flags.split} cells may have been training cells"
-        )
+    if note := split_note(saved, cells.stamp, flags.data_path):
+        print(note)
     check_column(cells.obs, "--sample_column", flags.sample_column, flags.data_path)
     rows = cells.rows(flags.split)
     if not len(rows):

@@ -132,3 +132,18 @@ def test_labels_of_false_pairs_are_used_when_asked_for(both, hidden):
         run("pretrain_multimodal", **flags, **encoders, **TRAINING)
         found.append(weights(runs["asked"]))
     assert any((found[0][name] != found[1][name]).any() for name in found[0])
+
+
+def test_a_model_of_another_split_is_noted(ready_file, raw_file, runs, tmp_path, capsys):
+    """Cells that are set aside here may have trained a model that is started from, labels for us, or is evaluated."""
+    other = tmp_path / "other.h5mu"
+    run("preprocess", data_path=raw_file, out_path=other, val_fraction=0.3)
+    flags = TRAINING | {"ckpt_dir": tmp_path, "pretrained_model_path": runs["student_atac"], "epochs": 1}
+    flags |= {"labels_per_type": 2, "pseudo_labels_from": runs["celltype_atac"]}
+    for path, noted in ((ready_file, 0), (other, 1)):
+        capsys.readouterr()
+        run("train_missing_celltype_func", **flags, data_path=path, model=f"types_{noted}")
+        assert capsys.readouterr().out.count(f"note: {path} has another split") == 2 * noted
+        flags_of_evaluation = {"data_path": path, "model_path": runs["celltype_atac"], "split": "val"}
+        run("evaluate", **flags_of_evaluation, out_path=tmp_path / "out", model_alone=True)
+        assert capsys.readouterr().out.count(f"note: {path} has another split") == noted

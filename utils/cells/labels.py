@@ -144,7 +144,10 @@ def encode_labels(cells, column: str) -> tuple[np.ndarray, list[str]]:
     """
     labels = cells.labels(column)
     if labels is None:
-        raise UserError(f"{cells.path}: no column {column!r} in obs, only {', '.join(map(str, cells.obs.columns))}")
+        raise UserError(
+            f"{cells.path}: no column {column!r} in obs, only {', '.join(map(str, cells.obs.columns))}; "
+            "name the one with cell types with --label_column"
+        )
     if column != cells.stamp.get("label_column"):  # preprocess.py has checked that one
         refuse_measurements(cells.obs[column], column, cells.path)
     cells.need_training()

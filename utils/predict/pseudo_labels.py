@@ -14,7 +14,7 @@ from utils.files.disk_rows import select
 from utils.predict.infer import predict
 from utils.train.config import InferConfig
 from utils.train.distributed import Runtime
-from utils.train.model_folder import SavedModel, check_fits
+from utils.train.model_folder import SavedModel, check_fits, split_note
 
 
 def pseudo_labels(
@@ -50,6 +50,8 @@ def pseudo_labels(
         If the teacher has other genes, peaks or cell types, or reads a modality that is absent.
     """
     check_fits(teacher, cells.features, cells.stamp, cells.path)
+    if note := split_note(teacher, cells.stamp, cells.path):
+        runtime.say(note)
     lacking = [name for name in MODALITIES if name in teacher.model_config.inputs and name not in cells.values]
     if lacking:
         raise UserError(

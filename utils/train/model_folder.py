@@ -372,6 +372,19 @@ def check_fits(model: SavedModel, features: dict[str, np.ndarray], stamp: dict, 
         check_normalisation(model, stamp, data_path)
 
 
+def split_note(model: SavedModel, stamp: dict, data_path: str | Path) -> str:
+    """Return a note where a model was trained on cells that were split otherwise; empty where not, or if unknown.
+
+    Parameters are those of `check_fits`.
+    """
+    if not model.stamp.get("split") or model.stamp["split"] == stamp.get("split"):
+        return ""
+    return (
+        f"note: {data_path} has another split than the cells that {model.path} was trained on; if they are the same "
+        "cells, some of those set aside here may have been training cells there"
+    )
+
+
 def check_normalisation(model: SavedModel, stamp: dict, data_path: str | Path) -> None:
     """Refuse data whose RNA was normalised in another way than the model's; ATAC is not normalised.
 

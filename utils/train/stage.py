@@ -14,7 +14,7 @@ from utils.train.config import InferConfig, TrainConfig
 from utils.train.continue_from import EarlierEncoder
 from utils.train.distributed import Runtime, distributed_run
 from utils.train.loop import fit, starts_anew
-from utils.train.model_folder import SavedModel, check_fits, check_normalisation, load_model
+from utils.train.model_folder import SavedModel, check_fits, check_normalisation, load_model, split_note
 
 
 @dataclass
@@ -75,8 +75,10 @@ class Stage:
         return encoder
 
     def check_fits(self, parent: SavedModel, cells: Cells) -> None:
-        """Refuse cells whose features or normalisation are not the parent's."""
+        """Refuse cells whose features or normalisation are not the parent's, and note where their split is another."""
         check_fits(parent, cells.features, cells.stamp, self.flags.data_path)
+        if note := split_note(parent, cells.stamp, self.flags.data_path):
+            self.runtime.say(note)
 
     def fit(
         self,
